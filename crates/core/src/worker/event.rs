@@ -1,0 +1,122 @@
+//! What a worker machine is told and what it orders.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Address, Digest, SandboxId, StartFailure,
+    frame::{FromWorker, Hello, Load, SandboxReport, StartSandbox, ToWorker},
+};
+
+/// A fact that a worker machine learns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A stream to a control plane is up; the machine answers with its `Hello` frame.
+    Attached {
+        /// The common part, made by the shell.
+        hello: Hello,
+    },
+    /// The stream broke.
+    Detached,
+    /// The control plane says something.
+    Said(ToWorker),
+    /// An artifact is unpacked and can be used.
+    ArtifactReady {
+        /// Which.
+        digest: Digest,
+    },
+    /// An artifact could not be had.
+    ArtifactFailed {
+        /// Which.
+        digest: Digest,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// The runtime executed the sandbox's program.
+    SandboxCreated {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// It listens, and the listener belongs to it.
+    SandboxListening {
+        /// Which.
+        sandbox: SandboxId,
+        /// Where.
+        address: Address,
+        /// From execution to listening, as measured by the runtime.
+        init: Duration,
+    },
+    /// It is gone: exited, killed, failed to be created, or destroyed as ordered.
+    SandboxGone {
+        /// Which.
+        sandbox: SandboxId,
+        /// Why, whose fault, and its last lines.
+        failure: StartFailure,
+    },
+    /// All connections of a barred data plane are closed.
+    Settled {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The data plane.
+        data_plane: crate::DataPlaneId,
+    },
+    /// What the host carries, sampled by the shell.
+    Sampled(Load),
+}
+
+/// An order of a worker machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Say this to the control plane.
+    Send(FromWorker),
+    /// Obey this epoch from now on: persist cluster and epoch before anything else is done.
+    Obey(crate::frame::Welcome),
+    /// Get an artifact and unpack it; answered by `ArtifactReady` or `ArtifactFailed`.
+    Fetch {
+        /// Which.
+        digest: Digest,
+    },
+    /// Create a sandbox; answered by `SandboxCreated`, `SandboxListening`, `SandboxGone`.
+    Create(Box<CreateSandbox>),
+    /// Stop a sandbox: SIGTERM, after `grace` SIGKILL of its whole tree; answered by
+    /// `SandboxGone`.
+    Destroy {
+        /// Which.
+        sandbox: SandboxId,
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+    },
+    /// Remove an artifact from disk.
+    Discard {
+        /// Which.
+        digest: Digest,
+    },
+    /// Bar a data plane from a sandbox; answered by `Settled`.
+    Bar {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The data plane.
+        data_plane: crate::DataPlaneId,
+    },
+}
+
+/// A start with everything that the worker adds to the order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    /// The order.
+    pub order: StartSandbox,
+    /// The port that was chosen for it, in 20000-29999.
+    pub port: u16,
+}
+
+/// A sandbox that the runtime still had when the worker started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// What is reported of it.
+    pub report: SandboxReport,
+    /// Its port, where it has one.
+    pub port: Option<u16>,
+    /// Its artifact, where it has one.
+    pub artifact: Option<Digest>,
+}

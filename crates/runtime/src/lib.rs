@@ -1,0 +1,93 @@
+//! Sandboxes: the trait that a worker drives, and those who implement it.
+//!
+//! The only crate with unsafe code, kept in `sys` modules.
+
+#![warn(missing_docs)]
+
+use std::{fmt, time::Duration};
+
+use dirigent_core::{
+    Digest, Isolation, RuntimeKind, SandboxId, StartFailure,
+    frame::{LogLine, LogQuery},
+    worker::{Adopted, CreateSandbox},
+};
+use tokio::sync::mpsc;
+
+/// What a runtime reports; in order for one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The sandbox's program was executed.
+    Created {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// It listens, and the listener belongs to it.
+    Listening {
+        /// Which.
+        sandbox: SandboxId,
+        /// Where.
+        address: dirigent_core::Address,
+        /// From execution to listening.
+        init: Duration,
+    },
+    /// It is gone, whole tree and files included; the last event of a sandbox.
+    Gone {
+        /// Which.
+        sandbox: SandboxId,
+        /// Why.
+        failure: StartFailure,
+    },
+    /// An artifact is unpacked.
+    Unpacked {
+        /// Which.
+        digest: Digest,
+        /// Or why not.
+        result: Result<(), String>,
+    },
+}
+
+/// What a runtime can do here, shown to users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Which runtime.
+    pub kind: RuntimeKind,
+    /// The best isolation that works here; `None` if the runtime does not work at all.
+    pub best: Option<Isolation>,
+    /// What does not work here and why, a line each, with what to do.
+    pub missing: Vec<String>,
+}
+
+/// How a worker starts and stops sandboxes. Calls return at once; results come as [`Event`]s on
+/// the channel that the runtime was made with. Everything survives the caller: after a restart
+/// [`Runtime::recover`] says what is left.
+pub trait Runtime: Send + Sync + fmt::Debug {
+    /// What works here.
+    fn facts(&self) -> Facts;
+
+    /// What is left of an earlier life of the worker: running sandboxes are adopted, half-made and
+    /// dead ones are removed before this returns. Called once, first. Blocking.
+    ///
+    /// # Errors
+    /// If what is left cannot be found out; nothing is started then.
+    fn recover(&self) -> std::io::Result<Vec<Adopted>>;
+
+    /// Artifacts that are unpacked and complete. Blocking.
+    fn artifacts(&self) -> Vec<Digest>;
+
+    /// Unpack the archive at `path` (a tar, or a tar in zstd) as `digest`, removing the archive;
+    /// answered by [`Event::Unpacked`].
+    fn unpack(&self, digest: Digest, path: std::path::PathBuf);
+
+    /// Remove an unpacked artifact in the background.
+    fn discard(&self, digest: Digest);
+
+    /// Start a sandbox; answered by `Created`, `Listening`, `Gone`.
+    fn create(&self, create: CreateSandbox);
+
+    /// Stop a sandbox and its whole tree: SIGTERM, after `grace` SIGKILL; answered by `Gone`.
+    fn destroy(&self, sandbox: SandboxId, grace: Duration);
+
+    /// Lines that match, oldest first, into `lines`; returns when they are sent, or, for a query
+    /// that follows, when the receiver is gone. Blocking.
+    fn logs(&self, query: LogQuery, lines: mpsc::Sender<Vec<LogLine>>);
+}
