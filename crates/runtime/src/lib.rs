@@ -4,6 +4,8 @@
 
 #![warn(missing_docs)]
 
+pub mod artifact;
+
 use std::{fmt, time::Duration};
 
 use dirigent_core::{
