@@ -1,1 +1,78 @@
-fn main() {}
+//! The one entry point of developers and CI: `cargo xtask {check,test,tidy,ci}`.
+
+#![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
+
+mod run;
+mod test;
+mod tidy;
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "What developers and CI run")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Formatting, tidy, clippy with warnings as errors, documentation.
+    Check,
+    /// Every test. As root the tests of runtime and binary run a second time as an ordinary user.
+    Test {
+        /// Install the system packages that some tests use (Debian, as root). `CI=true` does too.
+        #[arg(long)]
+        install: bool,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
+    Tidy,
+    /// What CI runs: check, then test.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let begun = Instant::now();
+    let result = perform(Args::parse().task);
+    match &result {
+        Ok(()) => println!("xtask: done in {} s", begun.elapsed().as_secs()),
+        // The chain of causes without a backtrace: what failed has said more above.
+        Err(error) => println!("xtask: error: {error:#}"),
+    }
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn perform(task: Task) -> Result<()> {
+    run::enter_workspace()?;
+    match task {
+        Task::Check => check()?,
+        Task::Test { install, filter } => test::test(install, filter.as_deref())?,
+        Task::Tidy => tidy::tidy()?,
+        Task::Ci => {
+            check()?;
+            // The command of the README, so that CI proves what users are told to run.
+            test::test(false, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cheapest first, so that a red gate is red early.
+fn check() -> Result<()> {
+    run::cargo("formatting", &["fmt", "--all", "--check"])?;
+    tidy::tidy()?;
+    run::cargo(
+        "clippy",
+        &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    )?;
+    run::cargo_with(
+        "documentation",
+        &["doc", "--quiet", "--workspace", "--no-deps"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )
+}

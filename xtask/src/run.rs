@@ -1,0 +1,44 @@
+//! Running programs, with their names in the errors.
+
+use std::{path::Path, process::Command, time::Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Every task works from the root of the workspace, wherever it was started.
+pub(crate) fn enter_workspace() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
+    std::env::set_current_dir(root).with_context(|| format!("cannot enter {}", root.display()))
+}
+
+/// `cargo ARGS`, announced as `what`.
+pub(crate) fn cargo(what: &str, args: &[&str]) -> Result<()> {
+    cargo_with(what, args, &[])
+}
+
+/// `cargo ARGS` with additional environment.
+pub(crate) fn cargo_with(what: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    println!("xtask: {what}: cargo {}", args.join(" "));
+    let begun = Instant::now();
+    let status = Command::new(env!("CARGO"))
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("{what} failed; run `cargo {}` to see it alone", args.join(" "));
+    }
+    println!("xtask: {what}: ok, {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+/// What `program ARGS` prints.
+pub(crate) fn output(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
