@@ -1,1 +1,59 @@
-//! See Cargo.toml.
+//! Measures Dirigent from the outside: one open-loop load generator, and what is built on it.
+//!
+//! - [`trace`]: a trace in the format of Azure Functions 2019, replayed.
+//! - [`synthetic`]: a seeded trace drawn from the published distributions, for the demo.
+//! - [`cold`]: cold starts beside bare starts of the same program.
+//! - [`warm`]: the warm path beside a rival proxy.
+//! - [`report`]: what was seen, as JSON and as a page without outside references.
+//!
+//! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
+
+pub mod arrivals;
+mod bare;
+pub mod cold;
+pub mod load;
+pub mod percentiles;
+pub mod plot;
+pub mod replay;
+pub mod report;
+pub mod synthetic;
+pub mod trace;
+pub mod warm;
+
+use std::{future::Future, net::SocketAddr, pin::Pin};
+
+use dirigent_core::manifest::Manifest;
+
+/// A future that a [`Cluster`] returns.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + 'a>>;
+
+/// The system under test.
+pub trait Cluster: Send + Sync {
+    /// Where invocations go.
+    fn functions(&self) -> SocketAddr;
+
+    /// Deploy without a check, so that nothing of it runs yet.
+    fn deploy(&self, manifest: Manifest) -> Answer<'_, ()>;
+
+    /// Remove a function.
+    fn remove(&self, name: &str) -> Answer<'_, ()>;
+
+    /// Sandboxes now.
+    fn census(&self) -> Answer<'_, Census>;
+
+    /// The processor time that the system itself has used so far, sandboxes not counted.
+    fn cpu_used(&self) -> Answer<'_, std::time::Duration>;
+}
+
+/// Sandboxes at one moment.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Census {
+    /// Ready ones.
+    pub ready: u32,
+    /// Starting ones.
+    pub starting: u32,
+    /// Invocations in sandboxes.
+    pub busy: u32,
+    /// Invocations that wait.
+    pub queued: u32,
+}

@@ -1,0 +1,217 @@
+//! Cold starts beside bare starts of the same program, alternately in the same run: the floor is
+//! what the machine takes to execute the program and get its first answer.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Child,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use dirigent_core::{
+    Bytes as Size, MilliCpu,
+    manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
+};
+use http::Method;
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::{
+    Cluster, bare,
+    load::{Call, Load},
+    percentiles::{Summary, ms, summary},
+    replay,
+};
+
+/// What to start, and how often.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program started bare; it listens on `$PORT`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// The same as a function.
+    pub sandbox: Sandbox,
+    /// Starts of each kind.
+    pub starts: usize,
+    /// Starts of both kinds together per second.
+    pub per_second: f64,
+}
+
+/// What was seen. Times from the call to the end of the first answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cold {
+    /// Bare spawn, connect when it listens, first answer.
+    pub bare_ms: Summary,
+    /// Through Dirigent, from a call on a kept connection.
+    pub dirigent_ms: Summary,
+    /// Phases told in `Server-Timing`: medians in milliseconds.
+    pub phases_ms: Vec<(String, f64)>,
+    /// The sum of the phases over what the data plane saw in total: 1 if nothing is unexplained.
+    pub phases_to_total: f64,
+    /// Calls that failed or were lost.
+    pub failed: usize,
+}
+
+/// Alternates bare and cold starts.
+///
+/// # Errors
+/// If a function cannot be deployed, or a bare start fails.
+pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
+    // A function for each start, so that each call is a cold one and none waits for a stop.
+    for number in 0..options.starts {
+        cluster.deploy(manifest(number, &options.sandbox)?).await?;
+    }
+    let gap = Duration::from_secs_f64(1.0 / options.per_second);
+    let load = Load::http1(cluster.functions());
+    let (mut bare, mut dirigent, mut phases) = (Vec::new(), Vec::new(), Phases::default());
+    let mut failed = 0;
+    for number in 0..options.starts {
+        tokio::time::sleep(gap).await;
+        bare.push(ms(bare_start(options).await?));
+        tokio::time::sleep(gap).await;
+        let call = Call {
+            at: Duration::ZERO,
+            host: name(number).into(),
+            path: "/".to_owned(),
+            method: Method::POST,
+            body: Bytes::new(),
+            fresh: false,
+        };
+        let samples = load.run(vec![call], Arc::default()).await?;
+        let sample = samples.first().context("one call gives one sample")?;
+        if sample.failure.is_some() {
+            failed += 1;
+            continue;
+        }
+        dirigent.push(ms(sample.latency()));
+        phases.add(sample.timing.as_deref().unwrap_or_default());
+    }
+    for number in 0..options.starts {
+        cluster.remove(&name(number)).await?;
+    }
+    Ok(Cold {
+        bare_ms: summary(bare),
+        dirigent_ms: summary(dirigent),
+        phases_ms: phases.medians(),
+        phases_to_total: phases.explained(),
+        failed,
+    })
+}
+
+fn name(number: usize) -> String {
+    format!("cold-{number:05}")
+}
+
+fn manifest(number: usize, sandbox: &Sandbox) -> Result<Manifest> {
+    Ok(Manifest {
+        name: name(number).parse().context("a benchmark's name")?,
+        sandbox: sandbox.clone(),
+        resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(32) },
+        scaling: Scaling { keep_alive: Duration::from_secs(1), ..Scaling::default() },
+        invocation: Invocation::default(),
+        env: std::collections::BTreeMap::new(),
+    })
+}
+
+/// Executes the program and waits for its first answer.
+async fn bare_start(options: &Options) -> Result<Duration> {
+    let port = bare::free_port()?;
+    let begun = Instant::now();
+    let mut child = bare::spawn(&options.program, &options.args, port)?;
+    let answered = tokio::time::timeout(Duration::from_secs(60), first_answer(port, &mut child));
+    let answered = answered.await.context("a bare start took over 60 s")?;
+    let took = begun.elapsed();
+    child.kill().context("cannot kill the bare program")?;
+    child.wait().context("cannot reap the bare program")?;
+    answered.map(|()| took)
+}
+
+async fn first_answer(port: u16, child: &mut Child) -> Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = loop {
+        if let Ok(stream) = TcpStream::connect(address).await {
+            break stream;
+        }
+        if let Some(status) = child.try_wait().context("cannot watch the bare program")? {
+            bail!("the bare program ended before it listened: {status}");
+        }
+        let pause = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 50_000 };
+        // The timers of the runtime are too coarse for what is measured; 50 us block nobody.
+        drop(rustix::thread::nanosleep(&pause));
+    };
+    stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
+    let request =
+        b"POST / HTTP/1.1\r\nhost: bare\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.context("cannot send to the bare program")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.context("cannot hear the bare program")?;
+    if !answer.starts_with(b"HTTP/1.1 200") {
+        bail!("the bare program did not answer 200: {}", String::from_utf8_lossy(&answer));
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Phases {
+    names: Vec<String>,
+    values: Vec<Vec<f64>>,
+    sums: f64,
+    totals: f64,
+}
+
+impl Phases {
+    /// Reads `name;dur=1.5, name;dur=2`; `total` is what the others are to add up to.
+    fn add(&mut self, timing: &str) {
+        for part in timing.split(',') {
+            let Some((name, value)) = part.trim().split_once(";dur=") else { continue };
+            let Ok(value) = value.parse::<f64>() else { continue };
+            if name == "total" {
+                self.totals += value;
+                continue;
+            }
+            self.sums += value;
+            let index = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
+                self.names.push(name.to_owned());
+                self.values.push(Vec::new());
+                self.names.len() - 1
+            });
+            self.values[index].push(value);
+        }
+    }
+
+    fn medians(&self) -> Vec<(String, f64)> {
+        let medians = self.values.iter().map(|values| summary(values.iter().copied()).p50);
+        self.names.iter().cloned().zip(medians).collect()
+    }
+
+    fn explained(&self) -> f64 {
+        if self.totals > 0.0 { self.sums / self.totals } else { 0.0 }
+    }
+}
+
+/// The built-in program as a function.
+#[must_use]
+pub fn built_in() -> Sandbox {
+    replay::sleeper()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_read_from_server_timing() {
+        let mut phases = Phases::default();
+        phases.add("queue;dur=1, create;dur=2.5, total;dur=4");
+        phases.add("queue;dur=3, create;dur=2.5, total;dur=5");
+        assert_eq!(phases.medians(), [("queue".to_owned(), 1.0), ("create".to_owned(), 2.5)]);
+        assert!((phases.explained() - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,470 @@
+//! The load generator: open loop, so that a slow answer delays no later call, and measured from
+//! the intended start, so that a late start counts as latency (no coordinated omission).
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use futures_util::future::{Either, FutureExt as _, select};
+use http::{Method, Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::Serialize;
+use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+
+/// What is spoken to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, connections kept and reused.
+    Http1,
+    /// HTTP/2 without TLS, one connection for all calls.
+    H2c,
+}
+
+/// One call to be made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// When, from the start of the run.
+    pub at: Duration,
+    /// The Host.
+    pub host: Arc<str>,
+    /// Path and query.
+    pub path: String,
+    /// GET, POST, ...
+    pub method: Method,
+    /// Sent with it.
+    pub body: Bytes,
+    /// On a connection of its own.
+    pub fresh: bool,
+}
+
+/// Why a call counts as failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// No connection.
+    Connect,
+    /// The connection broke before a response.
+    Reset,
+    /// The response was cut.
+    Truncated,
+    /// A status that is not 2xx.
+    Status,
+    /// Neither a response nor an error within the deadline: lost.
+    NoAnswer,
+    /// Not sent: this generator had too many calls open.
+    Saturated,
+}
+
+/// What became of a call. Times are from the start of the run.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which call, by its place in the plan.
+    pub call: usize,
+    /// When it was to be sent.
+    pub intended: Duration,
+    /// When its response ended, or it failed.
+    pub done: Duration,
+    /// When the response's head came.
+    pub head: Option<Duration>,
+    /// The status answered.
+    pub status: Option<u16>,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+    /// The platform's error code, if it failed the call.
+    pub code: Option<String>,
+    /// `Server-Timing`, if answered.
+    pub timing: Option<String>,
+    /// Bytes of the body.
+    pub bytes: u64,
+}
+
+impl Sample {
+    /// From the intended start to the end of the response.
+    #[must_use]
+    pub fn latency(&self) -> Duration {
+        self.done.saturating_sub(self.intended)
+    }
+
+    /// Whether it waited for a sandbox to start.
+    #[must_use]
+    pub fn is_cold(&self) -> bool {
+        self.timing.as_deref().is_some_and(|timing| timing.contains("create;"))
+    }
+}
+
+/// Counters that change while a load runs, for a live display.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Calls sent.
+    pub sent: AtomicU64,
+    /// Calls answered with 2xx.
+    pub succeeded: AtomicU64,
+    /// Calls that failed.
+    pub failed: AtomicU64,
+}
+
+/// How a load is applied.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Where to.
+    pub target: SocketAddr,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// A call without an answer for so long is lost.
+    pub deadline: Duration,
+    /// Calls open at once at most; more are counted as [`Failure::Saturated`].
+    pub open_max: usize,
+}
+
+impl Load {
+    /// HTTP/1.1 with bounds that fit a test on one machine.
+    #[must_use]
+    pub fn http1(target: SocketAddr) -> Self {
+        let deadline = Duration::from_secs(180);
+        Self { target, protocol: Protocol::Http1, deadline, open_max: 8000 }
+    }
+
+    /// Makes the calls at their times (in order) and waits for all of them.
+    ///
+    /// # Errors
+    /// If the pacing thread cannot be started, or the target cannot be reached by HTTP/2 at all.
+    pub async fn run(&self, calls: Vec<Call>, progress: Arc<Progress>) -> Result<Vec<Sample>> {
+        let total = calls.len();
+        let begun = Instant::now();
+        let client = Arc::new(Client::connect(self.target, self.protocol).await?);
+        let mut due = pace(begun, calls)?;
+        let mut open: JoinSet<Sample> = JoinSet::new();
+        let mut samples = Vec::with_capacity(total);
+        loop {
+            tokio::select! {
+                biased;
+                next = due.recv() => {
+                    let Some((index, call)) = next else { break };
+                    progress.sent.fetch_add(1, Ordering::Relaxed);
+                    if open.len() >= self.open_max {
+                        samples.push(failed(index, call.at, begun.elapsed(), Failure::Saturated));
+                        progress.failed.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    let (client, deadline) = (Arc::clone(&client), self.deadline);
+                    let progress = Arc::clone(&progress);
+                    open.spawn(async move {
+                        let sample = client.call(begun, index, call, deadline).await;
+                        let counter = match sample.failure {
+                            None => &progress.succeeded,
+                            Some(_) => &progress.failed,
+                        };
+                        counter.fetch_add(1, Ordering::Relaxed);
+                        sample
+                    });
+                }
+                Some(done) = open.join_next(), if !open.is_empty() => {
+                    samples.push(done.context("a call panicked")?);
+                }
+            }
+        }
+        while let Some(done) = open.join_next().await {
+            samples.push(done.context("a call panicked")?);
+        }
+        samples.sort_by_key(|sample| sample.call);
+        Ok(samples)
+    }
+}
+
+/// Calls as they become due. A thread of its own: timers of the async runtime are exact to a
+/// millisecond only, which is longer than what is measured here.
+fn pace(begun: Instant, calls: Vec<Call>) -> Result<mpsc::Receiver<(usize, Call)>> {
+    let (tx, rx) = mpsc::channel(4096);
+    let pacer = move || {
+        for (index, call) in calls.into_iter().enumerate() {
+            while let Some(early) = call.at.checked_sub(begun.elapsed()).filter(|d| !d.is_zero()) {
+                let Ok(request) = rustix::thread::Timespec::try_from(early) else { break };
+                // An early return (a signal) is seen by the loop.
+                drop(rustix::thread::nanosleep(&request));
+            }
+            // The run was given up.
+            if tx.blocking_send((index, call)).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("pacer".to_owned()).spawn(pacer).context("cannot start it")?;
+    Ok(rx)
+}
+
+fn failed(call: usize, intended: Duration, done: Duration, failure: Failure) -> Sample {
+    Sample {
+        call,
+        intended,
+        done,
+        head: None,
+        status: None,
+        failure: Some(failure),
+        code: None,
+        timing: None,
+        bytes: 0,
+    }
+}
+
+/// Fused: a call may go on reading what a connection that has ended had received.
+type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
+/// A kept HTTP/1.1 connection. Its driver is polled by the call that uses it, so that an idle one
+/// costs nothing.
+struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: Connection,
+    since: Instant,
+}
+
+/// An idle connection older than this is not reused: the server may be about to close it, and a
+/// reset then would be counted as its failure.
+const REUSE_WITHIN: Duration = Duration::from_secs(5);
+
+struct Client {
+    target: SocketAddr,
+    kept: Mutex<Vec<Kept>>,
+    h2: Option<http2::SendRequest<Full<Bytes>>>,
+    /// Drives the HTTP/2 connection; ends with the client.
+    _drivers: JoinSet<hyper::Result<()>>,
+}
+
+impl Client {
+    async fn connect(target: SocketAddr, protocol: Protocol) -> Result<Self> {
+        let mut drivers = JoinSet::new();
+        let h2 = match protocol {
+            Protocol::Http1 => None,
+            Protocol::H2c => {
+                let stream = TcpStream::connect(target).await.context("cannot connect")?;
+                stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
+                let (sender, driver) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                drivers.spawn(driver);
+                Some(sender)
+            }
+        };
+        Ok(Self { target, kept: Mutex::new(Vec::new()), h2, _drivers: drivers })
+    }
+
+    async fn call(&self, begun: Instant, index: usize, call: Call, deadline: Duration) -> Sample {
+        let intended = call.at;
+        let attempt = self.attempt(begun, index, call);
+        match tokio::time::timeout(deadline, attempt).await {
+            Ok(Ok(sample)) => sample,
+            Ok(Err(failure)) => failed(index, intended, begun.elapsed(), failure),
+            Err(_elapsed) => failed(index, intended, begun.elapsed(), Failure::NoAnswer),
+        }
+    }
+
+    async fn attempt(&self, begun: Instant, index: usize, call: Call) -> Result<Sample, Failure> {
+        let intended = call.at;
+        let mut fresh = call.fresh;
+        let request = request(&call);
+        if let Some(h2) = &self.h2 {
+            let response = h2.clone().send_request(request).await;
+            let response = response.map_err(|_error| Failure::Reset)?;
+            return Ok(receive(begun, index, intended, response).await);
+        }
+        loop {
+            let kept = if fresh { None } else { self.reuse() };
+            let reused = kept.is_some();
+            let mut kept = match kept {
+                Some(kept) => kept,
+                None => self.open().await?,
+            };
+            let sent = kept.sender.try_send_request(request.clone());
+            let response = match drive(&mut kept.driver, sent).await {
+                Ok(response) => response,
+                // Closed by the server while idle: nothing was sent, as any client would retry.
+                Err(mut error) => {
+                    if reused && error.take_message().is_some() {
+                        fresh = true;
+                        continue;
+                    }
+                    return Err(Failure::Reset);
+                }
+            };
+            let receiving = receive(begun, index, intended, response);
+            let sample = drive(&mut kept.driver, receiving).await;
+            if sample.failure.is_none_or(|failure| failure == Failure::Status) && !call.fresh {
+                kept.since = Instant::now();
+                self.kept.lock().expect("no holder panics").push(kept);
+            }
+            return Ok(sample);
+        }
+    }
+
+    fn reuse(&self) -> Option<Kept> {
+        let mut kept = self.kept.lock().expect("no holder panics");
+        while let Some(candidate) = kept.pop() {
+            if candidate.since.elapsed() < REUSE_WITHIN && !candidate.sender.is_closed() {
+                return Some(candidate);
+            }
+        }
+        None
+    }
+
+    async fn open(&self) -> Result<Kept, Failure> {
+        let stream = TcpStream::connect(self.target).await.map_err(|_error| Failure::Connect)?;
+        stream.set_nodelay(true).map_err(|_error| Failure::Connect)?;
+        let (sender, driver) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_error| Failure::Connect)?;
+        Ok(Kept { sender, driver: Box::pin(driver.fuse()), since: Instant::now() })
+    }
+}
+
+fn request(call: &Call) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(call.body.clone()));
+    *request.method_mut() = call.method.clone();
+    // HTTP/2 takes the authority from the URI, HTTP/1.1 from the header.
+    let uri =
+        format!("http://{}{}", if call.host.is_empty() { "x" } else { &call.host }, call.path);
+    *request.uri_mut() = match uri.parse() {
+        Ok(uri) => uri,
+        Err(_invalid) => call.path.parse().unwrap_or_default(),
+    };
+    let host = header::HeaderValue::from_str(&call.host)
+        .unwrap_or_else(|_invalid| header::HeaderValue::from_static("invalid"));
+    request.headers_mut().insert(header::HOST, host);
+    request
+}
+
+/// Awaits `work` while its connection makes progress.
+async fn drive<F: Future>(driver: &mut Connection, work: F) -> F::Output {
+    match select(std::pin::pin!(work), driver).await {
+        Either::Left((output, _driver)) => output,
+        // The connection ended; what it has already received is still delivered.
+        Either::Right((_ended, work)) => work.await,
+    }
+}
+
+async fn receive(
+    begun: Instant,
+    call: usize,
+    intended: Duration,
+    response: Response<Incoming>,
+) -> Sample {
+    let head = begun.elapsed();
+    let text = |name: &str| {
+        response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    let (timing, code) = (text("server-timing"), text("x-dirigent-error"));
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut bytes = 0;
+    let mut failure = (!status.is_success()).then_some(Failure::Status);
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Err(_cut) => {
+                failure = Some(Failure::Truncated);
+                break;
+            }
+        }
+    }
+    let done = begun.elapsed();
+    Sample {
+        call,
+        intended,
+        done,
+        head: Some(head),
+        status: Some(status.as_u16()),
+        failure,
+        code,
+        timing,
+        bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn call(at_ms: u64) -> Call {
+        Call {
+            at: Duration::from_millis(at_ms),
+            host: "f".into(),
+            path: "/".to_owned(),
+            method: Method::GET,
+            body: Bytes::new(),
+            fresh: false,
+        }
+    }
+
+    /// Answers each connection's first request with `answer`, then closes.
+    async fn server(answer: &'static [u8]) -> (SocketAddr, JoinSet<()>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let n = stream.read(&mut request).await.unwrap();
+                assert!(n > 0);
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        (address, tasks)
+    }
+
+    async fn outcome(answer: &'static [u8]) -> Sample {
+        let (address, _tasks) = server(answer).await;
+        let samples = Load::http1(address).run(vec![call(0)], Arc::default()).await.unwrap();
+        samples.into_iter().next().unwrap()
+    }
+
+    #[tokio::test]
+    async fn outcomes_are_told_apart() {
+        let ok = outcome(
+            b"HTTP/1.1 200 OK\r\nserver-timing: create;dur=1\r\ncontent-length: 2\r\n\r\nhi",
+        )
+        .await;
+        assert_eq!((ok.failure, ok.status, ok.bytes, ok.is_cold()), (None, Some(200), 2, true));
+        let status = outcome(
+            b"HTTP/1.1 502 Bad\r\nx-dirigent-error: sandbox_lost\r\ncontent-length: 0\r\n\r\n",
+        )
+        .await;
+        assert_eq!(status.failure, Some(Failure::Status));
+        assert_eq!(status.code.as_deref(), Some("sandbox_lost"));
+        let cut = outcome(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi").await;
+        assert_eq!(cut.failure, Some(Failure::Truncated));
+        let reset = outcome(b"").await;
+        assert_eq!(reset.failure, Some(Failure::Reset));
+    }
+
+    #[tokio::test]
+    async fn no_listener_is_a_failure_to_connect() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let samples = Load::http1(address).run(vec![call(0)], Arc::default()).await.unwrap();
+        assert_eq!(samples[0].failure, Some(Failure::Connect));
+    }
+
+    #[tokio::test]
+    async fn calls_are_not_made_before_their_time() {
+        let (address, _tasks) =
+            server(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+        let calls = vec![call(0), call(30), call(30)];
+        let samples = Load::http1(address).run(calls, Arc::default()).await.unwrap();
+        assert!(samples.iter().all(|sample| sample.done >= sample.intended));
+        assert!(samples.iter().all(|sample| sample.failure.is_none()), "{samples:?}");
+    }
+}

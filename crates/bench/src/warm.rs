@@ -1,0 +1,310 @@
+//! The warm path beside a rival: HAProxy in front of the same program, in alternating blocks of
+//! the same run. Cost is processor time per request of the proxy; the closed loop of kept-alive
+//! connections only keeps it busy.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use dirigent_core::{
+    Bytes as Size, MilliCpu,
+    manifest::{Invocation, Manifest, ManifestResources, Scaling},
+};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::{Cluster, bare, replay};
+
+/// What is compared.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program behind both proxies; it listens on `$PORT`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// The rival's program.
+    pub haproxy: PathBuf,
+    /// Invocations at once per sandbox: 0 (no limit, one sandbox) or 1 (16 sandboxes).
+    pub concurrency: u32,
+    /// Kept-alive connections of the client.
+    pub connections: usize,
+    /// Blocks of each kind.
+    pub blocks: usize,
+    /// Length of a block.
+    pub block: Duration,
+    /// Where the rival's configuration is written.
+    pub scratch: PathBuf,
+}
+
+/// One block.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Block {
+    /// Requests per second.
+    pub per_second: f64,
+    /// Processor time of the proxy per request, in microseconds.
+    pub cpu_us: f64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct Warm {
+    /// See [`Options::concurrency`].
+    pub concurrency: u32,
+    /// Through Dirigent.
+    pub dirigent: Vec<Block>,
+    /// Through HAProxy.
+    pub haproxy: Vec<Block>,
+    /// Dirigent's processor time per request over HAProxy's: median of the blocks' ratios.
+    pub cpu_ratio: f64,
+    /// Lowest and highest of those ratios.
+    pub cpu_ratio_range: (f64, f64),
+    /// Dirigent's throughput over HAProxy's: median of the blocks' ratios.
+    pub throughput_ratio: f64,
+    /// Lowest and highest of those ratios.
+    pub throughput_ratio_range: (f64, f64),
+}
+
+/// Sandboxes, or servers of the rival, where each takes one invocation at a time.
+const SINGLES: usize = 16;
+
+/// The name that the function is deployed as.
+const NAME: &str = "warm";
+
+/// Runs the blocks.
+///
+/// # Errors
+/// If a part cannot be started or a block makes no request at all.
+pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
+    cluster.deploy(manifest(options.concurrency)?).await?;
+    let rival = Rival::start(options)?;
+    let (mut dirigent, mut haproxy) = (Vec::new(), Vec::new());
+    warm_up(cluster.functions(), options).await?;
+    warm_up(rival.address, options).await?;
+    for _ in 0..options.blocks {
+        let before = cluster.cpu_used().await?;
+        let (requests, failed) = block(cluster.functions(), options).await;
+        dirigent.push(figures(options, requests, failed, cluster.cpu_used().await? - before)?);
+        let before = cpu_of(rival.proxy.id())?;
+        let (requests, failed) = block(rival.address, options).await;
+        haproxy.push(figures(options, requests, failed, cpu_of(rival.proxy.id())? - before)?);
+    }
+    cluster.remove(NAME).await?;
+    let (cpu_ratio, cpu_ratio_range) = ratio(&dirigent, &haproxy, |block| block.cpu_us);
+    let (throughput_ratio, throughput_ratio_range) =
+        ratio(&dirigent, &haproxy, |block| block.per_second);
+    let concurrency = options.concurrency;
+    Ok(Warm {
+        concurrency,
+        dirigent,
+        haproxy,
+        cpu_ratio,
+        cpu_ratio_range,
+        throughput_ratio,
+        throughput_ratio_range,
+    })
+}
+
+fn manifest(concurrency: u32) -> Result<Manifest> {
+    let sandboxes = if concurrency == 0 { 1 } else { u32::try_from(SINGLES)? };
+    Ok(Manifest {
+        name: NAME.parse().context("a benchmark's name")?,
+        sandbox: replay::sleeper(),
+        resources: ManifestResources { cpu: MilliCpu(100), memory: Size::mib(64) },
+        scaling: Scaling { min: sandboxes, max: sandboxes, concurrency, ..Scaling::default() },
+        invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
+        env: std::collections::BTreeMap::new(),
+    })
+}
+
+fn figures(options: &Options, requests: u64, failed: u64, cpu: Duration) -> Result<Block> {
+    if requests == 0 {
+        bail!("a block of {:?} made no request", options.block);
+    }
+    Ok(Block {
+        per_second: requests as f64 / options.block.as_secs_f64(),
+        cpu_us: cpu.as_secs_f64() * 1e6 / requests as f64,
+        failed,
+    })
+}
+
+/// Median and range of the ratios of paired blocks.
+fn ratio(ours: &[Block], theirs: &[Block], of: fn(&Block) -> f64) -> (f64, (f64, f64)) {
+    let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| of(a) / of(b)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
+    let ends = (ratios.first().copied(), ratios.last().copied());
+    (median, (ends.0.unwrap_or_default(), ends.1.unwrap_or_default()))
+}
+
+/// Until sandboxes run and connections are kept: not measured.
+async fn warm_up(target: SocketAddr, options: &Options) -> Result<()> {
+    let options = Options { block: Duration::from_secs(2), ..options.clone() };
+    let (requests, _failed) = block(target, &options).await;
+    if requests == 0 {
+        bail!("nothing answers at {target}");
+    }
+    Ok(())
+}
+
+/// Requests answered and failed while a block lasts.
+async fn block(target: SocketAddr, options: &Options) -> (u64, u64) {
+    let over = Arc::new(AtomicBool::new(false));
+    let (answered, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut loops = JoinSet::new();
+    for _ in 0..options.connections {
+        let over = Arc::clone(&over);
+        let (answered, failed) = (Arc::clone(&answered), Arc::clone(&failed));
+        loops.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                if kept_alive(target, &over, &answered).await.is_err() {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    tokio::time::sleep(options.block).await;
+    over.store(true, Ordering::Relaxed);
+    // Whoever still waits for an answer is not part of the block.
+    loops.shutdown().await;
+    (answered.load(Ordering::Relaxed), failed.load(Ordering::Relaxed))
+}
+
+/// Request after request on one connection.
+async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64) -> Result<()> {
+    let mut stream = TcpStream::connect(target).await?;
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; 16 << 10];
+    while !over.load(Ordering::Relaxed) {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: warm\r\nuser-agent: bench\r\n\r\n").await?;
+        response(&mut stream, &mut buffer).await?;
+        answered.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// One response with a `content-length`, read whole.
+async fn response(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+    let mut filled = 0;
+    loop {
+        let n = stream.read(&mut buffer[filled..]).await?;
+        if n == 0 {
+            bail!("closed in the middle of a response");
+        }
+        filled += n;
+        let Some(head) = buffer[..filled].windows(4).position(|end| end == b"\r\n\r\n") else {
+            continue;
+        };
+        let text = std::str::from_utf8(&buffer[..head])?;
+        if !text.starts_with("HTTP/1.1 200") {
+            bail!("not 200: {text}");
+        }
+        let length = text
+            .split("\r\n")
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+            .context("a response without a length")?
+            .1;
+        let end = head + 4 + length.trim().parse::<usize>()?;
+        while filled < end {
+            let n = stream.read(&mut buffer[filled..]).await?;
+            if n == 0 {
+                bail!("closed in the middle of a body");
+            }
+            filled += n;
+        }
+        return Ok(());
+    }
+}
+
+/// HAProxy and the servers behind it; ended with the value.
+struct Rival {
+    proxy: Child,
+    servers: Vec<Child>,
+    address: SocketAddr,
+}
+
+impl Rival {
+    fn start(options: &Options) -> Result<Self> {
+        let (count, limit) =
+            if options.concurrency == 0 { (1, "") } else { (SINGLES, " maxconn 1") };
+        let mut servers = Vec::new();
+        let mut lines = Vec::new();
+        for number in 0..count {
+            let port = bare::free_port()?;
+            servers.push(bare::spawn(&options.program, &options.args, port)?);
+            lines.push(format!("    server s{number} 127.0.0.1:{port}{limit}"));
+        }
+        let port = bare::free_port()?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let config = include_str!("haproxy.cfg")
+            .replace("@THREADS@", &threads.to_string())
+            .replace("@PORT@", &port.to_string())
+            .replace("@SERVERS@", &lines.join("\n"));
+        let path = options.scratch.join("haproxy.cfg");
+        std::fs::write(&path, config)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let proxy = Command::new(&options.haproxy)
+            .arg("-db")
+            .arg("-q")
+            .arg("-f")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", options.haproxy.display()))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let rival = Self { proxy, servers, address };
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(address).is_ok() {
+                return Ok(rival);
+            }
+            let pause = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            drop(rustix::thread::nanosleep(&pause));
+        }
+        bail!("HAProxy does not listen at {address}; its configuration is {}", path.display())
+    }
+}
+
+impl Drop for Rival {
+    fn drop(&mut self) {
+        for child in std::iter::once(&mut self.proxy).chain(&mut self.servers) {
+            // It may have ended by itself; there is nobody left to tell.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// User and system time of a process so far.
+///
+/// # Errors
+/// If there is no such process.
+pub fn cpu_of(pid: u32) -> Result<Duration> {
+    let path = Path::new("/proc").join(pid.to_string()).join("stat");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    // Fields 14 and 15 of proc(5), counted after the program's name, which may hold spaces.
+    let fields = text.rsplit_once(')').context("not a stat line")?.1;
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>().unwrap_or_default())
+        .sum();
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
