@@ -2,9 +2,17 @@
 //! occurs here.
 
 pub mod clock;
+pub mod config;
+pub mod listen;
+pub mod lock;
+pub mod outbox;
 pub mod pipe;
+pub mod state;
 pub mod tasks;
+pub mod telemetry;
 
 pub use clock::Clock;
+pub use lock::{LockError, StateLock};
+pub use outbox::{Limits, Outbox, OutboxClosed, OutboxFeed, outbox};
 pub use pipe::{Acceptor, Closed, Dialer, End, acceptor, pipe};
 pub use tasks::{OnCancel, OnError, Tasks};
