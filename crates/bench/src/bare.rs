@@ -24,6 +24,13 @@ pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Child>
 
 /// A port that nobody listens on now.
 pub(crate) fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr().context("no local address")?.port())
+    free_ports(1)?.pop().context("no free port")
+}
+
+/// So many different ports that nobody listens on now.
+pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let held: Result<Vec<TcpListener>> = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port"))
+        .collect();
+    held?.iter().map(|held| Ok(held.local_addr().context("no local address")?.port())).collect()
 }

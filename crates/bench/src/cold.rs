@@ -4,7 +4,6 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::Child,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -125,35 +124,35 @@ async fn bare_start(options: &Options) -> Result<Duration> {
     let port = bare::free_port()?;
     let begun = Instant::now();
     let mut child = bare::spawn(&options.program, &options.args, port)?;
-    let answered = tokio::time::timeout(Duration::from_secs(60), first_answer(port, &mut child));
-    let answered = answered.await.context("a bare start took over 60 s")?;
+    let answered = answer(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await;
     let took = begun.elapsed();
     child.kill().context("cannot kill the bare program")?;
     child.wait().context("cannot reap the bare program")?;
     answered.map(|()| took)
 }
 
-async fn first_answer(port: u16, child: &mut Child) -> Result<()> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+/// Connects as soon as somebody listens and waits for the first answer.
+pub(crate) async fn answer(address: SocketAddr) -> Result<()> {
+    let begun = Instant::now();
     let mut stream = loop {
         if let Ok(stream) = TcpStream::connect(address).await {
             break stream;
         }
-        if let Some(status) = child.try_wait().context("cannot watch the bare program")? {
-            bail!("the bare program ended before it listened: {status}");
+        if begun.elapsed() > Duration::from_secs(60) {
+            bail!("the bare program did not listen within 60 s");
         }
-        let pause = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 50_000 };
         // The timers of the runtime are too coarse for what is measured; 50 us block nobody.
+        let pause = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 50_000 };
         drop(rustix::thread::nanosleep(&pause));
     };
     stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
     let request =
         b"POST / HTTP/1.1\r\nhost: bare\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     stream.write_all(request).await.context("cannot send to the bare program")?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.context("cannot hear the bare program")?;
-    if !answer.starts_with(b"HTTP/1.1 200") {
-        bail!("the bare program did not answer 200: {}", String::from_utf8_lossy(&answer));
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.context("cannot hear the bare program")?;
+    if !heard.starts_with(b"HTTP/1.1 200") {
+        bail!("the bare program did not answer 200: {}", String::from_utf8_lossy(&heard));
     }
     Ok(())
 }

@@ -4,12 +4,15 @@
 //! - [`synthetic`]: a seeded trace drawn from the published distributions, for the demo.
 //! - [`cold`]: cold starts beside bare starts of the same program.
 //! - [`warm`]: the warm path beside a rival proxy.
+//! - [`burst`]: many calls at once beside as many bare starts at once.
+//! - [`zero`]: nothing is lost while everything changes.
 //! - [`report`]: what was seen, as JSON and as a page without outside references.
 //!
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
 
 pub mod arrivals;
 mod bare;
+pub mod burst;
 pub mod cold;
 pub mod load;
 pub mod percentiles;
@@ -19,6 +22,8 @@ pub mod report;
 pub mod synthetic;
 pub mod trace;
 pub mod warm;
+mod websocket;
+pub mod zero;
 
 use std::{future::Future, net::SocketAddr, pin::Pin};
 
@@ -34,6 +39,9 @@ pub trait Cluster: Send + Sync {
 
     /// Deploy without a check, so that nothing of it runs yet.
     fn deploy(&self, manifest: Manifest) -> Answer<'_, ()>;
+
+    /// Deploy and wait until the revision is live (its name, as in `K_REVISION`) or has failed.
+    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, String>;
 
     /// Remove a function.
     fn remove(&self, name: &str) -> Answer<'_, ()>;

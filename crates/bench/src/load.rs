@@ -88,6 +88,10 @@ pub struct Sample {
     pub code: Option<String>,
     /// `Server-Timing`, if answered.
     pub timing: Option<String>,
+    /// `K-Revision`, as the built-in functions tell it.
+    pub revision: Option<String>,
+    /// `X-Sandbox`, as the built-in functions tell it: another text for each life of one.
+    pub sandbox: Option<String>,
     /// Bytes of the body.
     pub bytes: u64,
 }
@@ -216,6 +220,8 @@ fn failed(call: usize, intended: Duration, done: Duration, failure: Failure) -> 
         failure: Some(failure),
         code: None,
         timing: None,
+        revision: None,
+        sandbox: None,
         bytes: 0,
     }
 }
@@ -363,6 +369,7 @@ async fn receive(
         response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
     let (timing, code) = (text("server-timing"), text("x-dirigent-error"));
+    let (revision, sandbox) = (text("k-revision"), text("x-sandbox"));
     let status = response.status();
     let mut body = response.into_body();
     let mut bytes = 0;
@@ -386,6 +393,8 @@ async fn receive(
         failure,
         code,
         timing,
+        revision,
+        sandbox,
         bytes,
     }
 }

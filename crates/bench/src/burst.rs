@@ -1,0 +1,137 @@
+//! Many calls at once to a function that has no sandbox, beside as many bare starts at once.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use dirigent_core::{
+    Bytes as Size, MilliCpu,
+    manifest::{Invocation, Manifest, ManifestResources, Scaling},
+};
+use http::Method;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::{
+    Cluster, bare, cold,
+    load::{Call, Load},
+    percentiles::{Summary, ms, summary},
+    replay,
+};
+
+/// What is called.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program started bare; it listens on `$PORT`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Calls at once.
+    pub calls: usize,
+    /// Sandboxes at most.
+    pub max: u32,
+    /// Each call sleeps for so long.
+    pub execution: Duration,
+    /// Bursts, each from zero.
+    pub rounds: usize,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct Burst {
+    /// Calls at once.
+    pub calls: usize,
+    /// Sandboxes at most.
+    pub max: u32,
+    /// The last first answer of as many bare starts at once (at most `max` are started), in
+    /// milliseconds; median over the rounds.
+    pub bare_last_ms: f64,
+    /// The last answer through Dirigent, per round.
+    pub last_ms: Vec<f64>,
+    /// All answers of all rounds.
+    pub answers_ms: Summary,
+    /// Different sandboxes that answered, per round.
+    pub sandboxes: Vec<usize>,
+    /// Calls that failed or were lost.
+    pub failed: usize,
+}
+
+/// Runs the rounds.
+///
+/// # Errors
+/// If a function cannot be deployed or a bare start fails.
+pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
+    let (mut bare_last, mut last, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sandboxes, mut failed) = (Vec::new(), 0);
+    let starts = options.calls.min(usize::try_from(options.max)?);
+    for round in 0..options.rounds {
+        bare_last.push(ms(bare_burst(options, starts).await?));
+        let name = format!("burst-{round:03}");
+        cluster.deploy(manifest(&name, options)?).await?;
+        let call = Call {
+            at: Duration::ZERO,
+            host: name.as_str().into(),
+            path: format!("/?sleep_ms={}", options.execution.as_millis()),
+            method: Method::POST,
+            body: Bytes::new(),
+            fresh: false,
+        };
+        let calls = vec![call; options.calls];
+        let samples = Load::http1(cluster.functions()).run(calls, Arc::default()).await?;
+        failed += samples.iter().filter(|sample| sample.failure.is_some()).count();
+        let latencies: Vec<f64> = samples.iter().map(|sample| ms(sample.latency())).collect();
+        last.push(latencies.iter().copied().fold(0.0, f64::max));
+        all.extend(latencies);
+        let different: std::collections::BTreeSet<_> =
+            samples.iter().filter_map(|sample| sample.sandbox.as_deref()).collect();
+        sandboxes.push(different.len());
+        cluster.remove(&name).await?;
+    }
+    Ok(Burst {
+        calls: options.calls,
+        max: options.max,
+        bare_last_ms: summary(bare_last).p50,
+        last_ms: last,
+        answers_ms: summary(all),
+        sandboxes,
+        failed,
+    })
+}
+
+fn manifest(name: &str, options: &Options) -> Result<Manifest> {
+    Ok(Manifest {
+        name: name.parse().context("a benchmark's name")?,
+        sandbox: replay::sleeper(),
+        resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(16) },
+        scaling: Scaling { max: options.max, ..Scaling::default() },
+        invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
+        env: std::collections::BTreeMap::new(),
+    })
+}
+
+/// Starts the program `starts` times at once; until the last first answer.
+async fn bare_burst(options: &Options, starts: usize) -> Result<Duration> {
+    let ports: Vec<u16> = bare::free_ports(starts)?;
+    let begun = Instant::now();
+    let mut children = Vec::with_capacity(starts);
+    let mut answers = JoinSet::new();
+    for port in ports {
+        children.push(bare::spawn(&options.program, &options.args, port)?);
+        answers.spawn(cold::answer(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    }
+    let mut result = Ok(());
+    while let Some(answer) = answers.join_next().await {
+        result = result.and(answer.context("a bare start's task panicked")?);
+    }
+    let took = begun.elapsed();
+    for mut child in children {
+        child.kill().context("cannot kill a bare program")?;
+        child.wait().context("cannot reap a bare program")?;
+    }
+    result.map(|()| took)
+}

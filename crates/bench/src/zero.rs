@@ -1,0 +1,305 @@
+//! Nothing is lost while everything changes: an open-loop load of short, long and streaming calls
+//! and WebSockets, while the function is redeployed again and again (once to a revision that never
+//! becomes ready) and scales up and down.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use dirigent_core::{
+    Bytes as Size, MilliCpu,
+    manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
+};
+use http::Method;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::{
+    Cluster,
+    load::{Call, Failure, Load, Progress, Sample},
+    replay,
+    websocket::{Message, WebSocket},
+};
+
+/// How much.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Options {
+    /// Calls in all.
+    pub calls: usize,
+    /// Calls per second on average; it swings between half and one and a half of this.
+    pub per_second: f64,
+    /// Redeploys, one of them (in the middle) to a revision that never becomes ready.
+    pub redeploys: usize,
+    /// WebSockets held open and used once a second.
+    pub websockets: usize,
+    /// How long a streamed response takes.
+    pub streaming: Duration,
+    /// How long a long call takes.
+    pub long: Duration,
+    /// Of the mix of calls.
+    pub seed: u64,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Serialize)]
+pub struct Zero {
+    /// How much.
+    pub options: Options,
+    /// Calls made.
+    pub calls: usize,
+    /// Without an answer.
+    pub lost: usize,
+    /// Failed, by kind: any non-2xx, connect error, reset, truncated body.
+    pub failed: Vec<(String, usize)>,
+    /// Answered by an older revision although the call began after its deploy had returned.
+    pub wrong_revision: usize,
+    /// WebSockets that broke, other than by a close with 1001.
+    pub websockets_broken: usize,
+    /// Redeploys that did as they should.
+    pub redeploys: usize,
+    /// Sandboxes that answered at least one call.
+    pub starts: usize,
+    /// Of those, gone by redeploys or scaling when the run ended.
+    pub drains: usize,
+    /// Calls still running on an older revision when a redeploy returned: drains of a busy sandbox.
+    pub drains_while_busy: usize,
+}
+
+impl Zero {
+    /// Whether nothing was lost, failed or misrouted.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.lost == 0
+            && self.failed.is_empty()
+            && self.wrong_revision == 0
+            && self.websockets_broken == 0
+    }
+}
+
+const NAME: &str = "zero";
+const SOCKETS: &str = "zero-sockets";
+
+/// A deploy that returned.
+struct Switch {
+    at: Duration,
+    revision: String,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// If the function cannot be deployed at all, or a redeploy does not do as it should.
+pub async fn run(cluster: &dyn Cluster, options: Options, progress: Arc<Progress>) -> Result<Zero> {
+    let first = cluster.deploy_checked(manifest(NAME, "spin", 0)?).await?;
+    cluster.deploy_checked(manifest(SOCKETS, "ws", 0)?).await?;
+    let calls = plan(options);
+    let lasts = calls.last().map(|call| call.at).unwrap_or_default();
+    let begun = Instant::now();
+    let load = Load::http1(cluster.functions());
+    let sockets = sockets(cluster, options, lasts);
+    let (samples, switches, broken) = tokio::try_join!(
+        load.run(calls, progress),
+        redeploy(cluster, options, begun, lasts),
+        sockets
+    )?;
+    let zero = evaluate(options, &samples, &first, &switches, broken);
+    cluster.remove(NAME).await?;
+    cluster.remove(SOCKETS).await?;
+    Ok(zero)
+}
+
+fn manifest(name: &str, example: &str, version: usize) -> Result<Manifest> {
+    let command = ["dirigent", "example", example].map(str::to_owned).to_vec();
+    Ok(Manifest {
+        name: name.parse().context("a benchmark's name")?,
+        sandbox: Sandbox { command, ..replay::sleeper() },
+        resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(16) },
+        // Short, so that the swings of the load start and drain sandboxes.
+        scaling: Scaling { max: 400, keep_alive: Duration::from_secs(2), ..Scaling::default() },
+        invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
+        env: BTreeMap::from([("VERSION".to_owned(), version.to_string())]),
+    })
+}
+
+/// The calls: half on fresh connections, 5 % long, 1 % streaming, half GET and half POST.
+fn plan(options: Options) -> Vec<Call> {
+    let mut random = StdRng::seed_from_u64(options.seed);
+    let host: Arc<str> = NAME.into();
+    let mut at = Duration::ZERO;
+    (0..options.calls)
+        .map(|_| {
+            // Ten seconds of each swing: half as many calls, then half as many again.
+            let busy = at.as_secs() / 10 % 2 == 1;
+            let rate = options.per_second * if busy { 1.5 } else { 0.5 };
+            at += Duration::from_secs_f64(-(1.0 - random.random::<f64>()).ln() / rate);
+            let path = match random.random_range(0..100) {
+                0 => format!("/?stream_ms={}", options.streaming.as_millis()),
+                1..=5 => format!("/?sleep_ms={}", options.long.as_millis()),
+                _ => "/?sleep_ms=5".to_owned(),
+            };
+            let method = if random.random() { Method::GET } else { Method::POST };
+            let fresh = random.random();
+            Call { at, host: Arc::clone(&host), path, method, body: Bytes::new(), fresh }
+        })
+        .collect()
+}
+
+/// Redeploys at equal distances while the load lasts.
+async fn redeploy(
+    cluster: &dyn Cluster,
+    options: Options,
+    begun: Instant,
+    lasts: Duration,
+) -> Result<Vec<Switch>> {
+    let mut switches = Vec::new();
+    let gap = lasts / u32::try_from(options.redeploys + 1)?;
+    for number in 1..=options.redeploys {
+        let due = gap * u32::try_from(number)?;
+        tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
+        let mut manifest = manifest(NAME, "spin", number)?;
+        if number == options.redeploys.div_ceil(2) {
+            manifest.sandbox.command = ["sleep", "600"].map(str::to_owned).to_vec();
+            manifest.invocation.start_timeout = Duration::from_secs(2);
+            if let Ok(revision) = cluster.deploy_checked(manifest).await {
+                bail!("{revision} never listens, and its deploy succeeded");
+            }
+            continue;
+        }
+        let revision = cluster.deploy_checked(manifest).await?;
+        switches.push(Switch { at: begun.elapsed(), revision });
+    }
+    Ok(switches)
+}
+
+/// Holds WebSockets open and counts those that break.
+async fn sockets(cluster: &dyn Cluster, options: Options, lasts: Duration) -> Result<usize> {
+    let target = cluster.functions();
+    let mut open = JoinSet::new();
+    for _ in 0..options.websockets {
+        open.spawn(socket(target, lasts));
+    }
+    let mut broken = 0;
+    while let Some(outcome) = open.join_next().await {
+        broken += usize::from(outcome.context("a WebSocket's task panicked")?.is_err());
+    }
+    Ok(broken)
+}
+
+async fn socket(target: std::net::SocketAddr, lasts: Duration) -> Result<()> {
+    let begun = Instant::now();
+    let mut socket = WebSocket::open(target, SOCKETS).await?;
+    while begun.elapsed() < lasts {
+        match socket.echo(b"still there?", Duration::from_secs(10)).await? {
+            Message::Text(text) if text == b"still there?" => {}
+            // Told to go: a client opens another one.
+            Message::Close(Some(1001)) => socket = WebSocket::open(target, SOCKETS).await?,
+            other => bail!("unexpected: {other:?}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+fn evaluate(
+    options: Options,
+    samples: &[Sample],
+    first: &str,
+    switches: &[Switch],
+    websockets_broken: usize,
+) -> Zero {
+    let live_at = |at: Duration| {
+        let past = switches.iter().take_while(|switch| switch.at <= at);
+        past.last().map_or(first, |switch| switch.revision.as_str())
+    };
+    let answered = || samples.iter().filter(|sample| sample.failure.is_none());
+    // Revisions are numbered with leading zeros: their order is that of their texts.
+    let older = |sample: &&Sample, than: &str| {
+        sample.revision.as_deref().is_some_and(|revision| revision < than)
+    };
+    let wrong = answered().filter(|sample| older(sample, live_at(sample.intended))).count();
+    let busy = |switch: &Switch| {
+        let running = |s: &&Sample| s.intended < switch.at && s.done > switch.at;
+        answered().filter(running).filter(|sample| older(sample, &switch.revision)).count()
+    };
+    let sandboxes: BTreeSet<&str> = answered().filter_map(|s| s.sandbox.as_deref()).collect();
+    let newest = switches.last().map_or(first, |switch| switch.revision.as_str());
+    let current: BTreeSet<&str> = answered()
+        .filter(|sample| !older(sample, newest))
+        .filter_map(|sample| sample.sandbox.as_deref())
+        .collect();
+    Zero {
+        options,
+        calls: samples.len(),
+        lost: samples.iter().filter(|s| s.failure == Some(Failure::NoAnswer)).count(),
+        failed: replay::failures(samples),
+        wrong_revision: wrong,
+        websockets_broken,
+        redeploys: switches.len(),
+        starts: sandboxes.len(),
+        drains: sandboxes.len() - current.len(),
+        drains_while_busy: switches.iter().map(busy).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            calls: 4000,
+            per_second: 100.0,
+            redeploys: 10,
+            websockets: 0,
+            streaming: Duration::from_secs(10),
+            long: Duration::from_secs(2),
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn the_mix_is_as_stated() {
+        let calls = plan(options());
+        let share = |matches: fn(&Call) -> bool| {
+            calls.iter().filter(|call| matches(call)).count() as f64 / calls.len() as f64
+        };
+        assert!((0.45..0.55).contains(&share(|call| call.fresh)));
+        assert!((0.03..0.07).contains(&share(|call| call.path.contains("sleep_ms=2000"))));
+        assert!((0.004..0.02).contains(&share(|call| call.path.contains("stream_ms"))));
+        let seconds = calls.last().unwrap().at.as_secs_f64();
+        assert!((30.0..60.0).contains(&seconds), "4000 calls at 100/s took {seconds} s");
+    }
+
+    #[test]
+    fn an_older_revision_counts_only_for_calls_that_began_after_the_deploy() {
+        let sample = |intended: u64, done: u64, revision: &str| Sample {
+            call: 0,
+            intended: Duration::from_secs(intended),
+            done: Duration::from_secs(done),
+            head: None,
+            status: Some(200),
+            failure: None,
+            code: None,
+            timing: None,
+            revision: Some(revision.to_owned()),
+            sandbox: Some(revision.to_owned()),
+            bytes: 1,
+        };
+        let switches = [Switch { at: Duration::from_secs(5), revision: "zero-00002".to_owned() }];
+        let samples = [
+            sample(1, 2, "zero-00001"),
+            sample(4, 9, "zero-00001"),
+            sample(6, 7, "zero-00001"),
+            sample(6, 7, "zero-00002"),
+        ];
+        let zero = evaluate(options(), &samples, "zero-00001", &switches, 0);
+        assert_eq!((zero.wrong_revision, zero.drains_while_busy), (1, 1));
+        assert_eq!((zero.starts, zero.drains), (2, 1));
+        assert!(!zero.is_clean());
+    }
+}
