@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod artifact;
+pub mod fake;
 
 use std::{fmt, time::Duration};
 
