@@ -1,0 +1,351 @@
+//! The command line. Help texts are the doc comments here.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol};
+
+use crate::{
+    client::{Client, default_state, read_state},
+    fail::{EXIT_CODES, Result},
+};
+
+/// A lightweight serverless orchestrator: deploy functions, call them, and have them scaled with
+/// the load down to zero.
+#[derive(Debug, Parser)]
+#[command(name = "dirigent", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Print data as JSON, one value per line
+    #[arg(long, global = true, display_order = 900)]
+    pub(crate) json: bool,
+    /// Say more about what is going on
+    #[arg(short, long, global = true, display_order = 901)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Deploy a function from a folder, a file or flags
+    Deploy(Box<DeployArgs>),
+    /// Make an earlier revision live again
+    Rollback(RollbackArgs),
+    /// List a function's revisions
+    Revisions(FunctionArgs),
+    /// List functions
+    #[command(visible_alias = "ls")]
+    List(ApiArgs),
+    /// Show everything that is known of a function
+    Describe(FunctionArgs),
+    /// Call a function
+    Invoke(InvokeArgs),
+    /// Show what a function wrote, or one call's record
+    Logs(LogsArgs),
+    /// Remove a function
+    Rm(RmArgs),
+    /// Watch the busiest functions
+    Top(TopArgs),
+    /// List workers
+    Workers(ApiArgs),
+    /// Show the configuration of `up`
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Check what this machine can do for functions
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Where the API is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ApiArgs {
+    /// The API, as HOST:PORT or URL [default: the one running on the state directory]
+    #[arg(long, env = "DIRIGENT_API", hide_env_values = true, display_order = 800)]
+    api: Option<String>,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Set by the environment only: a flag could be read by anybody who lists processes
+    #[arg(long, env = "DIRIGENT_TOKEN", hide = true, hide_env_values = true)]
+    token: Option<String>,
+}
+
+/// Where state is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StateArgs {
+    /// The state directory [default: /var/lib/dirigent as root, else ~/.local/state/dirigent]
+    #[arg(long, env = "DIRIGENT_STATE", hide_env_values = true, display_order = 801)]
+    state: Option<PathBuf>,
+}
+
+impl StateArgs {
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| {
+            default_state(rustix::process::geteuid().is_root(), |name| std::env::var_os(name))
+        })
+    }
+}
+
+impl ApiArgs {
+    pub(crate) fn client(&self) -> Result<Client> {
+        Client::find(self.api.as_deref(), &self.state.dir(), self.token.clone())
+    }
+
+    /// Where functions are called, if a local `up` says so.
+    pub(crate) fn functions_url(&self) -> Result<String> {
+        Ok(read_state(&self.state.dir(), "functions")?.trim().to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FunctionArgs {
+    /// NAME or NAMESPACE/NAME
+    pub(crate) name: FunctionName,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// NAME or NAMESPACE/NAME
+    #[arg(required = true)]
+    pub(crate) names: Vec<FunctionName>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    /// NAME or NAMESPACE/NAME
+    pub(crate) name: FunctionName,
+    /// The revision to go back to [default: the one before the live one]
+    #[arg(long)]
+    pub(crate) to: Option<u32>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Show so many functions
+    #[arg(long, default_value_t = 20)]
+    pub(crate) limit: u32,
+    /// Print once and end, also on a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InvokeArgs {
+    /// NAME or NAMESPACE/NAME
+    pub(crate) name: FunctionName,
+    /// The body; `@FILE` reads a file, `@-` standard input
+    #[arg(short, long)]
+    pub(crate) data: Option<String>,
+    /// A header, as `Name: value`
+    #[arg(short = 'H', long = "header")]
+    pub(crate) headers: Vec<String>,
+    /// The method [default: GET, or POST with a body]
+    #[arg(short = 'X', long)]
+    pub(crate) method: Option<String>,
+    /// Path and query
+    #[arg(long, default_value = "/")]
+    pub(crate) path: String,
+    /// Where functions are called, as HOST:PORT or URL [default: the running `up`]
+    #[arg(long, env = "DIRIGENT_FUNCTIONS", hide_env_values = true)]
+    pub(crate) functions: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// NAME or NAMESPACE/NAME
+    #[arg(required_unless_present = "request_id", conflicts_with = "request_id")]
+    pub(crate) name: Option<FunctionName>,
+    /// Go on with new lines
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The newest lines only
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) tail: u32,
+    /// Lines since then: `10m` ago, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long)]
+    pub(crate) since: Option<String>,
+    /// Of one sandbox
+    #[arg(long)]
+    pub(crate) sandbox: Option<dirigent_core::SandboxId>,
+    /// The call with this X-Dirigent-Request-Id: its phases, and the lines written meanwhile
+    #[arg(long)]
+    pub(crate) request_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// A folder (with dirigent.toml, or one that can be recognised), a manifest, or a program
+    pub(crate) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: ManifestFlags,
+    /// Make it live at once instead of starting one sandbox first
+    #[arg(long)]
+    pub(crate) no_check: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+/// Flags that stand for keys of the manifest, and win over them.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ManifestFlags {
+    /// NAME or NAMESPACE/NAME [default: the manifest's, or made from the path]
+    #[arg(long)]
+    pub(crate) name: Option<FunctionName>,
+    /// What to run, such as "python3 app.py"
+    #[arg(long)]
+    pub(crate) command: Option<String>,
+    /// A variable of the function's environment, as NAME=VALUE
+    #[arg(short, long = "env", value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Sandboxes kept, called or not
+    #[arg(long)]
+    pub(crate) min: Option<u32>,
+    /// Sandboxes at most
+    #[arg(long)]
+    pub(crate) max: Option<u32>,
+    /// Calls at once per sandbox; 0 is no limit
+    #[arg(long)]
+    pub(crate) concurrency: Option<u32>,
+    /// Idle time after which a sandbox goes, such as 60s
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) keep_alive: Option<std::time::Duration>,
+    /// From the last hop to the end of the response, such as 60s
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<std::time::Duration>,
+    /// Waiting for a sandbox, such as 30s
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) queue_timeout: Option<std::time::Duration>,
+    /// From start to listening, such as 60s
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) start_timeout: Option<std::time::Duration>,
+    /// Calls waiting before the next is refused
+    #[arg(long)]
+    pub(crate) max_queue: Option<u32>,
+    /// Limit and reservation, such as 128MiB
+    #[arg(long)]
+    pub(crate) memory: Option<Bytes>,
+    /// Processor share, such as 100m
+    #[arg(long)]
+    pub(crate) cpu: Option<MilliCpu>,
+    /// The isolation demanded
+    #[arg(long, value_enum)]
+    pub(crate) isolation: Option<IsolationArg>,
+    /// What the function speaks
+    #[arg(long, value_enum)]
+    pub(crate) protocol: Option<ProtocolArg>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum IsolationArg {
+    Plain,
+    Basic,
+    Strict,
+}
+
+impl From<IsolationArg> for Isolation {
+    fn from(arg: IsolationArg) -> Self {
+        match arg {
+            IsolationArg::Plain => Self::Plain,
+            IsolationArg::Basic => Self::Basic,
+            IsolationArg::Strict => Self::Strict,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ProtocolArg {
+    Http1,
+    H2c,
+}
+
+impl From<ProtocolArg> for Protocol {
+    fn from(arg: ProtocolArg) -> Self {
+        match arg {
+            ProtocolArg::Http1 => Self::Http1,
+            ProtocolArg::H2c => Self::H2c,
+        }
+    }
+}
+
+/// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct UpArgs {
+    /// Where functions are called [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where the API listens [default: 127.0.0.1:9091]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) api: Option<SocketAddr>,
+    /// The state directory [default: /var/lib/dirigent as root, else ~/.local/state/dirigent]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// A configuration file in TOML
+    #[arg(long, value_name = "FILE", env = "DIRIGENT_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// How long calls may go on after SIGTERM or Ctrl-C [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drain: Option<String>,
+    /// A domain under which functions are called, as NAME.DOMAIN; may be repeated
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) domain: Vec<String>,
+    /// Also take registrations as the published system does (loopback only)
+    #[arg(long)]
+    pub(crate) compat: bool,
+    /// Refuse to run functions with less isolation
+    #[arg(long, value_enum)]
+    pub(crate) min_isolation: Option<IsolationArg>,
+    /// What starts sandboxes [default: process]
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) runtime: Option<RuntimeArg>,
+    /// Memory for sandboxes [default: three quarters of the machine's]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Bytes>,
+    /// Sandboxes at most
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) sandboxes: Option<u32>,
+    /// What to log, such as `info` or `warn,dirigent_control=debug` [default: warn]
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RuntimeArg {
+    Process,
+    Fake,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every value, as `up` with the same flags would use it
+    Show {
+        /// Say where each value comes from
+        #[arg(long)]
+        origin: bool,
+        #[command(flatten)]
+        up: Box<UpArgs>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}

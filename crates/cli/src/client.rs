@@ -1,0 +1,323 @@
+//! A client of the HTTP API and of the data plane: one connection for each request, HTTP/1.1 only.
+//!
+//! Where the API is: `--api`, else the file `api` in the state directory, which `dirigent up`
+//! writes; the token is beside it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dirigent_core::control::Answer;
+use dirigent_service::{OnCancel, Tasks};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::net::TcpStream;
+
+use crate::fail::{Fail, Kind, OrFail as _, Result};
+
+/// A body to send.
+pub(crate) type Body = BoxBody<Bytes, io::Error>;
+
+/// Connecting on loopback or in a data centre takes far less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a server is, for people who give it as a URL or as `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    host: String,
+    port: u16,
+}
+
+impl Place {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let bad = |why: &str| Fail::config(format!("`{text}` is not an address: {why}"));
+        if text.starts_with("https://") {
+            return Err(bad("https is not spoken yet; use http on loopback"));
+        }
+        let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let (host, port) =
+            rest.rsplit_once(':').ok_or_else(|| bad("use HOST:PORT or http://HOST:PORT"))?;
+        let port = port.parse().map_err(|_not_a_port| bad("the port must be 1 to 65535"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() || host.contains('/') {
+            return Err(bad("use HOST:PORT or http://HOST:PORT"));
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    pub(crate) fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// A client of one API.
+#[derive(Debug)]
+pub(crate) struct Client {
+    api: Place,
+    token: Option<String>,
+    tasks: Tasks,
+}
+
+impl Client {
+    /// The API that `api` names, or the one running on the state directory.
+    pub(crate) fn find(api: Option<&str>, state: &Path, token: Option<String>) -> Result<Self> {
+        let api = match api {
+            Some(text) => Place::parse(text)?,
+            None => Place::parse(read_state(state, "api")?.trim())?,
+        };
+        let token = match token {
+            Some(token) => Some(token),
+            None => match fs::read_to_string(state.join("token")) {
+                Ok(text) => Some(text.trim().to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    return Err(Fail::new(Kind::Config, error)
+                        .details([format!("reading {}", state.join("token").display())])
+                        .hint("run as the user who runs `dirigent up`, or set DIRIGENT_TOKEN"));
+                }
+            },
+        };
+        Ok(Self { api, token, tasks: Tasks::new() })
+    }
+
+    /// Asks and reads the whole answer of the control machine.
+    pub(crate) async fn ask(&self, method: Method, path: &str) -> Result<Answer> {
+        self.call(method, path, None::<&()>).await
+    }
+
+    /// Sends `body` as JSON, if any, and reads the answer as JSON.
+    pub(crate) async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let body = match body {
+            Some(body) => Bytes::from(serde_json::to_vec(body)?),
+            None => Bytes::new(),
+        };
+        let response = self.send(method, path, full(body)).await?;
+        let text = read(response).await?;
+        serde_json::from_slice(&text).or_fail(Kind::Internal, || {
+            format!("the API's answer to {path} is not understood: is it another version?")
+        })
+    }
+
+    /// Sends a body and returns the response once it is a success.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>> {
+        let response = self.try_send(method, path, body).await?;
+        if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
+    }
+
+    /// Sends a body and returns whatever comes back, failures of the API included.
+    pub(crate) async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.api.authority())
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(body).or_fail(Kind::Config, || "a malformed request")?;
+        send(&self.api, request, &self.tasks).await.map_err(|fail| {
+            fail.hint("start Dirigent with `dirigent up`, or name its API with --api")
+        })
+    }
+}
+
+/// A file that `dirigent up` writes into its state directory.
+pub(crate) fn read_state(state: &Path, file: &str) -> Result<String> {
+    let path = state.join(file);
+    fs::read_to_string(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Fail::unavailable(format!("no Dirigent runs on {}", state.display()))
+                .hint("start it with `dirigent up`")
+                .hint("or name its directory with --state, or its API with --api")
+        }
+        _ => Fail::new(Kind::Config, error)
+            .details([format!("reading {}", path.display())])
+            .hint("run as the user who runs `dirigent up`, or name the API with --api"),
+    })
+}
+
+/// One request over a new connection.
+pub(crate) async fn send(
+    place: &Place,
+    request: Request<Body>,
+    tasks: &Tasks,
+) -> Result<Response<Incoming>> {
+    let nobody = || format!("nothing answers at http://{}", place.authority());
+    let connect = TcpStream::connect((place.host.as_str(), place.port));
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .or_fail(Kind::Unavailable, nobody)?
+        .or_fail(Kind::Unavailable, nobody)?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .handshake(TokioIo::new(stream))
+        .await
+        .or_fail(Kind::Unavailable, nobody)?;
+    tasks.run("connection", OnCancel::Abort, async {
+        // What breaks the connection is seen by the request too.
+        drop(connection.await);
+    });
+    sender
+        .send_request(request)
+        .await
+        .or_fail(Kind::Unavailable, || format!("http://{} broke the connection", place.authority()))
+}
+
+pub(crate) fn full(body: Bytes) -> Body {
+    Full::new(body).map_err(|never| match never {}).boxed()
+}
+
+/// The whole body of a response.
+pub(crate) async fn read(response: Response<Incoming>) -> Result<Bytes> {
+    let body = response.into_body().collect().await;
+    Ok(body.or_fail(Kind::Unavailable, || "the answer was cut")?.to_bytes())
+}
+
+/// How the API says no.
+#[derive(Debug, Deserialize)]
+struct Refused {
+    error: RefusedBody,
+}
+
+#[derive(Debug, Deserialize)]
+struct RefusedBody {
+    code: String,
+    message: String,
+}
+
+/// The failure that a response tells of.
+pub(crate) async fn refused(response: Response<Incoming>) -> Fail {
+    let status = response.status();
+    let text = match read(response).await {
+        Ok(text) => text,
+        Err(fail) => return fail,
+    };
+    let kind = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Config,
+        StatusCode::TOO_MANY_REQUESTS => Kind::Unavailable,
+        status if status.is_client_error() => Kind::User,
+        StatusCode::INTERNAL_SERVER_ERROR => Kind::Internal,
+        _ => Kind::Unavailable,
+    };
+    let fail = match serde_json::from_slice::<Refused>(&text) {
+        Ok(Refused { error }) => {
+            let fail = Fail::new(kind, anyhow::anyhow!("{}", error.message));
+            match error.code.as_str() {
+                "unauthorized" | "forbidden" => fail.hint(
+                    "the token is in the state directory of `dirigent up`: name it with --state, \
+                     or set DIRIGENT_TOKEN",
+                ),
+                _ => fail,
+            }
+        }
+        Err(_not_ours) => {
+            let text = String::from_utf8_lossy(&text);
+            Fail::new(kind, anyhow::anyhow!("the API answered {status}: {}", text.trim()))
+        }
+    };
+    if kind == Kind::Unavailable { fail.hint("try again in a moment") } else { fail }
+}
+
+/// Pieces of a streamed body as lines, cut at line ends.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// The lines completed by `data`.
+    pub(crate) fn push(&mut self, data: &[u8]) -> Vec<Vec<u8>> {
+        self.rest.extend_from_slice(data);
+        let mut lines = Vec::new();
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let mut line: Vec<u8> = self.rest.drain(..=end).collect();
+            line.pop();
+            if !line.is_empty() {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+}
+
+/// A header as text, or nothing.
+pub(crate) fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Where state is kept if nobody says otherwise.
+pub(crate) fn default_state(
+    is_root: bool,
+    env: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> PathBuf {
+    if is_root {
+        return PathBuf::from("/var/lib/dirigent");
+    }
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_STATE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("dirigent")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_urls_or_host_and_port() {
+        for text in ["127.0.0.1:9091", "http://127.0.0.1:9091", "http://127.0.0.1:9091/"] {
+            assert_eq!(Place::parse(text).unwrap().authority(), "127.0.0.1:9091");
+        }
+        assert_eq!(Place::parse("[::1]:80").unwrap().authority(), "[::1]:80");
+        for bad in ["", "host", "https://x:1", "host:port", "host:99999", ":1", "a/b:1"] {
+            assert_eq!(Place::parse(bad).unwrap_err().kind(), Kind::Config, "{bad}");
+        }
+    }
+
+    #[test]
+    fn lines_are_cut_where_they_end() {
+        let mut lines = Lines::default();
+        assert!(lines.push(b"on").is_empty());
+        assert_eq!(lines.push(b"e\n\ntwo\nth"), [b"one".to_vec(), b"two".to_vec()]);
+        assert_eq!(lines.push(b"ree\n"), [b"three".to_vec()]);
+    }
+
+    #[test]
+    fn state_is_kept_where_the_user_may_write() {
+        let env = |name: &str| (name == "HOME").then(|| "/home/me".into());
+        assert_eq!(default_state(true, env), Path::new("/var/lib/dirigent"));
+        assert_eq!(default_state(false, env), Path::new("/home/me/.local/state/dirigent"));
+        let env = |name: &str| (name == "XDG_STATE_HOME").then(|| "/state".into());
+        assert_eq!(default_state(false, env), Path::new("/state/dirigent"));
+    }
+}

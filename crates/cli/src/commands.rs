@@ -1,0 +1,86 @@
+//! The user's verbs, a file each. They talk to the HTTP API and to nothing else.
+
+mod deploy;
+mod describe;
+mod doctor;
+mod functions;
+mod invoke;
+mod logs;
+mod top;
+
+use std::future::Future;
+
+use clap::CommandFactory as _;
+use dirigent_core::{FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
+
+use crate::{
+    args::{ApiArgs, Cli, Command, ConfigCommand},
+    fail::{Fail, Result},
+    printer::Printer,
+    up,
+};
+
+/// Runs a verb to its end.
+pub(crate) fn run(command: Command, printer: Printer) -> Result {
+    match command {
+        Command::Config(ConfigCommand::Show { origin, up }) => {
+            up::config::show(&up, origin, printer)
+        }
+        Command::Deploy(args) => wait(deploy::deploy(&args, printer)),
+        Command::Rollback(args) => wait(deploy::rollback(&args, printer)),
+        Command::Revisions(args) => wait(describe::revisions(&args, printer)),
+        Command::List(args) => wait(functions::list(&args, printer)),
+        Command::Describe(args) => wait(describe::describe(&args, printer)),
+        Command::Invoke(args) => wait(invoke::invoke(&args, printer)),
+        Command::Logs(args) => wait(logs::logs(&args, printer)),
+        Command::Rm(args) => wait(functions::remove(&args, printer)),
+        Command::Top(args) => wait(top::top(&args, printer)),
+        Command::Workers(args) => wait(functions::workers(&args, printer)),
+        Command::Doctor(args) => doctor::doctor(&args, printer),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dirigent", &mut script);
+            printer.raw(&script)
+        }
+        Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            if printer.is_json() {
+                printer.json(&serde_json::json!({ "version": version }))
+            } else {
+                printer.line(&format_args!("dirigent {version}"))
+            }
+        }
+    }
+}
+
+/// A verb needs one thread: it waits for one answer.
+fn wait(verb: impl Future<Output = Result>) -> Result {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(verb)
+}
+
+/// A function's place in the API.
+fn path(name: &FunctionName) -> String {
+    format!("/v1/functions/{}/{}", name.namespace(), name.name())
+}
+
+/// Where a function is called, if that is known here.
+fn url(api: &ApiArgs, name: &FunctionName) -> Option<String> {
+    function_url(&api.functions_url().ok()?, name)
+}
+
+/// A function's URL under a data plane's.
+pub(crate) fn function_url(base: &str, name: &FunctionName) -> Option<String> {
+    let (_, port) = base.trim_end_matches('/').rsplit_once(':')?;
+    let host = if name.namespace() == DEFAULT_NAMESPACE {
+        name.name().to_owned()
+    } else {
+        format!("{}.{}", name.name(), name.namespace())
+    };
+    Some(format!("http://{host}.localhost:{port}/"))
+}
+
+/// The API answered something else than what was asked for.
+fn unexpected(answer: &Answer) -> Fail {
+    Fail::internal(format!("the API gave an answer to another question: {answer:?}"))
+        .hint("is the API of the same version? `dirigent version` prints this one's")
+}

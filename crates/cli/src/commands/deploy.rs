@@ -1,0 +1,201 @@
+//! `deploy` and `rollback`: a function's files are packed and sent, its manifest is put, and the
+//! command waits until the new revision is live or has failed.
+
+use std::{fs, io, path::Path};
+
+use bytes::Bytes;
+use dirigent_core::{
+    Digest, FunctionName, RevisionId, RevisionState, StartFailure, control::Answer,
+    manifest::Manifest,
+};
+use dirigent_runtime::artifact::{Packed, pack};
+use futures_util::stream;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use serde::Serialize;
+use tokio::io::AsyncReadExt as _;
+
+use super::{path, unexpected, url};
+use crate::{
+    args::{ApiArgs, DeployArgs, RollbackArgs},
+    client::{Body, Client, full, refused},
+    fail::{Fail, Kind, OrFail as _, Result},
+    format,
+    printer::Printer,
+    project::{Files, Project},
+};
+
+/// Read and sent at once.
+const PIECE: usize = 256 << 10;
+
+/// The body of a `PUT` of a function.
+#[derive(Debug, Serialize)]
+pub(crate) struct Put<'a> {
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) artifact: Option<Digest>,
+}
+
+pub(super) async fn deploy(args: &DeployArgs, printer: Printer) -> Result {
+    let project = Project::open(args.path.as_deref(), &args.flags)?;
+    for note in &project.notes {
+        printer.note(note);
+    }
+    let client = args.api.client()?;
+    let packed = files(&project.files)?;
+    let artifact = packed.as_ref().map(|packed| packed.digest);
+    project.check(artifact)?;
+    if let Some(packed) = packed {
+        upload(&client, packed, printer).await?;
+    }
+    let put = Put { manifest: &project.manifest, artifact };
+    let place = path(&project.manifest.name);
+    // Two steps, as the same content twice changes nothing: what is durable is told at once, and
+    // the second answer is the outcome.
+    let quick = format!("{place}?check={}&wait=false", !args.no_check);
+    let (changed, state) = match client.call(Method::PUT, &quick, Some(&put)).await? {
+        Answer::Deployed { changed, state, revision, .. } => {
+            if changed && !args.no_check {
+                printer.note(&format_args!("revision {}: starting a sandbox", revision.number));
+            }
+            (changed, state)
+        }
+        other => return Err(unexpected(&other)),
+    };
+    let outcome = if state == RevisionState::Live && !changed {
+        Outcome::Unchanged
+    } else {
+        let patient = format!("{place}?check={}&wait=true", !args.no_check);
+        Outcome::of(client.call(Method::PUT, &patient, Some(&put)).await?)?
+    };
+    outcome.tell(&project.manifest.name, &args.api, printer)
+}
+
+pub(super) async fn rollback(args: &RollbackArgs, printer: Printer) -> Result {
+    let client = args.api.client()?;
+    let to = args.to.map_or_else(String::new, |to| format!("&to={to}"));
+    let place = format!("{}/rollback?wait=true{to}", path(&args.name));
+    let answer = client.ask(Method::POST, &place).await?;
+    Outcome::of(answer)?.tell(&args.name, &args.api, printer)
+}
+
+/// How a deploy or a rollback went.
+#[derive(Debug)]
+enum Outcome {
+    Unchanged,
+    Settled { revision: RevisionId, state: RevisionState, failure: Option<StartFailure> },
+}
+
+impl Outcome {
+    fn of(answer: Answer) -> Result<Self> {
+        match answer {
+            Answer::Settled { revision, state, failure } => {
+                Ok(Self::Settled { revision, state, failure })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn tell(self, name: &FunctionName, api: &ApiArgs, printer: Printer) -> Result {
+        let (revision, state) = match self {
+            Self::Unchanged => (None, RevisionState::Live),
+            Self::Settled { revision, state: RevisionState::Failed, failure } => {
+                return Err(failed(name, revision, failure));
+            }
+            Self::Settled { revision, state, .. } => (Some(revision), state),
+        };
+        let url = url(api, name);
+        if printer.is_json() {
+            return printer.json(&serde_json::json!({
+                "name": name,
+                "changed": revision.is_some(),
+                "revision": revision.map(|revision| revision.number),
+                "state": state,
+                "url": url,
+            }));
+        }
+        match revision {
+            None => printer.note(&format_args!("{name}: unchanged")),
+            Some(revision) if state == RevisionState::Live => {
+                printer.note(&format_args!("{name}: revision {} is live", revision.number));
+            }
+            Some(revision) => printer.note(&format_args!(
+                "{name}: revision {} was overtaken by a newer one",
+                revision.number
+            )),
+        }
+        match url {
+            Some(url) => printer.line(&url),
+            None => Ok(()),
+        }
+    }
+}
+
+fn failed(name: &FunctionName, revision: RevisionId, failure: Option<StartFailure>) -> Fail {
+    let number = revision.number;
+    let Some(failure) = failure else {
+        return Fail::user(format!("{name}: revision {number} failed"))
+            .hint(format!("dirigent describe {name}"));
+    };
+    let fail = Fail::user(format!("{name}: revision {number} failed: {}", failure.cause))
+        .details(failure.log_tail.iter().map(|line| format!("| {line}")));
+    let what_now = "what was live before stays live; mend the function and deploy again";
+    fail.hint(what_now).hint(format!("dirigent describe {name}"))
+}
+
+/// The artifact, if there are files.
+fn files(files: &Files) -> Result<Option<Packed>> {
+    let bad = |folder: &Path| {
+        let folder = folder.display().to_string();
+        move || format!("cannot pack {folder}")
+    };
+    match files {
+        Files::None => Ok(None),
+        Files::Folder(folder) => Ok(Some(pack(folder).or_fail(Kind::Config, bad(folder))?)),
+        Files::File(file) => {
+            // An artifact is a folder: one with this file alone.
+            let folder = tempfile::tempdir()?;
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(file, folder.path().join(name)).or_fail(Kind::Config, bad(file))?;
+            Ok(Some(pack(folder.path()).or_fail(Kind::Config, bad(file))?))
+        }
+    }
+}
+
+/// Sends the archive unless the control plane has it.
+async fn upload(client: &Client, packed: Packed, printer: Printer) -> Result {
+    let place = format!("/v1/artifacts/{}", packed.digest);
+    let known = client.try_send(Method::HEAD, &place, full(Bytes::new())).await?;
+    match known.status() {
+        status if status.is_success() => return Ok(()),
+        StatusCode::NOT_FOUND => {}
+        _ => return Err(refused(known).await),
+    }
+    printer.note(&format_args!("sending {}", format::bytes(packed.bytes)));
+    let bar = if printer.is_live() && packed.bytes > 8 << 20 {
+        indicatif::ProgressBar::new(packed.bytes)
+    } else {
+        indicatif::ProgressBar::hidden()
+    };
+    let file = tokio::fs::File::from_std(packed.archive.reopen()?);
+    let shown = bar.clone();
+    client.send(Method::PUT, &place, pieces(file, shown)).await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn pieces(file: tokio::fs::File, bar: indicatif::ProgressBar) -> Body {
+    let next = |(mut file, bar): (tokio::fs::File, indicatif::ProgressBar)| async move {
+        let mut piece = bytes::BytesMut::with_capacity(PIECE);
+        match file.read_buf(&mut piece).await {
+            Ok(0) => None,
+            Ok(count) => {
+                bar.inc(u64::try_from(count).unwrap_or_default());
+                Some((Ok(Frame::data(piece.freeze())), (file, bar)))
+            }
+            Err(error) => Some((Err::<_, io::Error>(error), (file, bar))),
+        }
+    };
+    let frames = stream::unfold((file, bar), next);
+    StreamBody::new(Box::pin(frames)).boxed()
+}

@@ -1,0 +1,319 @@
+//! `doctor`: what this machine can do for functions, what it cannot, and what to do about it. It
+//! changes nothing and starts nothing.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::{
+    args::DoctorArgs,
+    fail::{Fail, Result},
+    printer::Printer,
+};
+
+/// Sandboxes get their ports from here.
+const SANDBOX_PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
+/// A connection and a sandbox cost a few each.
+const WANTED_FILES: u64 = 65_536;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    /// It works.
+    Ok,
+    /// Something is weaker or slower without it.
+    Warn,
+    /// `up` cannot work.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Debug, serde::Serialize)]
+struct Finding {
+    what: &'static str,
+    level: Level,
+    found: String,
+    /// What to do.
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, found: impl Into<String>) -> Self {
+        Self { what, level: Level::Ok, found: found.into(), advice: None }
+    }
+
+    fn warn(what: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, level: Level::Warn, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn fail(what: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, level: Level::Fail, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
+    let is_root = rustix::process::geteuid().is_root();
+    let findings = [
+        kernel(),
+        user(is_root),
+        cgroups(is_root, Path::new("/sys/fs/cgroup")),
+        user_namespaces(is_root),
+        seccomp(),
+        nft(is_root),
+        overlapping_ports(),
+        port("functions' port", 8080, "--listen"),
+        port("API's port", 9091, "--api"),
+        open_files(),
+        state(&args.state.dir()),
+    ];
+    for finding in &findings {
+        if printer.is_json() {
+            printer.json(finding)?;
+            continue;
+        }
+        let mark = match finding.level {
+            Level::Ok => "ok  ",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        printer.line(&format_args!("{mark}  {:<17} {}", finding.what, finding.found))?;
+        if let Some(advice) = &finding.advice {
+            printer.line(&format_args!("      {:<17} {advice}", ""))?;
+        }
+    }
+    let failed = findings.iter().filter(|finding| finding.level == Level::Fail).count();
+    if failed > 0 {
+        return Err(Fail::user(format!("{failed} of these must be mended before `up` can work")));
+    }
+    Ok(())
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn kernel() -> Finding {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    if version >= (5, 10) {
+        Finding::ok("kernel", release)
+    } else {
+        let advice = "Linux 5.10 or newer is needed (pidfds, clone3)";
+        Finding::fail("kernel", release, advice)
+    }
+}
+
+fn user(is_root: bool) -> Finding {
+    if is_root {
+        Finding::ok("user", "root: each sandbox gets a user of its own")
+    } else {
+        let advice = "as root sandboxes also get users of their own and firewall rules";
+        Finding::warn("user", "an ordinary user: all sandboxes share it", advice)
+    }
+}
+
+fn cgroups(is_root: bool, root: &Path) -> Finding {
+    const WHAT: &str = "cgroups";
+    if let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) {
+        let missing: Vec<_> = ["cpu", "memory", "pids"]
+            .into_iter()
+            .filter(|wanted| !controllers.split_whitespace().any(|have| have == *wanted))
+            .collect();
+        if !missing.is_empty() {
+            let found = format!("version 2, without {}", missing.join(", "));
+            return Finding::warn(WHAT, found, "limits of these kinds are not enforced");
+        }
+        if is_root {
+            return Finding::ok(WHAT, "version 2 with cpu, memory and pids");
+        }
+        let own = read("/proc/self/cgroup")
+            .and_then(|text| text.strip_prefix("0::/").map(str::to_owned))
+            .unwrap_or_default();
+        let writable = rustix::fs::access(
+            root.join(own).join("cgroup.subtree_control"),
+            rustix::fs::Access::WRITE_OK,
+        );
+        return if writable.is_ok() {
+            Finding::ok(WHAT, "version 2, delegated to this user")
+        } else {
+            let advice = "run under `systemd-run --user --scope -p Delegate=yes`; else memory is \
+                          only watched";
+            Finding::warn(WHAT, "version 2, not delegated to this user", advice)
+        };
+    }
+    let missing: Vec<_> = ["memory", "cpu", "pids"]
+        .into_iter()
+        .filter(|controller| !root.join(controller).is_dir())
+        .collect();
+    match (missing.is_empty(), is_root) {
+        (true, true) => Finding::ok(WHAT, "version 1 with cpu, memory and pids"),
+        (true, false) => Finding::warn(
+            WHAT,
+            "version 1, which cannot be delegated to this user",
+            "run as root for limits; else memory is only watched",
+        ),
+        (false, _) => Finding::warn(
+            WHAT,
+            format!("no {} controller at {}", missing.join(", "), root.display()),
+            "limits of these kinds are not enforced",
+        ),
+    }
+}
+
+fn user_namespaces(is_root: bool) -> Finding {
+    const WHAT: &str = "user namespaces";
+    if is_root {
+        return Finding::ok(WHAT, "not needed as root");
+    }
+    let is_zero = |path: &str| read(path).is_some_and(|text| text == "0");
+    if is_zero("/proc/sys/user/max_user_namespaces") {
+        let advice = "sysctl user.max_user_namespaces=10000, or run as root; else isolation is \
+                      `plain`";
+        return Finding::warn(WHAT, "switched off", advice);
+    }
+    if is_zero("/proc/sys/kernel/unprivileged_userns_clone") {
+        let advice = "sysctl kernel.unprivileged_userns_clone=1, or run as root; else isolation \
+                      is `plain`";
+        return Finding::warn(WHAT, "not for ordinary users", advice);
+    }
+    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").is_some_and(|t| t == "1") {
+        let advice = "allow it in an AppArmor profile, or run as root; else isolation is `plain`";
+        return Finding::warn(WHAT, "restricted by AppArmor", advice);
+    }
+    Finding::ok(WHAT, "allowed for ordinary users")
+}
+
+fn seccomp() -> Finding {
+    match read("/proc/sys/kernel/seccomp/actions_avail") {
+        Some(actions) if actions.contains("errno") => Finding::ok("seccomp", "filters work"),
+        _ => Finding::fail(
+            "seccomp",
+            "no filters in this kernel",
+            "a kernel with CONFIG_SECCOMP_FILTER is needed",
+        ),
+    }
+}
+
+fn nft(is_root: bool) -> Finding {
+    const WHAT: &str = "nft";
+    let found = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"]
+        .into_iter()
+        .find(|path| Path::new(path).exists());
+    match found {
+        _ if !is_root => Finding::ok(WHAT, "not used without root"),
+        Some(path) => Finding::ok(WHAT, path),
+        None => Finding::warn(
+            WHAT,
+            "not installed",
+            "install nftables; else sandboxes reach the API's port and each other's",
+        ),
+    }
+}
+
+fn overlapping_ports() -> Finding {
+    const WHAT: &str = "sandbox ports";
+    let range = read("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = range.split_whitespace().filter_map(|text| text.parse::<u16>().ok());
+    let (first, last) = (ends.next().unwrap_or(32_768), ends.next().unwrap_or(60_999));
+    let (low, high) = (SANDBOX_PORTS.start(), SANDBOX_PORTS.end());
+    if first > *high || last < *low {
+        Finding::ok(WHAT, format!("{low}-{high}"))
+    } else {
+        let advice = "sysctl net.ipv4.ip_local_port_range=\"32768 60999\": other programs' \
+                      connections may take a sandbox's port";
+        Finding::warn(WHAT, format!("{low}-{high}, but ephemeral are {first}-{last}"), advice)
+    }
+}
+
+fn port(what: &'static str, port: u16, flag: &str) -> Finding {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_free) => Finding::ok(what, format!("{port} is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let holder = dirigent_service::listen::holder(port)
+                .map_or_else(String::new, |holder| format!(" by {holder}"));
+            let advice = format!("fine if that is Dirigent; else choose another with {flag}");
+            Finding::warn(what, format!("{port} is taken{holder}"), advice)
+        }
+        Err(error) => {
+            Finding::warn(what, format!("{port}: {error}"), format!("choose another with {flag}"))
+        }
+    }
+}
+
+fn open_files() -> Finding {
+    let limit = getrlimit(Resource::Nofile);
+    match limit.maximum {
+        Some(maximum) if maximum < WANTED_FILES => Finding::warn(
+            "open files",
+            format!("{maximum} at most"),
+            format!("`ulimit -n {WANTED_FILES}` before `up`, for many connections"),
+        ),
+        Some(maximum) => Finding::ok("open files", format!("{maximum} at most")),
+        None => Finding::ok("open files", "unlimited"),
+    }
+}
+
+fn state(dir: &Path) -> Finding {
+    const WHAT: &str = "state directory";
+    let existing = dir.ancestors().find(|parent| parent.exists()).unwrap_or_else(|| Path::new("/"));
+    let shown = dir.display();
+    if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
+        let advice = "name one that you may write with --state";
+        return Finding::fail(WHAT, format!("{shown} cannot be written"), advice);
+    }
+    let free = rustix::fs::statvfs(existing)
+        .map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        .unwrap_or_default();
+    let found = format!("{shown}, {} free", crate::format::bytes(free));
+    if free < 1 << 30 {
+        Finding::warn(
+            WHAT,
+            found,
+            "less than 1GiB for artifacts and logs: name another with --state",
+        )
+    } else {
+        Finding::ok(WHAT, found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_without_a_controller_is_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text: &str| fs::write(dir.path().join("cgroup.controllers"), text).unwrap();
+        write("cpu memory pids io\n");
+        assert_eq!(cgroups(true, dir.path()).level, Level::Ok);
+        write("cpu io\n");
+        let finding = cgroups(true, dir.path());
+        assert_eq!(finding.level, Level::Warn);
+        assert_eq!(finding.found, "version 2, without memory, pids");
+    }
+
+    #[test]
+    fn version_1_is_found_by_its_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(cgroups(true, dir.path()).level, Level::Warn);
+        for controller in ["cpu", "memory", "pids"] {
+            fs::create_dir(dir.path().join(controller)).unwrap();
+        }
+        assert_eq!(cgroups(true, dir.path()).level, Level::Ok);
+        assert_eq!(cgroups(false, dir.path()).level, Level::Warn);
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let finding = port("port", held.local_addr().unwrap().port(), "--listen");
+        assert_eq!(finding.level, Level::Warn);
+        assert!(finding.advice.unwrap().contains("--listen"));
+    }
+}

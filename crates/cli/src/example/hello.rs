@@ -1,0 +1,63 @@
+//! `hello`: answers with a greeting and who answered, and prints one line for each call. The query
+//! bends the answer for tests: `sleep_ms`, `status`, `bytes`, `stream_ms`, `echo=1`, `exit`.
+
+use std::{
+    env, io,
+    time::{Duration, Instant},
+};
+
+use super::http::{Request, Responder};
+
+/// How often a streamed answer gets another line.
+const STREAM_STEP: Duration = Duration::from_millis(100);
+
+pub(super) fn answer(request: &Request, responder: &mut Responder<'_>) -> io::Result<()> {
+    let id = request.header("x-request-id").unwrap_or("none");
+    super::say(&format!("{} {} request {id}", request.method, request.path));
+    if let Some(code) = request.number("exit") {
+        exit(code);
+    }
+    if let Some(time) = request.number("sleep_ms") {
+        super::pause(Duration::from_millis(time));
+    }
+    let status =
+        request.number("status").and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
+    if let Some(time) = request.number("stream_ms") {
+        return stream(status, Duration::from_millis(time), responder);
+    }
+    if request.number("echo").is_some() {
+        return responder.send(status, "application/octet-stream", &request.body);
+    }
+    if let Some(count) = request.number("bytes") {
+        let count = usize::try_from(count.min(64 << 20)).unwrap_or_default();
+        return responder.send(status, "application/octet-stream", &vec![b'x'; count]);
+    }
+    let revision = env::var("K_REVISION").unwrap_or_else(|_absent| "none".to_owned());
+    let text = format!(
+        "Hello from Dirigent!\nrequest {id}\nrevision {revision}\nprocess {}\n",
+        std::process::id(),
+    );
+    responder.send(status, "text/plain; charset=utf-8", text.as_bytes())
+}
+
+/// A line at once and then one in each step until the time is over.
+fn stream(status: u16, time: Duration, responder: &mut Responder<'_>) -> io::Result<()> {
+    let begin = Instant::now();
+    responder.begin(status, "text/plain; charset=utf-8")?;
+    let mut line = 0;
+    loop {
+        line += 1;
+        responder.piece(format!("line {line}\n").as_bytes())?;
+        let left = time.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            responder.piece(b"end\n")?;
+            return responder.end();
+        }
+        super::pause(left.min(STREAM_STEP));
+    }
+}
+
+#[expect(clippy::exit, reason = "a caller asked this function to crash")]
+fn exit(code: u64) {
+    std::process::exit(i32::try_from(code).unwrap_or(1));
+}

@@ -1,0 +1,3 @@
+//! `dirigent up`: every role in one process.
+
+pub(crate) mod config;

@@ -1,0 +1,250 @@
+//! The configuration of `up`: defaults < file < `DIRIGENT_*` < flags, and where each value came
+//! from.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use dirigent_core::{Bytes, Isolation, RuntimeKind, units};
+use dirigent_service::{
+    config::{ConfigError, Flag, Loaded, Sources, load},
+    telemetry::Format,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{IsolationArg, RuntimeArg, UpArgs},
+    client::default_state,
+    fail::{Fail, Kind, OrFail as _, Result},
+    printer::Printer,
+};
+
+const PREFIX: &str = "DIRIGENT_";
+/// Variables of the client verbs, which are no keys here.
+const RESERVED: [&str; 3] = ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS"];
+
+/// What `up` is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct UpConfig {
+    /// Where functions are called.
+    pub(crate) listen: SocketAddr,
+    /// Where the API listens. Loopback only: it speaks no TLS.
+    pub(crate) api: SocketAddr,
+    /// The state directory.
+    pub(crate) state: Option<PathBuf>,
+    /// How long calls may go on after SIGTERM or Ctrl-C.
+    #[serde(with = "units::duration")]
+    pub(crate) drain: Duration,
+    /// Domains under which functions are called, as `NAME.DOMAIN`.
+    pub(crate) domains: Vec<String>,
+    /// Functions are refused rather than run with less.
+    pub(crate) min_isolation: Option<Isolation>,
+    /// What starts sandboxes: `process`, or `fake` for tests.
+    pub(crate) runtime: RuntimeKind,
+    /// Memory for sandboxes; three quarters of the machine's if nothing is said.
+    pub(crate) memory: Option<Bytes>,
+    /// By how much the machine's processors may be reserved over.
+    pub(crate) cpu_overcommit: u32,
+    /// Sandboxes at most.
+    pub(crate) sandboxes: u32,
+    /// Starts that may be outstanding at once; four for each core if nothing is said.
+    pub(crate) starts: Option<u32>,
+    /// Whether the function `hello` is there from the beginning.
+    pub(crate) hello: bool,
+    /// What to log: a level, or levels by target.
+    pub(crate) log: String,
+    /// `text` or `json`.
+    pub(crate) log_format: Format,
+    /// Registration as the published system does it.
+    pub(crate) compat: CompatConfig,
+}
+
+/// `[compat]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CompatConfig {
+    /// Whether it is offered.
+    pub(crate) enabled: bool,
+    /// Which command stands for which image.
+    pub(crate) images: BTreeMap<String, Vec<String>>,
+}
+
+impl Default for UpConfig {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            api: (Ipv4Addr::LOCALHOST, 9091).into(),
+            state: None,
+            drain: Duration::from_secs(30),
+            domains: vec!["localhost".to_owned()],
+            min_isolation: None,
+            runtime: RuntimeKind::Process,
+            memory: None,
+            cpu_overcommit: 50,
+            sandboxes: 2000,
+            starts: None,
+            hello: true,
+            log: "warn".to_owned(),
+            log_format: Format::Text,
+            compat: CompatConfig::default(),
+        }
+    }
+}
+
+impl UpConfig {
+    /// The state directory, whoever chose it.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| {
+            default_state(rustix::process::geteuid().is_root(), |name| std::env::var_os(name))
+        })
+    }
+}
+
+/// Reads everything that the user said, and checks what no type can.
+pub(crate) fn read(args: &UpArgs) -> Result<Loaded<UpConfig>> {
+    let text = match &args.config {
+        Some(path) => Some(
+            fs::read_to_string(path)
+                .or_fail(Kind::Config, || format!("cannot read {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let loaded: Loaded<UpConfig> = load(Sources {
+        file: args.config.as_deref().zip(text.as_deref()),
+        prefix: PREFIX,
+        env: env.collect(),
+        reserved: &RESERVED,
+        flags: flags(args),
+    })
+    .map_err(|error| fail(&error))?;
+    check(&loaded.value)?;
+    Ok(loaded)
+}
+
+fn fail(error: &ConfigError) -> Fail {
+    Fail::config(error).hint("`dirigent config show --origin` lists every setting")
+}
+
+fn check(config: &UpConfig) -> Result {
+    if !config.api.ip().is_loopback() {
+        return Err(Fail::config(format!("api: {} is not a loopback address", config.api))
+            .hint("the API speaks no TLS: let it listen on 127.0.0.1 and put a proxy before it"));
+    }
+    if !matches!(config.runtime, RuntimeKind::Process | RuntimeKind::Fake) {
+        return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))
+            .hint("use `process`"));
+    }
+    if config.cpu_overcommit == 0 || config.sandboxes == 0 || config.starts == Some(0) {
+        return Err(Fail::config("cpu_overcommit, sandboxes and starts must be at least 1"));
+    }
+    Ok(())
+}
+
+fn flags(args: &UpArgs) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    let mut add = |flag: &str, key: &str, value: Option<String>| {
+        flags.extend(value.map(|value| Flag {
+            flag: format!("--{flag}"),
+            key: key.to_owned(),
+            value,
+        }));
+    };
+    add("listen", "listen", args.listen.map(|address| address.to_string()));
+    add("api", "api", args.api.map(|address| address.to_string()));
+    add("state", "state", args.state.as_ref().map(|path| path.display().to_string()));
+    add("drain", "drain", args.drain.clone());
+    // A domain given does not take away the one that makes the printed URLs work.
+    let domains = args.domain.iter().map(String::as_str).chain(["localhost"]);
+    let domains = domains.collect::<Vec<_>>().join(",");
+    add("domain", "domains", (!args.domain.is_empty()).then_some(domains));
+    add("compat", "compat.enabled", args.compat.then(|| "true".to_owned()));
+    add(
+        "min-isolation",
+        "min_isolation",
+        args.min_isolation.map(|level: IsolationArg| Isolation::from(level).to_string()),
+    );
+    add(
+        "runtime",
+        "runtime",
+        args.runtime.map(|runtime| {
+            match runtime {
+                RuntimeArg::Process => "process",
+                RuntimeArg::Fake => "fake",
+            }
+            .to_owned()
+        }),
+    );
+    add("memory", "memory", args.memory.map(|size| size.to_string()));
+    add("sandboxes", "sandboxes", args.sandboxes.map(|count| count.to_string()));
+    add("log", "log", args.log.clone());
+    flags
+}
+
+/// `config show`.
+pub(crate) fn show(args: &UpArgs, origin: bool, printer: Printer) -> Result {
+    let settings = read(args)?.settings().map_err(|error| fail(&error))?;
+    if printer.is_json() {
+        return settings.iter().try_for_each(|setting| {
+            printer.json(&serde_json::json!({
+                "key": setting.key,
+                "value": setting.value,
+                "origin": setting.origin.to_string(),
+            }))
+        });
+    }
+    let rows = settings.into_iter().map(|setting| {
+        let value = if setting.value.is_empty() { "-".to_owned() } else { setting.value };
+        let mut row = vec![setting.key, value];
+        if origin {
+            row.push(setting.origin.to_string());
+        }
+        row
+    });
+    let head: &[&str] = if origin { &["KEY", "VALUE", "FROM"] } else { &["KEY", "VALUE"] };
+    printer.table(head, rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_values_with_an_origin() {
+        let args = UpArgs {
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            drain: Some("5s".to_owned()),
+            domain: vec!["example.org".to_owned()],
+            memory: Some(Bytes::mib(64)),
+            compat: true,
+            ..UpArgs::default()
+        };
+        let loaded: Loaded<UpConfig> =
+            load(Sources { flags: flags(&args), ..Sources::default() }).unwrap();
+        let config = &loaded.value;
+        assert_eq!(config.listen.port(), 0);
+        assert_eq!(config.drain, Duration::from_secs(5));
+        assert_eq!(config.domains, ["example.org", "localhost"]);
+        assert_eq!(config.memory, Some(Bytes::mib(64)));
+        assert!(config.compat.enabled);
+        let settings = loaded.settings().unwrap();
+        let drain = settings.iter().find(|setting| setting.key == "drain").unwrap();
+        assert_eq!(
+            (drain.value.as_str(), drain.origin.to_string().as_str()),
+            ("\"5s\"", "--drain")
+        );
+    }
+
+    #[test]
+    fn an_api_off_loopback_is_refused() {
+        let config = UpConfig { api: "0.0.0.0:9091".parse().unwrap(), ..UpConfig::default() };
+        assert_eq!(check(&config).unwrap_err().kind(), Kind::Config);
+        assert!(check(&UpConfig::default()).is_ok());
+    }
+}
