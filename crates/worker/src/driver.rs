@@ -1,0 +1,356 @@
+//! The task that owns the machine: events in, effects out.
+//!
+//! Events reach the machine in the order in which they came; effects are carried out in the
+//! machine's order before the next event. Nothing here waits, but for the disk in `Obey`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{Ipv4Addr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use dirigent_core::{
+    Cause, DataPlaneId, Digest, Fault, Listen, RuntimeKind, SandboxId, StartFailure, Time,
+    frame::{FromWorker, ToWorker},
+    worker::{Adopted, CreateSandbox, Effect, Event, Worker},
+};
+use dirigent_runtime::{Event as RuntimeEvent, Runtime};
+use dirigent_service::{Clock, Outbox};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep_until,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{fetch::Fetched, identity::Identity};
+
+/// What the task is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A stream to the control plane is up; what is to be said on it goes here.
+    Up(Outbox<(), FromWorker>),
+    /// That stream is over.
+    Down,
+    /// The control plane says something.
+    Said(ToWorker),
+    /// A runtime reports something.
+    Runtime(RuntimeEvent),
+    /// An archive is here, or cannot be had.
+    Fetched(Fetched),
+    /// Anything that is the machine's already.
+    Core(Event),
+    /// Leave the control plane and destroy everything; `left` is told how many are left.
+    StopAll { grace: Duration, left: watch::Sender<usize> },
+}
+
+/// How long sandboxes that are to be recycled have from SIGTERM to SIGKILL.
+const RECYCLE_GRACE: Duration = Duration::from_secs(10);
+
+/// The runtimes of this worker, by kind.
+#[derive(Debug)]
+pub(crate) struct Runtimes(Vec<(RuntimeKind, Arc<dyn Runtime>)>);
+
+impl Runtimes {
+    pub(crate) fn new(runtimes: Vec<(RuntimeKind, Arc<dyn Runtime>)>) -> Self {
+        Self(runtimes)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<dyn Runtime>> {
+        self.0.iter().map(|(_, runtime)| Arc::clone(runtime)).collect()
+    }
+
+    fn get(&self, kind: RuntimeKind) -> Option<&Arc<dyn Runtime>> {
+        self.0.iter().find(|(have, _)| *have == kind).map(|(_, runtime)| runtime)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    machine: Worker,
+    clock: Clock,
+    identity: Identity,
+    runtimes: Runtimes,
+    /// Artifacts that the bulk connection is to get.
+    wanted: Outbox<Digest, Digest>,
+    /// Which of them are on their way: one fetch per artifact.
+    fetching: HashSet<Digest>,
+    /// Which runtime wanted an artifact, and unpacks it.
+    unpackers: HashMap<Digest, RuntimeKind>,
+    /// Whose each sandbox is, from the order to create it until it is gone.
+    owners: HashMap<SandboxId, RuntimeKind>,
+    /// Data planes to be reported as barred once the sandbox is gone.
+    barred: HashMap<SandboxId, Vec<DataPlaneId>>,
+    stream: Option<Outbox<(), FromWorker>>,
+    link: CancellationToken,
+    leaving: Option<watch::Sender<usize>>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        machine: Worker,
+        clock: Clock,
+        identity: Identity,
+        runtimes: Runtimes,
+        wanted: Outbox<Digest, Digest>,
+        adopted: &[(RuntimeKind, Adopted)],
+    ) -> Self {
+        let owners = adopted.iter().map(|(kind, found)| (found.report.sandbox, *kind)).collect();
+        Self {
+            machine,
+            clock,
+            identity,
+            runtimes,
+            wanted,
+            fetching: HashSet::new(),
+            unpackers: HashMap::new(),
+            owners,
+            barred: HashMap::new(),
+            stream: None,
+            link: CancellationToken::new(),
+            leaving: None,
+        }
+    }
+
+    /// Cancelled when the worker leaves its control plane for good.
+    pub(crate) fn link_token(&self) -> CancellationToken {
+        self.link.clone()
+    }
+
+    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        self.carry_out();
+        loop {
+            let deadline = self.machine.deadline();
+            let at = self.clock.instant(deadline.map_or(0, |time| time.0));
+            tokio::select! {
+                biased;
+                // Deadlines first: a flood of events must not keep a beat from being sent.
+                () = sleep_until(at), if deadline.is_some() => {
+                    self.machine.expire(self.now());
+                }
+                input = inputs.recv() => {
+                    let Some(input) = input else { return };
+                    self.take(input);
+                }
+            }
+            self.carry_out();
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.clock.nanos())
+    }
+
+    fn handle(&mut self, event: Event) {
+        tracing::trace!(?event, "event");
+        self.machine.handle(self.now(), event);
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Up(outbox) => {
+                if self.leaving.is_none() {
+                    self.stream = Some(outbox);
+                    let hello = self.identity.hello();
+                    self.handle(Event::Attached { hello });
+                }
+            }
+            Input::Down => {
+                self.stream = None;
+                self.handle(Event::Detached);
+            }
+            Input::Said(frame) => {
+                // What was still on its way on a stream given up here is not obeyed.
+                if self.stream.is_some() {
+                    self.note(&frame);
+                    self.handle(Event::Said(frame));
+                }
+            }
+            Input::Runtime(event) => self.reported(event),
+            Input::Fetched(Fetched { digest, result }) => self.fetched(digest, result),
+            Input::Core(event) => self.handle(event),
+            Input::StopAll { grace, left } => self.stop_all(grace, left),
+        }
+    }
+
+    /// The machine does not say which runtime an artifact is for; the order does.
+    fn note(&mut self, frame: &ToWorker) {
+        if let ToWorker::StartSandbox(order) = frame
+            && let Some(digest) = order.spec.artifact
+        {
+            self.unpackers.insert(digest, order.spec.sandbox.runtime);
+        }
+    }
+
+    fn reported(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Created { sandbox } => self.handle(Event::SandboxCreated { sandbox }),
+            RuntimeEvent::Listening { sandbox, address, init } => {
+                self.handle(Event::SandboxListening { sandbox, address, init });
+            }
+            RuntimeEvent::Gone { sandbox, failure } => self.gone(sandbox, failure),
+            RuntimeEvent::Unpacked { digest, result } => {
+                self.fetching.remove(&digest);
+                self.unpackers.remove(&digest);
+                self.handle(match result {
+                    Ok(()) => Event::ArtifactReady { digest },
+                    Err(message) => Event::ArtifactFailed { digest, message },
+                });
+            }
+        }
+    }
+
+    fn gone(&mut self, sandbox: SandboxId, failure: StartFailure) {
+        self.owners.remove(&sandbox);
+        self.handle(Event::SandboxGone { sandbox, failure });
+        for data_plane in self.barred.remove(&sandbox).unwrap_or_default() {
+            self.handle(Event::Settled { sandbox, data_plane });
+        }
+        if let Some(left) = &self.leaving {
+            left.send_replace(self.owners.len());
+        }
+    }
+
+    fn fetched(&mut self, digest: Digest, result: Result<std::path::PathBuf, String>) {
+        let result = result.and_then(|path| {
+            let kind = self.unpackers.get(&digest).copied();
+            let runtime = kind.and_then(|kind| self.runtimes.get(kind));
+            let runtime = runtime.or_else(|| self.runtimes.0.first().map(|(_, first)| first));
+            let runtime = runtime.ok_or_else(|| "no runtime works here".to_owned())?;
+            runtime.unpack(digest, path);
+            Ok(())
+        });
+        if let Err(message) = result {
+            self.fetching.remove(&digest);
+            self.unpackers.remove(&digest);
+            self.handle(Event::ArtifactFailed { digest, message });
+        }
+    }
+
+    fn stop_all(&mut self, grace: Duration, left: watch::Sender<usize>) {
+        self.link.cancel();
+        self.stream = None;
+        self.handle(Event::Detached);
+        for (sandbox, kind) in &self.owners {
+            if let Some(runtime) = self.runtimes.get(*kind) {
+                runtime.destroy(*sandbox, grace);
+            }
+        }
+        left.send_replace(self.owners.len());
+        self.leaving = Some(left);
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.machine.poll_effect() {
+            tracing::debug!(?effect, "effect");
+            match effect {
+                Effect::Send(frame) => self.send(frame),
+                Effect::Obey(welcome) => {
+                    if let Err(error) = self.identity.obey(welcome) {
+                        tracing::error!(%error, "the control plane is not obeyed");
+                        // Dropping the outbox ends the stream; the link dials again.
+                        self.stream = None;
+                    }
+                }
+                Effect::Fetch { digest } => self.fetch(digest),
+                Effect::Create(create) => self.create(*create),
+                Effect::Destroy { sandbox, grace } => self.destroy(sandbox, grace),
+                Effect::Discard { digest } => {
+                    for (_, runtime) in &self.runtimes.0 {
+                        runtime.discard(digest);
+                    }
+                }
+                Effect::Bar { sandbox, data_plane } => self.bar(sandbox, data_plane),
+            }
+        }
+    }
+
+    fn send(&mut self, frame: FromWorker) {
+        let Some(stream) = &self.stream else { return };
+        if let Err(error) = stream.push(None, size(&frame), frame) {
+            tracing::debug!(%error, "the stream is over");
+            self.stream = None;
+        }
+    }
+
+    fn fetch(&mut self, digest: Digest) {
+        if !self.fetching.insert(digest) {
+            return;
+        }
+        if let Err(error) = self.wanted.push(Some(digest), size_of::<Digest>(), digest) {
+            self.fetching.remove(&digest);
+            let message = format!("the artifact cannot be asked for: {error}");
+            self.handle(Event::ArtifactFailed { digest, message });
+        }
+    }
+
+    fn create(&mut self, create: CreateSandbox) {
+        let sandbox = create.order.sandbox;
+        let kind = create.order.spec.sandbox.runtime;
+        let refusal = if self.leaving.is_some() {
+            Some((Cause::Stopped, Fault::Worker))
+        } else if let Err(error) = port_is_free(&create) {
+            let message = format!("port {}: {error}", create.port);
+            Some((Cause::CreateFailed { message }, Fault::Worker))
+        } else if let Some(runtime) = self.runtimes.get(kind) {
+            self.owners.insert(sandbox, kind);
+            runtime.create(create);
+            None
+        } else {
+            let message = format!("the {kind} runtime does not work on this worker");
+            Some((Cause::CreateFailed { message }, Fault::Worker))
+        };
+        if let Some((cause, fault)) = refusal {
+            let failure = StartFailure { cause, fault, log_tail: Vec::new() };
+            self.handle(Event::SandboxGone { sandbox, failure });
+        }
+    }
+
+    fn destroy(&self, sandbox: SandboxId, grace: Duration) {
+        let owner = self.owners.get(&sandbox);
+        if let Some(runtime) = owner.and_then(|kind| self.runtimes.get(*kind)) {
+            runtime.destroy(sandbox, grace);
+        }
+    }
+
+    /// Which sockets at a sandbox are a certain data plane's cannot be told on one host, so the
+    /// sandbox is recycled: then none of them is open, and none can be opened.
+    fn bar(&mut self, sandbox: SandboxId, data_plane: DataPlaneId) {
+        if self.owners.contains_key(&sandbox) {
+            self.barred.entry(sandbox).or_default().push(data_plane);
+            self.destroy(sandbox, RECYCLE_GRACE);
+        } else {
+            self.handle(Event::Settled { sandbox, data_plane });
+        }
+    }
+}
+
+/// Whether nobody else listens where the sandbox is to listen: it would be given another
+/// program's connections for its own.
+fn port_is_free(create: &CreateSandbox) -> io::Result<()> {
+    if create.port == 0 || create.order.spec.sandbox.listen == Listen::Fd {
+        return Ok(());
+    }
+    TcpListener::bind((Ipv4Addr::LOCALHOST, create.port)).map(drop)
+}
+
+/// About how much memory a frame takes while it waits.
+fn size(frame: &FromWorker) -> usize {
+    size_of::<FromWorker>()
+        + match frame {
+            FromWorker::Hello(hello) => {
+                hello.sandboxes.len() * 128 + hello.artifacts.len() * size_of::<Digest>()
+            }
+            FromWorker::SandboxGone { failure, .. } => {
+                failure.log_tail.iter().map(String::len).sum()
+            }
+            FromWorker::Refused { message, .. } => message.len(),
+            FromWorker::Beat(_)
+            | FromWorker::SandboxReady { .. }
+            | FromWorker::Artifact { .. }
+            | FromWorker::Settled { .. }
+            | FromWorker::Unsupported { .. } => 0,
+        }
+}
