@@ -33,6 +33,15 @@ pub enum Event {
         /// Why, and what to do.
         message: String,
     },
+    /// The port chosen for a sandbox is held by another program of the host, so that nothing was
+    /// created. The machine keeps away from it for a while and orders the creation again with
+    /// another port; when it has none left the start fails by the worker's fault.
+    PortTaken {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The port in the `Create`.
+        port: u16,
+    },
     /// The runtime executed the sandbox's program.
     SandboxCreated {
         /// Which.
