@@ -17,6 +17,7 @@ pub mod cold;
 pub mod load;
 pub mod percentiles;
 pub mod plot;
+pub mod register;
 pub mod replay;
 pub mod report;
 pub mod synthetic;

@@ -96,10 +96,16 @@ impl Replay {
         self.lost == 0 && self.failed.is_empty()
     }
 
+    /// Calls that failed, lost ones not counted.
+    #[must_use]
+    pub fn failed_total(&self) -> usize {
+        self.failed.iter().map(|(_, count)| count).sum()
+    }
+
     /// The summary's last line.
     #[must_use]
     pub fn verdict(&self) -> String {
-        let failed: usize = self.failed.iter().map(|(_, count)| count).sum();
+        let failed = self.failed_total();
         format!("{} calls, {} lost, {failed} failed, {} cold", self.calls, self.lost, self.cold)
     }
 }

@@ -1,55 +1,176 @@
 //! The gate of one function in one data plane: its queue and the slots it holds. The hot path.
+//!
+//! It is called under a short lock by the task of the connection, so that a warm invocation never
+//! hops between tasks: `admit` takes a free slot without searching or allocating, `Finished` gives
+//! it back or binds the next in the queue to it. It decides *which* sandbox serves, which is given
+//! back, and when one has been idle for too long; the control plane decides *how many* there are.
+//!
+//! Decided here:
+//! - Among free slots the most recently used sandbox serves, so that the others age; without a
+//!   limit (`Share::Open`) the least busy one, among equals the most recently used.
+//! - A retry avoids the sandbox that failed it as long as any other is held that could serve it,
+//!   waiting for a slot of that one if need be; those behind it in the queue do not wait for that.
+//! - In a crash loop only those are refused who would wait for a start: while a sandbox that
+//!   serves is held, invocations are bound to it and wait for it.
+//! - What cannot be said is not done: without a control plane nothing is given back; what is due
+//!   goes back at the next attachment. A recall by number ends with its stream.
+//! - Callers read the clock before they take the lock: time never runs backwards inside.
+//!
+//! Refused: deadlines of invocations (their own tasks keep them, and say `Left`), retries' number,
+//! connections.
+//!
+//! Invariant: whoever waits could not be bound to any free slot.
 
 mod event;
+mod held;
+mod queue;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Attempt, Binding, Effect, Event, Finish, Refusal, Verdict};
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    FunctionView, InvocationId, Time,
-    frame::{Demand, Holding, Status},
+    FunctionView, InvocationId, SandboxId, Time,
+    frame::{Demand, FromDataPlane, Grant, Holding, Returned, Share, Status, WhyReturned},
 };
+
+use held::{Holdings, Stage};
+use queue::{Queue, Waiting};
+
+/// While invocations run, the demand is told so often; it is cumulative, so nothing is lost between.
+const DEMAND_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Gate {
     view: Arc<FunctionView>,
+    version: u64,
+    status: Status,
+    deleted: bool,
+    attached: bool,
+    holdings: Holdings,
+    queue: Queue,
+    /// Slots still to be given back as they become free.
+    owed: u32,
+    effects: VecDeque<Effect>,
+    telling: Telling,
+    born: Time,
+    now: Time,
+    /// Of busy nanoseconds, up to `now`. It wraps, so that differences stay exact.
+    busy_integral: u64,
+    arrivals: u64,
+    finished: u64,
+}
+
+/// When the demand is told.
+#[derive(Debug, Default)]
+struct Telling {
+    /// It is to be told; it is made when it is polled, so that it is never stale.
+    due: bool,
+    /// Something changed since it was last told.
+    changed: bool,
+    last: Option<Time>,
 }
 
 impl Gate {
     /// A gate for a function just resolved, with nothing held.
     #[must_use]
     pub fn new(now: Time, version: u64, view: Arc<FunctionView>) -> Self {
-        let _ = (now, version);
-        Self { view }
+        let mut gate = Self {
+            holdings: Holdings::new(&view.targets),
+            view,
+            version,
+            status: Status::Flowing,
+            deleted: false,
+            attached: true,
+            queue: Queue::default(),
+            owed: 0,
+            effects: VecDeque::new(),
+            telling: Telling::default(),
+            born: now,
+            now,
+            busy_integral: 0,
+            arrivals: 0,
+            finished: 0,
+        };
+        gate.applied();
+        gate
     }
 
     /// An invocation asks for a slot.
     pub fn admit(&mut self, now: Time, invocation: InvocationId, attempt: Attempt) -> Verdict {
-        let _ = (now, invocation, attempt);
-        Verdict::Queued
+        self.advance(now);
+        self.telling.changed = true;
+        let avoid = match attempt {
+            Attempt::First => {
+                self.arrivals += 1;
+                None
+            }
+            Attempt::Retry { avoid } => Some(avoid),
+        };
+        let verdict = self.verdict(invocation, avoid);
+        self.tell_demand_if_due();
+        self.check();
+        verdict
     }
 
     /// The world says something.
     pub fn handle(&mut self, now: Time, event: Event) {
-        let _ = (now, event);
+        self.advance(now);
+        match event {
+            Event::Configured { version, view } => self.configured(version, view),
+            Event::Deleted => self.delete(),
+            Event::Granted(grant) => self.granted(&grant),
+            Event::Recalled { n, idle_only } => self.recalled(n, idle_only),
+            Event::SandboxRecalled { sandbox, gone } => {
+                if let Some(at) = self.holdings.find(sandbox) {
+                    let why = if gone { WhyReturned::Unreachable } else { WhyReturned::Drained };
+                    self.leave(at, why);
+                }
+            }
+            Event::StatusChanged(status) => self.status = status,
+            Event::Finished { sandbox, how } => self.finished(sandbox, how),
+            Event::Left { invocation } => self.left(invocation),
+            Event::Attached => self.attach(),
+            Event::Detached => {
+                self.attached = false;
+                self.telling.due = false;
+                self.owed = 0;
+            }
+        }
+        self.settle();
+        self.check();
     }
 
     /// A deadline may have passed.
     pub fn expire(&mut self, now: Time) {
-        let _ = now;
+        self.advance(now);
+        self.expire_idle();
+        self.settle();
+        self.check();
     }
 
-    /// When to call `expire`.
+    /// When to call `expire`. It moves to later times with almost every invocation: a timer that
+    /// still fires at an earlier one does no harm.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        None
+        if !self.attached {
+            return None;
+        }
+        let idle = self.holdings.longest_idle().map(|(_, since)| since + self.keep_alive());
+        let demand = (self.telling.changed || self.holdings.busy() > 0).then(|| self.demand_due());
+        idle.into_iter().chain(demand).min()
     }
 
     /// What to do, in order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        None
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        std::mem::take(&mut self.telling.due)
+            .then(|| Effect::Send(FromDataPlane::Demand(self.demand(self.now))))
     }
 
     /// The function as last configured.
@@ -61,36 +182,392 @@ impl Gate {
     /// Why invocations wait, as last told: decides the code when a queue deadline passes.
     #[must_use]
     pub fn status(&self) -> &Status {
-        const FLOWING: &Status = &Status::Flowing;
-        FLOWING
+        &self.status
     }
 
     /// Whether nothing is held, queued or bound, so that the gate may be dropped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        true
+        self.holdings.is_empty() && self.queue.is_empty()
     }
 
     /// What the data plane's `Hello` says of this function.
     #[must_use]
     pub fn holdings(&self) -> Vec<Holding> {
-        Vec::new()
+        self.holdings
+            .iter()
+            .map(|(_, held)| Holding {
+                sandbox: held.sandbox,
+                revision: held.revision,
+                share: held.share(),
+                busy: held.busy,
+                draining: held.stage != Stage::Serving,
+            })
+            .collect()
     }
 
     /// The demand as of now.
     #[must_use]
     pub fn demand(&self, now: Time) -> Demand {
-        let _ = now;
+        let now = now.max(self.now);
         Demand {
             function: self.view.id,
-            queued: 0,
-            oldest_wait: std::time::Duration::ZERO,
-            held: 0,
-            busy: 0,
-            busy_integral: 0,
-            elapsed: 0,
-            arrivals_total: 0,
-            finished_total: 0,
+            queued: count(self.queue.len()),
+            oldest_wait: self.queue.oldest().map_or(Duration::ZERO, |since| now - since),
+            held: self.holdings.held(),
+            busy: self.holdings.busy(),
+            busy_integral: self.busy_until(now),
+            elapsed: now.0.saturating_sub(self.born.0),
+            arrivals_total: self.arrivals,
+            finished_total: self.finished,
         }
     }
+
+    fn verdict(&mut self, invocation: InvocationId, avoid: Option<SandboxId>) -> Verdict {
+        // Those who wait could not be bound to any free slot, so nobody is overtaken here.
+        if !self.deleted
+            && let Some(at) = self.slot_for(avoid)
+        {
+            return Verdict::Bound(self.bind(at));
+        }
+        if let Some(refusal) = self.refusal() {
+            return Verdict::Refused(refusal);
+        }
+        let max_queue = self.view.settings.max_queue;
+        if avoid.is_none() && count(self.queue.len()) >= max_queue {
+            return Verdict::Refused(Refusal::QueueFull { max_queue });
+        }
+        self.queue.push(Waiting { invocation, avoid, since: self.now });
+        self.tell_demand();
+        Verdict::Queued
+    }
+
+    /// Why nobody may wait now.
+    fn refusal(&self) -> Option<Refusal> {
+        if self.deleted {
+            return Some(Refusal::Deleted);
+        }
+        match &self.status {
+            Status::CrashLoop(failure) if self.holdings.bindable() == 0 => {
+                Some(Refusal::CrashLoop(failure.clone()))
+            }
+            Status::CrashLoop(_)
+            | Status::Flowing
+            | Status::AtMax
+            | Status::NoCapacity
+            | Status::NotReady
+            | Status::StartFailed(_) => None,
+        }
+    }
+
+    /// A free slot for an attempt that avoids a sandbox, or does not.
+    fn slot_for(&mut self, avoid: Option<SandboxId>) -> Option<usize> {
+        let avoid = avoid.and_then(|sandbox| self.holdings.find(sandbox));
+        self.holdings.pick(avoid).or_else(|| {
+            let only = avoid.filter(|&at| self.holdings.is_bindable(at))?;
+            (self.holdings.bindable() == 1).then_some(())?;
+            self.holdings.pick(None).inspect(|&at| debug_assert_eq!(at, only))
+        })
+    }
+
+    fn bind(&mut self, at: usize) -> Binding {
+        self.holdings.bind(at);
+        let start = self.holdings.take_start(at);
+        let held = self.holdings.at(at);
+        Binding {
+            sandbox: held.sandbox,
+            revision: held.revision,
+            address: Arc::clone(&held.address),
+            protocol: held.protocol,
+            start,
+        }
+    }
+
+    /// After any event: binds or refuses those who wait, as far as it goes.
+    fn settle(&mut self) {
+        if !self.queue.is_empty() {
+            self.serve_queue();
+            if let Some(refusal) = self.refusal() {
+                while let Some(Waiting { invocation, .. }) = self.queue.pop() {
+                    self.effects.push_back(Effect::Refuse { invocation, refusal: refusal.clone() });
+                }
+            }
+            if self.queue.is_empty() {
+                self.tell_demand();
+            }
+        }
+        self.tell_demand_if_due();
+    }
+
+    fn serve_queue(&mut self) {
+        while let Some((invocation, at)) = self.next_match() {
+            self.queue.remove(invocation);
+            let binding = self.bind(at);
+            self.effects.push_back(Effect::Bind { invocation, binding });
+        }
+    }
+
+    /// The first who waits and can be bound. Only retries can stand in front without being it, and
+    /// only while the sandbox that they avoid is the only free one.
+    fn next_match(&mut self) -> Option<(InvocationId, usize)> {
+        if self.deleted {
+            return None;
+        }
+        let mut tried = None;
+        for one in self.queue.iter() {
+            if one.avoid.is_some() && one.avoid == tried {
+                continue;
+            }
+            let avoid = one.avoid.and_then(|sandbox| self.holdings.find(sandbox));
+            let others = self.holdings.bindable() > 1;
+            let avoid = avoid.filter(|&at| others && self.holdings.is_bindable(at));
+            if let Some(at) = self.holdings.pick(avoid) {
+                return Some((one.invocation, at));
+            }
+            avoid?;
+            tried = one.avoid;
+        }
+        None
+    }
+
+    fn configured(&mut self, version: u64, view: Arc<FunctionView>) {
+        if self.deleted || version < self.version || view.id != self.view.id {
+            return;
+        }
+        if view.targets != self.view.targets {
+            self.holdings.retarget(&view.targets);
+        }
+        self.view = view;
+        self.version = version;
+        self.telling.changed = true;
+        self.applied();
+    }
+
+    fn applied(&mut self) {
+        let (function, version) = (self.view.id, self.version);
+        self.effects.push_back(Effect::Send(FromDataPlane::Applied { function, version }));
+    }
+
+    fn delete(&mut self) {
+        self.deleted = true;
+        let all: Vec<usize> = self.holdings.iter().map(|(at, _)| at).collect();
+        for at in all {
+            self.leave(at, WhyReturned::Drained);
+        }
+    }
+
+    fn granted(&mut self, grant: &Grant) {
+        if grant.share == Share::Slots(0) {
+            return;
+        }
+        self.telling.changed = true;
+        let known = self.view.targets.iter().find(|target| target.id == grant.revision);
+        // Without knowing better, one slot is taken for all there is: a sandbox recycled for
+        // nothing costs less than an invocation beside an abandoned one.
+        let concurrency = known.map_or_else(
+            || match grant.share {
+                Share::Slots(slots) => slots,
+                Share::Open => 0,
+            },
+            |view| view.concurrency,
+        );
+        let at = self.holdings.grant(self.now, grant, concurrency);
+        self.owed = self.owed.min(self.holdings.busy_serving());
+        match self.holdings.at(at).stage {
+            Stage::Serving if self.deleted => self.leave(at, WhyReturned::Drained),
+            Stage::Leaving(why) => self.leave(at, why),
+            Stage::Serving => {}
+        }
+    }
+
+    /// Slots are wanted back by number: whole idle sandboxes first, so that they can stop.
+    fn recalled(&mut self, n: u32, idle_only: bool) {
+        let mut rest = n;
+        for at in self.holdings.idle_ones() {
+            let weight = self.holdings.at(at).weight();
+            if weight <= rest {
+                rest -= weight;
+                self.give_back(at, WhyReturned::Idle);
+            }
+        }
+        for at in self.holdings.coldest_first() {
+            let held = self.holdings.at(at);
+            let slots = held.idle_slots().min(rest);
+            if slots > 0 && !held.open {
+                rest -= slots;
+                self.give_back_slots(at, slots);
+            }
+        }
+        if !idle_only {
+            rest -= self.owe(rest);
+        }
+        if rest > 0 && self.attached {
+            let function = self.view.id;
+            self.effects.push_back(Effect::Send(FromDataPlane::Kept { function, n: rest }));
+        }
+    }
+
+    /// Marks so many busy slots (or sandboxes without a limit) as to be given back when they are
+    /// free; says how many.
+    fn owe(&mut self, wanted: u32) -> u32 {
+        let slots = wanted.min(self.holdings.busy_serving() - self.owed);
+        self.owed += slots;
+        let mut owed = slots;
+        for at in self.holdings.coldest_first() {
+            if owed < wanted && self.holdings.at(at).open {
+                self.leave(at, WhyReturned::Idle);
+                owed += 1;
+            }
+        }
+        owed
+    }
+
+    fn finished(&mut self, sandbox: SandboxId, how: Finish) {
+        let at = self.holdings.find(sandbox).expect("a sandbox with an invocation in it is held");
+        self.telling.changed = true;
+        self.finished += 1;
+        self.holdings.unbind(self.now, at);
+        let held = self.holdings.at(at);
+        match (how, held.stage) {
+            (Finish::Unreachable, _) => self.leave(at, WhyReturned::Unreachable),
+            (Finish::Abandoned, _) if held.concurrency == 1 => {
+                self.leave(at, WhyReturned::Closing);
+            }
+            (_, Stage::Leaving(why)) => self.leave(at, why),
+            (Finish::Done | Finish::Abandoned, Stage::Serving) if self.owed > 0 && !held.open => {
+                self.owed -= 1;
+                self.give_back_slots(at, 1);
+            }
+            (Finish::Done | Finish::Abandoned, Stage::Serving) => {}
+        }
+    }
+
+    fn left(&mut self, invocation: InvocationId) {
+        if self.queue.remove(invocation) {
+            // At once, so that nothing is started for somebody who left.
+            self.tell_demand();
+        }
+    }
+
+    fn attach(&mut self) {
+        self.attached = true;
+        self.owed = 0;
+        self.holdings.forget_serials();
+        let leaving: Vec<(usize, WhyReturned)> = self
+            .holdings
+            .iter()
+            .filter_map(|(at, held)| match held.stage {
+                Stage::Leaving(why) => Some((at, why)),
+                Stage::Serving => None,
+            })
+            .collect();
+        for (at, why) in leaving {
+            self.leave(at, why);
+        }
+        self.expire_idle();
+        self.tell_demand();
+    }
+
+    fn expire_idle(&mut self) {
+        while self.attached
+            && let Some((at, since)) = self.holdings.longest_idle()
+            && since + self.keep_alive() <= self.now
+        {
+            self.give_back(at, WhyReturned::Idle);
+        }
+    }
+
+    /// Nothing more is bound to it; it goes back now, if nothing is in it.
+    fn leave(&mut self, at: usize, why: WhyReturned) {
+        self.telling.changed = true;
+        self.holdings.leave(at, why);
+        self.owed = self.owed.min(self.holdings.busy_serving());
+        let held = self.holdings.at(at);
+        if let (0, Stage::Leaving(why), true) = (held.busy, held.stage, self.attached) {
+            self.give_back(at, why);
+        }
+    }
+
+    /// Gives back everything held of a sandbox with nothing in it.
+    fn give_back(&mut self, at: usize, why: WhyReturned) {
+        self.telling.changed = true;
+        let held = self.holdings.at(at);
+        let (sandbox, share, serial) = (held.sandbox, held.share(), held.serial);
+        self.holdings.remove(at);
+        self.returned(Returned { sandbox, share, serial, why });
+        self.effects.push_back(Effect::Close { sandbox });
+    }
+
+    fn give_back_slots(&mut self, at: usize, slots: u32) {
+        let held = self.holdings.at(at);
+        if slots == held.slots {
+            return self.give_back(at, WhyReturned::Idle);
+        }
+        self.telling.changed = true;
+        let (sandbox, share, serial) = (held.sandbox, Share::Slots(slots), held.serial);
+        self.holdings.give_up(at, slots);
+        self.returned(Returned { sandbox, share, serial, why: WhyReturned::Idle });
+    }
+
+    fn returned(&mut self, returned: Returned) {
+        self.effects.push_back(Effect::Send(FromDataPlane::Returned(returned)));
+    }
+
+    fn keep_alive(&self) -> Duration {
+        self.view.settings.keep_alive
+    }
+
+    fn demand_due(&self) -> Time {
+        self.telling.last.map_or(self.now, |told| told + DEMAND_EVERY)
+    }
+
+    fn tell_demand_if_due(&mut self) {
+        if (self.telling.changed || self.holdings.busy() > 0) && self.demand_due() <= self.now {
+            self.tell_demand();
+        }
+    }
+
+    fn tell_demand(&mut self) {
+        if self.attached {
+            self.telling = Telling { due: true, changed: false, last: Some(self.now) };
+        }
+    }
+
+    fn advance(&mut self, now: Time) {
+        let now = now.max(self.now);
+        self.busy_integral = self.busy_until(now);
+        self.now = now;
+    }
+
+    fn busy_until(&self, now: Time) -> u64 {
+        let passed = now.0.saturating_sub(self.now.0);
+        let busy = u64::from(self.holdings.busy());
+        self.busy_integral.wrapping_add(busy.wrapping_mul(passed))
+    }
+
+    fn check(&self) {
+        assert!(self.owed <= self.holdings.busy_serving(), "only busy slots are owed");
+        if cfg!(debug_assertions) {
+            self.holdings.check();
+            self.check_queue();
+        }
+    }
+
+    /// Whoever waits could not be bound to any free slot.
+    fn check_queue(&self) {
+        let others = self.holdings.bindable() > 1;
+        for one in self.queue.iter() {
+            let fits = self.holdings.iter().find(|&(at, held)| {
+                self.holdings.is_bindable(at)
+                    && (held.open || held.busy < held.slots)
+                    && (one.avoid != Some(held.sandbox) || !others)
+            });
+            assert!(fits.is_none(), "{} waits although a slot is free", one.invocation);
+        }
+        assert!(self.queue.is_empty() || self.refusal().is_none(), "nobody waits in vain");
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }

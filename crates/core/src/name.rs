@@ -1,5 +1,9 @@
 //! Names of functions: `namespace/name`, both DNS labels.
 
+mod host;
+
+pub use host::{Candidate, HostRules, Route};
+
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -1,14 +1,55 @@
 //! The workers: who is there, what each has room for, and where a sandbox is started.
+//!
+//! The fleet books memory, processors, a place and a start token for each sandbox from its
+//! placement on. It knows nothing of demand, slots or revisions' lives: it is told which sandboxes
+//! are wanted and says which worker got the order. It never gives up a booking by itself: a sandbox
+//! is gone when the control machine says so, also on a worker that is lost.
+//!
+//! The work of one call is bounded: what a freed worker makes possible beyond that is done by
+//! `expire`, for which `deadline` asks at once.
 
-use std::{sync::Arc, time::Duration};
+mod peers;
+mod placing;
+mod pools;
+#[cfg(test)]
+mod props;
+mod storm;
+#[cfg(test)]
+mod tests;
+mod waiting;
+mod worker;
 
-use crate::{
-    FunctionId, FunctionName, Office, Resources, RevisionId, SandboxId, Spec, StreamId, Time,
-    WorkerId, WorkerRecord, Write, WriteToken,
-    control::{Outcome, WorkerSummary},
-    frame::{Load, SandboxReport, ToWorker, WorkerHello},
-    model::Fault,
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
 };
+
+use self::{
+    peers::Connection,
+    pools::Pools,
+    storm::Storm,
+    waiting::Waiting,
+    worker::{Health, Need, Worker},
+};
+use crate::{
+    Bytes, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office, Resources,
+    RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord, Write, WriteToken,
+    control::WorkerSummary,
+    frame::{SandboxReport, ToWorker},
+    policy::placement::{Placement, TwoChoices},
+};
+
+/// Write tokens of the fleet have this bit, so that nobody else's are mistaken for them.
+pub(crate) const TOKEN_BIT: u64 = 1 << 63;
+
+/// Addresses to release that are kept for a worker that is away; beyond that the oldest are left to
+/// the worker's own limit of 15 minutes.
+const RELEASES_KEPT: usize = 10_000;
+
+/// After a refusal the worker's own books differ from these: nothing is sent there for this long.
+/// Ours: a quarter of a beat, short beside a caller's patience.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A sandbox that is wanted and has no worker yet.
 #[derive(Clone, Debug)]
@@ -50,62 +91,289 @@ pub(crate) enum Output {
     Close { stream: StreamId, reason: String },
 }
 
+/// A sandbox in the books.
+#[derive(Debug)]
+struct Booking {
+    worker: WorkerId,
+    function: FunctionId,
+    memory: u64,
+    cpu: u64,
+    /// It has a start token.
+    starting: bool,
+    /// It was told to stop: said again if its worker returns with it.
+    stop: Option<Duration>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     office: Office,
+    /// The time of the last call that told it.
+    now: Time,
+    placement: Box<dyn Placement>,
+    workers: BTreeMap<WorkerId, Worker>,
+    names: BTreeMap<Arc<str>, WorkerId>,
+    connections: BTreeMap<StreamId, Connection>,
+    /// Streams without a `Hello`, oldest first, and until when they may be.
+    greetings: VecDeque<(Time, StreamId)>,
+    sandboxes: BTreeMap<SandboxId, Booking>,
+    /// Sandboxes in the books by function.
+    functions: BTreeMap<FunctionId, u32>,
+    pools: Pools,
+    waiting: Waiting,
+    /// Functions of which `NoRoom` was said last.
+    roomless: BTreeSet<FunctionId>,
+    /// Workers with room set aside for a start that waits.
+    earmarked: BTreeSet<WorkerId>,
+    /// Workers that changed while something waits.
+    changed: BTreeSet<WorkerId>,
+    storm: Storm,
+    /// Workers that are live or suspect.
+    present: usize,
+    /// Recorded workers that have not attached to this leader.
+    awaited: BTreeSet<WorkerId>,
+    timers: BTreeSet<(Time, WorkerId)>,
+    writes: BTreeMap<WriteToken, WorkerId>,
+    tokens: u64,
+    last_worker: u64,
+    outputs: VecDeque<Output>,
 }
 
 impl Fleet {
+    /// A leader's fleet: these workers are expected to attach.
     pub(crate) fn new(now: Time, seed: u64, office: Office, records: Vec<WorkerRecord>) -> Self {
-        drop((now, seed, records));
-        Self { office }
+        let mut fleet = Self {
+            office,
+            now,
+            placement: Box::new(TwoChoices::new(seed)),
+            workers: BTreeMap::new(),
+            names: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            greetings: VecDeque::new(),
+            sandboxes: BTreeMap::new(),
+            functions: BTreeMap::new(),
+            pools: Pools::default(),
+            waiting: Waiting::default(),
+            roomless: BTreeSet::new(),
+            earmarked: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            storm: Storm::default(),
+            present: 0,
+            awaited: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            writes: BTreeMap::new(),
+            tokens: 0,
+            last_worker: 0,
+            outputs: VecDeque::new(),
+        };
+        for record in records {
+            let id = record.id;
+            fleet.last_worker = fleet.last_worker.max(id.0);
+            fleet.names.insert(record.name.clone(), id);
+            fleet.workers.insert(id, Worker::new(now, record));
+            fleet.awaited.insert(id);
+            fleet.rearm(id);
+        }
+        fleet
     }
-    pub(crate) fn attached(&mut self, now: Time, stream: StreamId, name: Arc<str>) {
-        drop((now, stream, name, self.office));
+
+    /// Its sandbox listens: the start token comes free.
+    pub(crate) fn ready(&mut self, now: Time, sandbox: SandboxId) {
+        self.now = now;
+        let Some(booking) = self.sandboxes.get_mut(&sandbox) else { return };
+        let started = std::mem::replace(&mut booking.starting, false);
+        let id = booking.worker;
+        if let Some(worker) = self.workers.get_mut(&id)
+            && started
+        {
+            worker.used.starting = worker.used.starting.saturating_sub(1);
+            worker.failures = 0;
+            worker.backoff = worker::QUARANTINE_FIRST;
+        }
+        self.touched(id);
+        self.pump(now);
     }
-    pub(crate) fn hello(&mut self, now: Time, stream: StreamId, hello: WorkerHello) {
-        drop((now, stream, hello));
+
+    /// A start failed, or (`None`) was refused: token and room come free.
+    pub(crate) fn failed(&mut self, now: Time, sandbox: SandboxId, fault: Option<Fault>) {
+        self.now = now;
+        self.forget_waiting(sandbox);
+        if let Some(id) = self.unbook(sandbox) {
+            if let Some(worker) = self.workers.get_mut(&id) {
+                match fault {
+                    None => worker.refused = Some(now.after(REFUSED_PAUSE)),
+                    Some(Fault::Function) => {}
+                    Some(Fault::Worker) => {
+                        worker.failures = worker.failures.saturating_add(1);
+                        if worker.failures >= worker::QUARANTINE_AFTER
+                            && worker.quarantine.is_none()
+                        {
+                            worker.quarantine = Some(now.after(worker.backoff));
+                            worker.backoff = (worker.backoff * 2).min(worker::QUARANTINE_LONGEST);
+                        }
+                    }
+                }
+            }
+            self.rearm(id);
+            self.touched(id);
+        }
+        self.pump(now);
     }
-    pub(crate) fn detached(&mut self, now: Time, stream: StreamId) -> bool {
-        now.0 == stream.0
+
+    /// A sandbox is gone, or given up: its room comes free.
+    pub(crate) fn gone(&mut self, now: Time, sandbox: SandboxId) {
+        self.now = now;
+        self.forget_waiting(sandbox);
+        if let Some(id) = self.unbook(sandbox) {
+            self.touched(id);
+        }
+        self.pump(now);
     }
-    pub(crate) fn beat(&mut self, _now: Time, _stream: StreamId, _load: Load) {}
-    pub(crate) fn worker_of(&self, _stream: StreamId) -> Option<WorkerId> {
-        None
+
+    /// Tells a sandbox to stop: now, or when its worker returns with it.
+    pub(crate) fn stop(&mut self, sandbox: SandboxId, grace: Duration) {
+        let Some(booking) = self.sandboxes.get_mut(&sandbox) else { return };
+        booking.stop = Some(grace);
+        if let Some(stream) = self.workers.get(&booking.worker).and_then(|worker| worker.stream) {
+            let frame = ToWorker::StopSandbox { sandbox, grace };
+            self.outputs.push_back(Output::Send { stream, frame });
+        }
     }
-    pub(crate) fn artifact(&mut self, _stream: StreamId, _digest: crate::Digest, _held: bool) {}
-    pub(crate) fn persisted(&mut self, _now: Time, token: WriteToken, _outcome: Outcome) -> bool {
-        token.0 >> 63 == 1
+
+    /// Every slot of a sandbox that is gone came back: its address may be used again.
+    pub(crate) fn release_address(&mut self, sandbox: SandboxId, worker: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&worker) else { return };
+        if let Some(stream) = worker.stream {
+            let frame = ToWorker::ReleaseAddress { sandbox };
+            self.outputs.push_back(Output::Send { stream, frame });
+        } else {
+            if worker.releases.len() >= RELEASES_KEPT {
+                worker.releases.pop_front();
+            }
+            worker.releases.push_back(sandbox);
+        }
     }
-    pub(crate) fn want(&mut self, _now: Time, want: Want) {
-        drop(want);
+
+    /// Whether any worker could ever run this. As long as a worker's offer is not known, it could.
+    ///
+    /// # Errors
+    /// What no worker offers, and what to do about it.
+    pub(crate) fn possible(&self, spec: &Spec) -> Result<(), String> {
+        let need = Need::of(spec);
+        let unknown = |worker: &Worker| worker.capacity.is_none() && worker.health != Health::Lost;
+        let mut could = self.workers.values().map(|w| unknown(w) || w.could_run(&need));
+        if self.workers.values().all(|worker| worker.capacity.is_none()) || could.any(|yes| yes) {
+            return Ok(());
+        }
+        Err(self.obstacle(spec, &need))
     }
-    pub(crate) fn withdraw(&mut self, _sandbox: SandboxId) -> bool {
-        false
+
+    /// The first demand that no worker meets.
+    fn obstacle(&self, spec: &Spec, need: &Need) -> String {
+        let runtime = need.runtime;
+        let known = || self.workers.values().filter_map(|worker| worker.capacity.as_ref());
+        let best = self.workers.values().filter_map(|worker| worker.isolation(runtime)).max();
+        let Some(best) = best else {
+            let offered: BTreeSet<String> = known()
+                .flat_map(|capacity| capacity.runtimes.iter().map(|(kind, _)| kind.to_string()))
+                .collect();
+            let offered = offered.into_iter().collect::<Vec<_>>().join(", ");
+            return format!(
+                "no worker offers the runtime `{runtime}` (offered: {offered}); change \
+                 `sandbox.runtime`, or add a worker on which it works (`dirigent doctor` says why \
+                 it does not)"
+            );
+        };
+        if let Some(demanded) = need.isolation.filter(|demanded| *demanded > best) {
+            return format!(
+                "no worker offers isolation `{demanded}` for the runtime `{runtime}`, the best is \
+                 `{best}`; lower or remove `sandbox.isolation`, or add a worker that offers it \
+                 (`dirigent doctor` says what is missing)"
+            );
+        }
+        let memory = known().map(|capacity| capacity.memory).max().unwrap_or_default();
+        if need.memory > memory.0 {
+            return format!(
+                "`resources.memory` is {} and the largest worker has {memory}; ask for less, or \
+                 add a larger worker",
+                Bytes(need.memory)
+            );
+        }
+        let cpu = known().map(|c| c.cpu.0.saturating_mul(c.cpu_overcommit)).max().unwrap_or(0);
+        if need.cpu > u64::from(cpu) {
+            return format!(
+                "`resources.cpu` is {} and the largest worker reserves at most {}, overcommit \
+                 included; ask for less, or add a larger worker",
+                spec.resources.cpu,
+                MilliCpu(cpu)
+            );
+        }
+        let isolation = need
+            .isolation
+            .map_or(String::new(), |level: Isolation| format!(", isolation `{level}`"));
+        format!(
+            "no single worker offers the runtime `{runtime}`{isolation}, {} of memory and {} of \
+             processors together; ask for less, or add a worker",
+            spec.resources.memory, spec.resources.cpu
+        )
     }
-    pub(crate) fn ready(&mut self, _now: Time, _sandbox: SandboxId) {}
-    pub(crate) fn failed(&mut self, _now: Time, _sandbox: SandboxId, _fault: Option<Fault>) {}
-    pub(crate) fn gone(&mut self, _now: Time, _sandbox: SandboxId) {}
-    pub(crate) fn stop(&mut self, _sandbox: SandboxId, _grace: Duration) {}
-    pub(crate) fn release_address(&mut self, _sandbox: SandboxId, _worker: WorkerId) {}
-    pub(crate) fn possible(&self, _spec: &Spec) -> Result<(), String> {
-        Ok(())
+
+    /// A deadline may have passed.
+    pub(crate) fn expire(&mut self, now: Time) {
+        self.now = now;
+        self.expire_greetings(now);
+        self.expire_workers(now);
+        self.weather(now);
+        self.pump(now);
     }
-    pub(crate) fn expire(&mut self, _now: Time) {}
+
+    /// When to call `expire`.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        None
+        let greeting = self.greetings.front().map(|(at, _)| *at);
+        let worker = self.timers.first().map(|(at, _)| *at);
+        let work = (!self.changed.is_empty()).then_some(self.now);
+        [greeting, worker, work, self.storm.deadline()].into_iter().flatten().min()
     }
+
+    /// What to say, in order.
     pub(crate) fn poll(&mut self) -> Option<Output> {
-        None
+        self.outputs.pop_front()
     }
+
+    /// All workers, fit to be shown.
     pub(crate) fn summaries(&self) -> Vec<WorkerSummary> {
-        Vec::new()
+        self.workers.values().map(Worker::summary).collect()
     }
+
+    /// Whether every worker that was recorded when this leader took office has attached.
     pub(crate) fn all_recorded_attached(&self) -> bool {
-        true
+        self.awaited.is_empty()
     }
-    pub(crate) fn is_suspect(&self, _worker: WorkerId) -> bool {
-        false
+
+    /// Whether a worker is not heard: its slots are used last.
+    pub(crate) fn is_suspect(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_none_or(|worker| worker.health != Health::Live)
+    }
+
+    /// An artifact is held, or no longer.
+    pub(crate) fn artifact(&mut self, stream: StreamId, digest: Digest, held: bool) {
+        let Some(id) = self.worker_of(stream) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if held {
+            worker.artifacts.insert(digest);
+        } else {
+            worker.artifacts.remove(&digest);
+        }
+        self.pools.hold(id, digest, held);
+    }
+
+    /// A worker's place in the indexes is brought up to date; what waits may go there.
+    fn touched(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(&id) {
+            self.pools.update(worker);
+            if !self.waiting.is_empty() {
+                self.changed.insert(id);
+            }
+        }
     }
 }

@@ -1,0 +1,174 @@
+//! Indexes over the workers, so that a start is placed without looking at all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use indexmap::IndexSet;
+
+use super::worker::{Need, Worker};
+use crate::{
+    Digest, RuntimeKind, WorkerId,
+    policy::placement::{Candidate, Field},
+};
+
+/// For each runtime, the workers that offer it.
+#[derive(Debug, Default)]
+pub(super) struct Pools {
+    pools: BTreeMap<RuntimeKind, Pool>,
+    entries: BTreeMap<WorkerId, Entry>,
+    holders: BTreeMap<Digest, IndexSet<WorkerId>>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    /// Workers to which a start may be sent now, for drawing by number.
+    open: IndexSet<WorkerId>,
+    /// The same, by free memory.
+    open_by_memory: BTreeSet<(u64, WorkerId)>,
+    /// All that are ready, with or without a start token.
+    ready_by_memory: BTreeSet<(u64, WorkerId)>,
+}
+
+/// Where a worker stands in the indexes; absent if it is not ready.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    kinds: Vec<RuntimeKind>,
+    free: u64,
+    open: bool,
+}
+
+impl Pools {
+    /// Brings a worker's place up to date.
+    pub(super) fn update(&mut self, worker: &Worker) {
+        let id = worker.record.id;
+        let entry = worker.capacity.as_ref().filter(|_| worker.is_ready()).map(|capacity| Entry {
+            kinds: capacity.runtimes.iter().map(|(kind, _)| *kind).collect(),
+            free: worker.memory_free(),
+            open: worker.is_open(),
+        });
+        if self.entries.get(&id) == entry.as_ref() {
+            return;
+        }
+        if let Some(old) = self.entries.remove(&id) {
+            for kind in &old.kinds {
+                if let Some(pool) = self.pools.get_mut(kind) {
+                    pool.ready_by_memory.remove(&(old.free, id));
+                    // One that stays open keeps its number: nothing else moves then.
+                    let stays =
+                        entry.as_ref().is_some_and(|new| new.open && new.kinds.contains(kind));
+                    if old.open && !stays {
+                        pool.open.swap_remove(&id);
+                    }
+                    pool.open_by_memory.remove(&(old.free, id));
+                }
+            }
+        }
+        let Some(entry) = entry else { return };
+        for kind in &entry.kinds {
+            let pool = self.pools.entry(*kind).or_default();
+            pool.ready_by_memory.insert((entry.free, id));
+            if entry.open {
+                pool.open.insert(id);
+                pool.open_by_memory.insert((entry.free, id));
+            }
+        }
+        self.entries.insert(id, entry);
+    }
+
+    /// An artifact is held by a worker, or no longer.
+    pub(super) fn hold(&mut self, worker: WorkerId, digest: Digest, held: bool) {
+        if held {
+            self.holders.entry(digest).or_default().insert(worker);
+        } else if let Some(holders) = self.holders.get_mut(&digest) {
+            holders.swap_remove(&worker);
+            if holders.is_empty() {
+                self.holders.remove(&digest);
+            }
+        }
+    }
+
+    /// A ready worker with room, start tokens aside.
+    pub(super) fn with_room(
+        &self,
+        workers: &BTreeMap<WorkerId, Worker>,
+        need: &Need,
+    ) -> Option<WorkerId> {
+        let pool = self.pools.get(&need.runtime)?;
+        pool.ready_by_memory
+            .range((need.memory, WorkerId(0))..)
+            .map(|(_, id)| *id)
+            .find(|id| workers.get(id).is_some_and(|worker| worker.has_room(need)))
+    }
+
+    /// Ready workers that offer a runtime, most free memory first.
+    pub(super) fn roomiest(&self, runtime: RuntimeKind) -> impl Iterator<Item = WorkerId> {
+        let pool = self.pools.get(&runtime);
+        pool.into_iter().flat_map(|pool| pool.ready_by_memory.iter().rev().map(|(_, id)| *id))
+    }
+
+    /// Every worker to which a start may be sent now.
+    pub(super) fn open(&self) -> impl Iterator<Item = WorkerId> {
+        self.entries.iter().filter(|(_, entry)| entry.open).map(|(id, _)| *id)
+    }
+
+    pub(super) fn view<'a>(
+        &'a self,
+        workers: &'a BTreeMap<WorkerId, Worker>,
+        need: Need,
+        artifact: Option<Digest>,
+        first: bool,
+    ) -> View<'a> {
+        View {
+            workers,
+            pool: self.pools.get(&need.runtime),
+            holders: artifact.as_ref().and_then(|digest| self.holders.get(digest)),
+            need,
+            artifact,
+            first,
+        }
+    }
+}
+
+/// The field as one start sees it.
+pub(super) struct View<'a> {
+    workers: &'a BTreeMap<WorkerId, Worker>,
+    pool: Option<&'a Pool>,
+    holders: Option<&'a IndexSet<WorkerId>>,
+    need: Need,
+    artifact: Option<Digest>,
+    /// It is its function's first sandbox: room that is set aside is open to it.
+    first: bool,
+}
+
+impl View<'_> {
+    fn look(&self, id: WorkerId) -> Option<Candidate> {
+        let worker = self.workers.get(&id)?;
+        let allowed =
+            worker.is_open() && worker.has_room(&self.need) && (self.first || worker.earmarks == 0);
+        allowed.then(|| worker.candidate(self.artifact.as_ref()))
+    }
+}
+
+impl Field for View<'_> {
+    fn len(&self) -> usize {
+        self.pool.map_or(0, |pool| pool.open.len())
+    }
+
+    fn at(&self, index: usize) -> Option<Candidate> {
+        self.look(*self.pool?.open.get_index(index)?)
+    }
+
+    fn holders(&self) -> usize {
+        self.holders.map_or(0, IndexSet::len)
+    }
+
+    fn holder(&self, index: usize) -> Option<Candidate> {
+        self.look(*self.holders?.get_index(index)?)
+    }
+
+    fn tightest(&self) -> Option<Candidate> {
+        self.pool?
+            .open_by_memory
+            .range((self.need.memory, WorkerId(0))..)
+            .find_map(|(_, id)| self.look(*id))
+    }
+}
