@@ -1,7 +1,10 @@
 //! The control plane's decisions: functions, scale, placement, slots, peers. One per cluster.
 
 mod event;
-#[expect(dead_code, reason = "the control machine that owns it is being built")]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the control machine that owns it is being built")
+)]
 mod fleet;
 
 pub use event::{
