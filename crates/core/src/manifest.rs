@@ -158,6 +158,11 @@ impl Manifest {
         artifact: Option<Digest>,
     ) -> Result<(FunctionName, Arc<Spec>, Arc<Settings>), ManifestError> {
         let Self { name, sandbox, resources, scaling, invocation, env } = self;
+        sandbox.check()?;
+        resources.check()?;
+        scaling.check()?;
+        invocation.check()?;
+        check_env(&env)?;
         let spec = Spec {
             sandbox: SandboxSpec {
                 runtime: sandbox.runtime,
@@ -191,6 +196,141 @@ impl Manifest {
     }
 }
 
+/// Bounds that protect the platform from slips of the pen, far above any use.
+const MAX_SANDBOXES: u32 = 100_000;
+const MAX_QUEUE: u32 = 1_000_000;
+const MAX_TIME: Duration = Duration::from_hours(7 * 24);
+const MAX_TEXT: usize = 64 << 10;
+/// Less is not enough for any program to start.
+const MIN_MEMORY: Bytes = Bytes::mib(4);
+
+fn broken<T>(key: &'static str, problem: impl Into<String>) -> Result<T, ManifestError> {
+    Err(ManifestError { key, problem: problem.into() })
+}
+
+impl Sandbox {
+    fn check(&self) -> Result<(), ManifestError> {
+        let runtime = self.runtime;
+        match runtime {
+            RuntimeKind::Process => {
+                if self.command.first().is_none_or(String::is_empty) {
+                    return broken(
+                        "sandbox.command",
+                        "is missing: say what to run, such as [\"python3\", \"app.py\"]",
+                    );
+                }
+            }
+            RuntimeKind::Container if self.image.is_none() => {
+                return broken("sandbox.image", "is missing: a container needs one");
+            }
+            RuntimeKind::Wasm if self.component.is_none() => {
+                return broken("sandbox.component", "is missing: say which file is the component");
+            }
+            RuntimeKind::Container
+            | RuntimeKind::Wasm
+            | RuntimeKind::Microvm
+            | RuntimeKind::Fake => {}
+        }
+        if self.image.is_some() && runtime == RuntimeKind::Process {
+            return broken("sandbox.image", "is for containers: leave it out, or change `runtime`");
+        }
+        if self.component.is_some() && runtime != RuntimeKind::Wasm {
+            return broken("sandbox.component", "is for `runtime = \"wasm\"`: leave it out");
+        }
+        if self.port == Some(0) {
+            return broken("sandbox.port", "must be 1 to 65535, or left out");
+        }
+        if self.listen == Listen::Fd && runtime != RuntimeKind::Process {
+            return broken("sandbox.listen", "can be `fd` for processes only: use `port`");
+        }
+        if self.command.iter().any(|word| word.contains('\0')) {
+            return broken("sandbox.command", "has a zero byte in it");
+        }
+        if self.command.iter().map(String::len).sum::<usize>() > MAX_TEXT {
+            return broken("sandbox.command", "is longer than 64KiB");
+        }
+        Ok(())
+    }
+}
+
+impl ManifestResources {
+    fn check(self) -> Result<(), ManifestError> {
+        if self.cpu == MilliCpu(0) {
+            return broken("resources.cpu", "must be at least 1m");
+        }
+        if self.memory < MIN_MEMORY {
+            return broken("resources.memory", format!("must be at least {MIN_MEMORY}"));
+        }
+        Ok(())
+    }
+}
+
+impl Scaling {
+    fn check(self) -> Result<(), ManifestError> {
+        let Self { min, max, concurrency: _, keep_alive } = self;
+        if !(1..=MAX_SANDBOXES).contains(&max) {
+            return broken("scaling.max", format!("must be 1 to {MAX_SANDBOXES}"));
+        }
+        if min > max {
+            return broken("scaling.min", format!("is {min}, more than `scaling.max`, {max}"));
+        }
+        at_most("scaling.keep_alive", keep_alive)
+    }
+}
+
+impl Invocation {
+    fn check(self) -> Result<(), ManifestError> {
+        for (key, time) in [
+            ("invocation.timeout", self.timeout),
+            ("invocation.queue_timeout", self.queue_timeout),
+            ("invocation.start_timeout", self.start_timeout),
+            ("invocation.idle_timeout", self.idle_timeout),
+        ] {
+            if time.is_zero() {
+                return broken(key, "must be longer than zero");
+            }
+            at_most(key, time)?;
+        }
+        at_most("invocation.drain_timeout", self.drain_timeout)?;
+        at_most("invocation.grace", self.grace)?;
+        if !(1..=MAX_QUEUE).contains(&self.max_queue) {
+            return broken(
+                "invocation.max_queue",
+                format!(
+                    "must be 1 to {MAX_QUEUE}: a call that starts a sandbox waits in the queue"
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn at_most(key: &'static str, time: Duration) -> Result<(), ManifestError> {
+    if time > MAX_TIME { broken(key, "must be at most 7days") } else { Ok(()) }
+}
+
+/// Values are secrets: no message repeats one.
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), ManifestError> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return broken(
+                "env",
+                format!("has a variable named `{name}`, which no process can have"),
+            );
+        }
+        if matches!(name.as_str(), "PORT" | "HOST") || name.starts_with("K_") {
+            return broken("env", format!("sets `{name}`, which the platform sets"));
+        }
+        if value.contains('\0') {
+            return broken("env", format!("has a zero byte in the value of `{name}`"));
+        }
+    }
+    if env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > MAX_TEXT {
+        return broken("env", "is larger than 64KiB in all: read large values from a file");
+    }
+    Ok(())
+}
+
 /// A rule that a manifest breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{key}` {problem}")]
@@ -199,4 +339,63 @@ pub struct ManifestError {
     pub key: &'static str,
     /// What is wrong and what to write instead.
     pub problem: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said about a manifest with this text after its name and command.
+    fn said(rest: &str) -> String {
+        let text = format!("name = \"f\"\nsandbox.command = [\"x\"]\n{rest}");
+        let manifest: Manifest = toml::from_str(&text).unwrap();
+        manifest.validate(None).map_or_else(|error| error.to_string(), |_valid| String::new())
+    }
+
+    #[test]
+    fn the_smallest_manifest_is_valid() {
+        assert_eq!(said(""), "");
+    }
+
+    #[test]
+    fn each_broken_rule_names_its_key() {
+        for (rest, key) in [
+            ("scaling.max = 0", "scaling.max"),
+            ("scaling = { min = 3, max = 2 }", "scaling.min"),
+            ("resources.cpu = \"0\"", "resources.cpu"),
+            ("resources.memory = \"1KiB\"", "resources.memory"),
+            ("invocation.timeout = \"0s\"", "invocation.timeout"),
+            ("invocation.grace = \"1year\"", "invocation.grace"),
+            ("invocation.max_queue = 0", "invocation.max_queue"),
+            ("env.PORT = \"1\"", "env"),
+            ("env.K_SERVICE = \"1\"", "env"),
+            ("env.\"A=B\" = \"1\"", "env"),
+        ] {
+            assert!(said(rest).starts_with(&format!("`{key}` ")), "{rest}: {}", said(rest));
+        }
+    }
+
+    #[test]
+    fn runtimes_need_what_they_run() {
+        let said = |sandbox: &str| {
+            let text = format!("name = \"f\"\n[sandbox]\n{sandbox}");
+            let manifest: Manifest = toml::from_str(&text).unwrap();
+            manifest.validate(None).map_or_else(|error| error.key, |_valid| "")
+        };
+        assert_eq!(said(""), "sandbox.command");
+        assert_eq!(said("command = [\"\"]"), "sandbox.command");
+        assert_eq!(said("runtime = \"container\""), "sandbox.image");
+        assert_eq!(said("runtime = \"wasm\""), "sandbox.component");
+        assert_eq!(said("command = [\"x\"]\nimage = \"y\""), "sandbox.image");
+        assert_eq!(
+            said("runtime = \"container\"\nimage = \"y\"\nlisten = \"fd\""),
+            "sandbox.listen"
+        );
+        assert_eq!(said("runtime = \"container\"\nimage = \"y\""), "");
+    }
+
+    #[test]
+    fn secrets_are_not_repeated() {
+        assert!(!said("env.A = \"hunter2\\u0000\"").contains("hunter2"));
+    }
 }
