@@ -125,6 +125,8 @@ pub(crate) struct Fleet {
     roomless: BTreeSet<FunctionId>,
     /// Workers with room set aside for a start that waits.
     earmarked: BTreeSet<WorkerId>,
+    /// Starts given out to what callers wait for, since the last one for which nobody waits.
+    urgent_in_a_row: u32,
     /// Workers that changed while something waits.
     changed: BTreeSet<WorkerId>,
     storm: Storm,
@@ -156,6 +158,7 @@ impl Fleet {
             waiting: Waiting::default(),
             roomless: BTreeSet::new(),
             earmarked: BTreeSet::new(),
+            urgent_in_a_row: 0,
             changed: BTreeSet::new(),
             storm: Storm::default(),
             present: 0,
