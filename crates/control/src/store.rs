@@ -20,7 +20,7 @@ use std::{
 use dirigent_core::{
     FunctionRecord, Office, Records, Settings, Spec, Write, WriteToken, control::Outcome,
 };
-use dirigent_service::{OnCancel, Tasks};
+use dirigent_service::{OnCancel, OnError, Tasks};
 use tokio::sync::mpsc;
 
 pub use self::{memory::MemoryStore, redb::RedbStore};
@@ -38,6 +38,9 @@ pub trait Store: Send + 'static {
 
     /// Apply writes in order, all of them durably or none.
     fn apply(&mut self, batch: &[Write]) -> Outcome;
+
+    /// How many functions are recorded, since office was taken.
+    fn functions(&self) -> u64;
 }
 
 /// Why a store cannot be used.
@@ -92,25 +95,45 @@ const BATCH: usize = 1024;
 #[derive(Debug)]
 pub struct Writer {
     writes: mpsc::Sender<(WriteToken, Write)>,
-    counted: Arc<AtomicU64>,
+    counts: Counts,
+}
+
+/// What a store at work has done and holds. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Writes applied since the start.
+    pub writes: Arc<AtomicU64>,
+    /// Functions recorded.
+    pub functions: Arc<AtomicU64>,
 }
 
 /// How writes went, in their order.
 pub type Answers = Vec<(WriteToken, Outcome)>;
 
 impl Writer {
-    /// Put `store` to work. It ends, with all writes that wait applied, when the writer is dropped.
+    /// Put `store` to work. It ends, with all writes that wait applied, when the writer is dropped;
+    /// what is `held` (the right to use its directory) is then given up.
     #[must_use]
-    pub fn start(store: Box<dyn Store>, tasks: &Tasks) -> (Self, mpsc::Receiver<Answers>) {
+    pub fn start(
+        store: Box<dyn Store>,
+        held: impl Send + 'static,
+        tasks: &Tasks,
+    ) -> (Self, mpsc::Receiver<Answers>) {
         let (writes, waiting) = mpsc::channel(WAITING);
         // Full: the thread waits for the owner, which always comes back to read it.
         let (answers, answered) = mpsc::channel(16);
-        let counted = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&counted);
-        tasks.spawn("store", dirigent_service::OnError::StopRole, OnCancel::Wait, async move {
-            tokio::task::spawn_blocking(move || work(store, waiting, &answers, &counter)).await
+        let counts = Counts::default();
+        counts.functions.store(store.functions(), Ordering::Relaxed);
+        let counter = counts.clone();
+        tasks.spawn("store", OnError::StopRole, OnCancel::Wait, async move {
+            let worked = tokio::task::spawn_blocking(move || {
+                work(store, waiting, &answers, &counter);
+            })
+            .await;
+            drop(held);
+            worked
         });
-        (Self { writes, counted }, answered)
+        (Self { writes, counts }, answered)
     }
 
     /// Have something written. Never waits.
@@ -121,10 +144,10 @@ impl Writer {
         self.writes.try_send((token, write)).map_err(|_full| Outcome::Refused)
     }
 
-    /// Writes applied since the start.
+    /// What it has done and holds.
     #[must_use]
-    pub fn counter(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.counted)
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
     }
 }
 
@@ -132,7 +155,7 @@ fn work(
     mut store: Box<dyn Store>,
     mut waiting: mpsc::Receiver<(WriteToken, Write)>,
     answers: &mpsc::Sender<Answers>,
-    counted: &AtomicU64,
+    counts: &Counts,
 ) {
     while let Some((token, write)) = waiting.blocking_recv() {
         let mut tokens = vec![token];
@@ -145,8 +168,9 @@ fn work(
         }
         let outcome = store.apply(&batch);
         if matches!(outcome, Outcome::Ok { .. }) {
-            counted.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            counts.writes.fetch_add(batch.len() as u64, Ordering::Relaxed);
         }
+        counts.functions.store(store.functions(), Ordering::Relaxed);
         let result: Answers = tokens.into_iter().map(|token| (token, outcome)).collect();
         if answers.blocking_send(result).is_err() {
             // Nobody decides any more; what was asked for is still written.

@@ -75,4 +75,9 @@ impl Store for MemoryStore {
         state.revision += 1;
         Outcome::Ok { revision: state.revision }
     }
+
+    fn functions(&self) -> u64 {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.functions.len() as u64
+    }
 }

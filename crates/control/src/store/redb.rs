@@ -16,8 +16,8 @@ use dirigent_core::{
     control::Outcome,
 };
 use redb::{
-    Database, DatabaseError, Error, ReadableDatabase as _, ReadableTable as _, StorageError,
-    TableDefinition, WriteTransaction,
+    Database, DatabaseError, Error, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, StorageError, TableDefinition, WriteTransaction,
 };
 
 use super::{SCHEMA, Sharing, Store, StoreError};
@@ -40,6 +40,7 @@ pub struct RedbStore {
     open: Open,
     database: Option<Database>,
     revision: u64,
+    functions: u64,
 }
 
 impl fmt::Debug for RedbStore {
@@ -61,7 +62,13 @@ impl RedbStore {
         path: &Path,
         open: impl Fn() -> Result<Database, DatabaseError> + Send + 'static,
     ) -> Self {
-        Self { path: path.to_owned(), open: Box::new(open), database: None, revision: 0 }
+        Self {
+            path: path.to_owned(),
+            open: Box::new(open),
+            database: None,
+            revision: 0,
+            functions: 0,
+        }
     }
 
     fn io(&self, error: impl Into<Error>) -> StoreError {
@@ -151,7 +158,10 @@ impl RedbStore {
         if self.database.is_none() {
             let revision = read_revision(self.opened()?);
             match revision {
-                Ok(revision) => self.revision = revision,
+                Ok((revision, functions)) => {
+                    self.revision = revision;
+                    self.functions = functions;
+                }
                 Err(error) => {
                     self.database = None;
                     return Err(self.io(error));
@@ -189,6 +199,7 @@ impl Store for RedbStore {
         let (office, revision) = self.office(&database)?;
         let records = self.load(&database)?;
         self.revision = revision;
+        self.functions = records.functions.len() as u64;
         self.database = Some(database);
         Ok((office, records))
     }
@@ -204,8 +215,9 @@ impl Store for RedbStore {
             None => return Outcome::Refused,
         };
         match written {
-            Ok(()) => {
+            Ok(functions) => {
                 self.revision = next;
+                self.functions = functions;
                 Outcome::Ok { revision: next }
             }
             Err(error) => {
@@ -213,6 +225,10 @@ impl Store for RedbStore {
                 self.judge(next)
             }
         }
+    }
+
+    fn functions(&self) -> u64 {
+        self.functions
     }
 }
 
@@ -241,19 +257,23 @@ fn enter(database: &Database, fresh: ClusterId) -> Result<(Office, u64), Error> 
     Ok(office)
 }
 
-fn read_revision(database: &Database) -> Result<u64, Error> {
-    let meta = database.begin_read()?.open_table(META)?;
-    Ok(meta.get("revision")?.map_or(0, |value| value.value()))
+/// The revision that the store is at, and how many functions it has.
+fn read_revision(database: &Database) -> Result<(u64, u64), Error> {
+    let transaction = database.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let functions = transaction.open_table(FUNCTIONS)?.len()?;
+    Ok((meta.get("revision")?.map_or(0, |value| value.value()), functions))
 }
 
-fn commit(database: &Database, batch: &[Write], revision: u64) -> Result<(), Error> {
+/// Apply a batch; how many functions there are then.
+fn commit(database: &Database, batch: &[Write], revision: u64) -> Result<u64, Error> {
     let transaction = database.begin_write()?;
-    put(&transaction, batch, revision)?;
+    let functions = put(&transaction, batch, revision)?;
     transaction.commit()?;
-    Ok(())
+    Ok(functions)
 }
 
-fn put(transaction: &WriteTransaction, batch: &[Write], revision: u64) -> Result<(), Error> {
+fn put(transaction: &WriteTransaction, batch: &[Write], revision: u64) -> Result<u64, Error> {
     transaction.open_table(META)?.insert("revision", revision)?;
     let mut functions = transaction.open_table(FUNCTIONS)?;
     let mut workers = transaction.open_table(WORKERS)?;
@@ -281,7 +301,7 @@ fn put(transaction: &WriteTransaction, batch: &[Write], revision: u64) -> Result
             }
         }
     }
-    Ok(())
+    Ok(functions.len()?)
 }
 
 fn json<T: serde::Serialize>(record: &T) -> Result<Vec<u8>, Error> {

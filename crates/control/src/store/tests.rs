@@ -70,6 +70,7 @@ fn suite(reopen: impl Fn() -> Box<dyn Store>) {
         panic!("{one:?} {two:?}");
     };
     assert!(two > one);
+    assert_eq!(store.functions(), 2);
     drop(store);
 
     let mut store = reopen();
@@ -78,6 +79,7 @@ fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     assert_eq!(records.functions, [Arc::new(function(1)), Arc::new(changed)]);
     assert_eq!(records.workers, [worker]);
     assert_eq!(records.data_planes, [data_plane]);
+    assert_eq!(store.functions(), 2);
     let three = store.apply(&[
         Write::DeleteWorker(WorkerId(1)),
         Write::DeleteDataPlane(DataPlaneId(1)),
@@ -228,7 +230,7 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
 #[tokio::test]
 async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
     let tasks = Tasks::new();
-    let (writer, mut answers) = Writer::start(Box::new(MemoryStore::default()), &tasks);
+    let (writer, mut answers) = Writer::start(Box::new(MemoryStore::default()), (), &tasks);
     for n in 0..3000 {
         writer.write(WriteToken(n), Write::DeleteWorker(WorkerId(n))).unwrap();
     }
@@ -242,7 +244,7 @@ async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
     }
     assert_eq!(tokens, (0..3000).collect::<Vec<_>>());
     assert!(batches < 3000, "{batches}");
-    assert_eq!(writer.counter().load(Ordering::Relaxed), 3000);
+    assert_eq!(writer.counts().writes.load(Ordering::Relaxed), 3000);
     drop(writer);
     assert!(tasks.wait(Duration::from_secs(10)).await);
 }
