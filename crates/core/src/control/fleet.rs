@@ -370,6 +370,21 @@ impl Fleet {
         self.pools.hold(id, digest, held);
     }
 
+    /// No revision needs these artifacts any more: who holds them hears it.
+    pub(crate) fn discard(&mut self, digests: &[Digest]) {
+        if digests.is_empty() {
+            return;
+        }
+        for worker in self.workers.values() {
+            let held = digests.iter().filter(|digest| worker.artifacts.contains(*digest));
+            let digests: Vec<Digest> = held.copied().collect();
+            if let Some(stream) = worker.stream.filter(|_| !digests.is_empty()) {
+                let frame = ToWorker::DiscardArtifacts { digests };
+                self.outputs.push_back(Output::Send { stream, frame });
+            }
+        }
+    }
+
     /// A worker's place in the indexes is brought up to date; what waits may go there.
     fn touched(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get(&id) {
