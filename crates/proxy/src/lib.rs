@@ -1,1 +1,264 @@
-//! See Cargo.toml.
+//! The data plane's shell: HTTP in, sandboxes out.
+//!
+//! A client's connection is served by one task, which does everything for its invocations: it finds
+//! the function, calls its gate under a short lock, and drives the connection to the sandbox. So a
+//! warm invocation changes tasks nowhere and takes no lock but its function's.
+//!
+//! ```text
+//! server  accepts          wire + scan   what of a client's bytes is let through
+//! invoke  an invocation    attempt       on one sandbox    upstream   connections to sandboxes
+//! slot    gate + waiters   lease         a slot in use     catalogue  functions by name
+//! control the stream to the control plane                  timers     when gates want to be called
+//! ```
+//!
+//! It decides nothing: which sandbox serves is the gate's business (`dirigent_core::gate`), how many
+//! there are is the control plane's.
+
+mod attempt;
+mod body;
+mod call;
+mod catalogue;
+mod config;
+mod control;
+mod errors;
+mod headers;
+mod ids;
+mod invoke;
+mod lease;
+mod metrics;
+mod records;
+mod scan;
+mod server;
+mod slot;
+mod source;
+mod timers;
+mod upgrade;
+mod upstream;
+mod wire;
+
+pub use config::{Config, Limits};
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use dirigent_core::{
+    FunctionId, InvocationId, Time,
+    frame::{FromDataPlane, FromDataPlaneBulk, InvocationRecord, ToDataPlane, ToDataPlaneBulk},
+    name::HostRules,
+};
+use dirigent_service::{Clock, Dialer, OnCancel, Outbox, Tasks, listen};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use catalogue::Catalogue;
+use control::Memory;
+use metrics::Metrics;
+use records::Records;
+use source::Budget;
+use timers::Timers;
+
+/// Why a data plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] listen::ListenError),
+    /// The state directory cannot be used.
+    #[error("the data plane's state cannot be used")]
+    State(#[source] io::Error),
+}
+
+/// A data plane that serves. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Where functions are called.
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// Starts a data plane; it accepts connections when this returns.
+///
+/// # Errors
+/// If its port or its state directory cannot be had.
+pub async fn start(
+    config: Config,
+    frames: Dialer<FromDataPlane, ToDataPlane>,
+    bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
+    tasks: &Tasks,
+) -> Result<Running, StartError> {
+    let memory = Memory::open(config.state.as_deref()).map_err(StartError::State)?;
+    let listener = listen::bind(config.listen, config.flag).await?;
+    let address = listener.local_addr().map_err(StartError::State)?;
+    let Config { hosts, clock, limits, .. } = config;
+    let draining = CancellationToken::new();
+    let shared = Arc::new(Shared {
+        clock,
+        limits,
+        hosts,
+        catalogue: Catalogue::new(),
+        timers: Timers::default(),
+        records: Records::new(limits.records, clock),
+        metrics: Metrics::new(),
+        budget: Arc::new(Budget::new(limits.replay_bytes_total)),
+        stream: ArcSwapOption::empty(),
+        attached: AtomicBool::new(false),
+        invocations: AtomicU64::new(0),
+        in_flight: AtomicUsize::new(0),
+        open: AtomicUsize::new(0),
+        closed: Notify::new(),
+        draining: draining.clone(),
+        beside: Stoppable(tasks.clone()),
+        tasks: tasks.clone(),
+    });
+    let stop = tasks.shutdown().clone();
+    tasks.run("data plane: stop", OnCancel::Wait, async move {
+        stop.cancelled().await;
+        draining.cancel();
+    });
+    tasks.run("data plane: timers", OnCancel::Abort, Timers::run(Arc::clone(&shared)));
+    tasks.run("data plane: sweep", OnCancel::Abort, sweep(Arc::clone(&shared)));
+    let stream = control::run(Arc::clone(&shared), frames, memory);
+    tasks.run("data plane: control stream", OnCancel::Abort, stream);
+    let bulk = control::run_bulk(Arc::clone(&shared), bulk);
+    tasks.run("data plane: bulk stream", OnCancel::Abort, bulk);
+    tasks.run("data plane: accept", OnCancel::Wait, server::run(Arc::clone(&shared), listener));
+    Ok(Running { address, shared })
+}
+
+impl Running {
+    /// Whether a control plane is attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.shared.is_attached()
+    }
+
+    /// The page for Prometheus.
+    #[must_use]
+    pub fn metrics_page(&self) -> String {
+        let shared = &self.shared;
+        let now = shared.now();
+        let levels = shared.catalogue.functions().into_iter().map(|slot| {
+            let demand = slot.demand(now);
+            (slot.name.clone(), demand.queued, demand.busy)
+        });
+        shared.metrics.page(levels, shared.in_flight.load(Relaxed))
+    }
+
+    /// What is remembered of the invocation with this request id.
+    #[must_use]
+    pub fn find_invocation(&self, request_id: &str) -> Option<InvocationRecord> {
+        self.shared.records.find(request_id)
+    }
+
+    /// Accepts nothing more, tells clients so, and waits until every invocation is answered, at
+    /// most until `deadline`. Whether all were. What is left ends with the tasks.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        self.shared.draining.cancel();
+        server::wait_until_closed(&self.shared, deadline).await
+    }
+}
+
+/// What the parts of a data plane share.
+#[derive(Debug)]
+struct Shared {
+    clock: Clock,
+    limits: Limits,
+    hosts: HostRules,
+    catalogue: Catalogue,
+    timers: Timers,
+    records: Records,
+    metrics: Metrics,
+    budget: Arc<Budget>,
+    stream: ArcSwapOption<Stream>,
+    attached: AtomicBool,
+    invocations: AtomicU64,
+    in_flight: AtomicUsize,
+    /// Client connections and tunnels.
+    open: AtomicUsize,
+    closed: Notify,
+    draining: CancellationToken,
+    beside: Stoppable,
+    tasks: Tasks,
+}
+
+/// The stream to the control plane.
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    out: Outbox<FunctionId, FromDataPlane>,
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        Time(self.clock.nanos())
+    }
+
+    fn is_attached(&self) -> bool {
+        self.attached.load(Relaxed)
+    }
+
+    fn next_invocation(&self) -> InvocationId {
+        InvocationId(self.invocations.fetch_add(1, Relaxed) + 1)
+    }
+
+    /// Says something on the stream with this number; if that is over, it need not be said.
+    fn say(&self, number: u64, frame: FromDataPlane) {
+        let stream = self.stream.load();
+        let Some(stream) = &*stream else { return };
+        if stream.number != number {
+            return;
+        }
+        let key = match &frame {
+            FromDataPlane::Demand(demand) => Some(demand.function),
+            _ => None,
+        };
+        if let Err(error) = stream.out.push(key, size_of::<FromDataPlane>(), frame) {
+            tracing::debug!(%error, "the stream is over");
+        }
+    }
+
+    /// Says something on the stream that there is.
+    fn say_now(&self, frame: FromDataPlane) {
+        let number = self.stream.load().as_ref().map(|stream| stream.number);
+        if let Some(number) = number {
+            self.say(number, frame);
+        }
+    }
+}
+
+/// Starts tasks that end with the role, each with a token of its own: looking at a shared one takes
+/// a lock that all of them would share.
+#[derive(Clone, Debug)]
+struct Stoppable(Tasks);
+
+impl Stoppable {
+    fn run<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.0.shutdown().child_token();
+        self.0.run(name, OnCancel::Wait, async move {
+            tokio::select! {
+                biased;
+                () = task => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+}
+
+async fn sweep(shared: Arc<Shared>) {
+    let every = (shared.limits.forget_after / 16).max(Duration::from_millis(10));
+    loop {
+        tokio::time::sleep(every).await;
+        shared.catalogue.sweep(&shared);
+    }
+}

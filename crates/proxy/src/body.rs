@@ -1,0 +1,279 @@
+//! The body of a response on its way to the client.
+//!
+//! It pulls: nothing is read from a sandbox that the client does not take. A body that breaks off
+//! ends with an error, which the HTTP server makes visible to the client.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dirigent_core::gate::Finish;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::{
+    call::Call,
+    lease::{Lease, Running},
+    upstream::RecvError,
+    wire::Line,
+};
+
+/// The response was cut: the client must not take it for whole.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the response broke off")]
+pub(crate) struct Cut;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Empty,
+    /// All of it is here.
+    Full(Bytes),
+    /// It comes over HTTP/1.1.
+    Relay(Box<Relay>),
+    /// It comes over HTTP/2.
+    Stream(Box<Stream>),
+}
+
+/// A timer that is moved only when it fires: deadlines that only get later cost nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Alarm {
+    /// Ready once `deadline` has passed.
+    pub(crate) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Silence allowed in a response that has begun.
+#[derive(Debug)]
+struct Patience {
+    alarm: Alarm,
+    allowed: Duration,
+    since: Instant,
+}
+
+impl Patience {
+    fn new(allowed: Duration) -> Self {
+        Self { alarm: Alarm::default(), allowed, since: Instant::now() }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.since + self.allowed;
+        self.alarm.poll_until(cx, deadline)
+    }
+}
+
+/// A response over HTTP/1.1 that has begun.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    first: Option<Frame<Bytes>>,
+    running: Running,
+    patience: Patience,
+    call: Call,
+    /// The client's connection, if nothing but a reset shows it that the response was cut.
+    line: Option<Arc<Line>>,
+    over: bool,
+}
+
+impl Relay {
+    pub(crate) fn new(
+        first: Option<Frame<Bytes>>,
+        running: Running,
+        call: Call,
+        line: Option<Arc<Line>>,
+        idle_timeout: Duration,
+    ) -> Self {
+        let patience = Patience::new(idle_timeout);
+        Self { first, running, patience, call, line, over: false }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        let Some(exchange) = self.running.exchange() else { return Poll::Ready(None) };
+        match exchange.poll_body(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if exchange.is_over() {
+                    // The sandbox is free before the client has taken the last bytes.
+                    self.running.complete();
+                    self.over = true;
+                }
+                self.patience.since = Instant::now();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.running.complete();
+                self.over = true;
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if let RecvError::Closed = error {
+                    self.running.closed();
+                }
+                Poll::Ready(Some(Err(self.cut(&error.to_string()))))
+            }
+            Poll::Pending => {
+                ready!(self.patience.poll_over(cx));
+                Poll::Ready(Some(Err(self.cut("silent for longer than idle_timeout"))))
+            }
+        }
+    }
+
+    fn cut(&mut self, why: &str) -> Cut {
+        tracing::debug!(request_id = ?self.call.request_id, why, "a response was cut");
+        if let Some((exchange, lease)) = self.running.take() {
+            lease.abandon(Some(exchange.into_conn()));
+        }
+        self.call.cut();
+        self.over = true;
+        if let Some(line) = &self.line {
+            line.reset.store(true, Relaxed);
+        }
+        Cut
+    }
+
+    fn rest(&self) -> Option<u64> {
+        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        match self.running.peek() {
+            Some(exchange) => exchange.rest().map(|rest| rest + first),
+            None => Some(first),
+        }
+    }
+}
+
+/// A response over HTTP/2 that has begun.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    patience: Patience,
+    call: Call,
+    line: Option<Arc<Line>>,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        incoming: Incoming,
+        lease: Lease,
+        call: Call,
+        line: Option<Arc<Line>>,
+        idle_timeout: Duration,
+    ) -> Self {
+        Self { incoming, lease: Some(lease), patience: Patience::new(idle_timeout), call, line }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.incoming.is_end_stream() {
+                    self.finish();
+                }
+                self.patience.since = Instant::now();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.finish();
+                Poll::Ready(Some(Err(self.cut(&error.to_string()))))
+            }
+            Poll::Pending => {
+                ready!(self.patience.poll_over(cx));
+                Poll::Ready(Some(Err(self.cut("silent for longer than idle_timeout"))))
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.finish(Finish::Done, None);
+        }
+    }
+
+    fn cut(&mut self, why: &str) -> Cut {
+        tracing::debug!(request_id = ?self.call.request_id, why, "a response was cut");
+        if let Some(lease) = self.lease.take() {
+            lease.abandon(None);
+        }
+        self.call.cut();
+        if let Some(line) = &self.line {
+            line.reset.store(true, Relaxed);
+        }
+        Cut
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.over {
+            self.call.left();
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            self.call.left();
+            lease.abandon(None);
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(data) if data.is_empty() => Poll::Ready(None),
+            Self::Full(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+            Self::Relay(relay) => relay.poll_frame(cx),
+            Self::Stream(stream) => stream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(data) => data.is_empty(),
+            Self::Relay(relay) => relay.over && relay.first.is_none(),
+            Self::Stream(stream) => stream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(data) => SizeHint::with_exact(data.len() as u64),
+            Self::Relay(relay) => relay.rest().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Stream(stream) => stream.incoming.size_hint(),
+        }
+    }
+}

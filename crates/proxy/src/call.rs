@@ -1,0 +1,208 @@
+//! One invocation's account: who asked, how long each phase took, how it ended. Written into the
+//! metrics and the record when it is dropped, so that no end is forgotten.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use dirigent_core::{RevisionId, SandboxId, StartPhases, gate::Binding};
+use http::HeaderValue;
+
+use crate::{Shared, records::Record, slot::FunctionSlot, wire::Line};
+
+/// Nanoseconds of each phase; zero for what did not happen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Phases {
+    /// Waiting for a slot, less what of it was a start.
+    pub(crate) queue: u64,
+    /// The start that it waited for, as far as it waited.
+    pub(crate) start: Option<StartPhases>,
+    pub(crate) connect: u64,
+    pub(crate) first_byte: u64,
+}
+
+/// The status recorded for a client that left before the answer.
+const LEFT: u16 = 499;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Call {
+    shared: Arc<Shared>,
+    line: Arc<Line>,
+    pub(crate) slot: Option<Arc<FunctionSlot>>,
+    pub(crate) request_id: HeaderValue,
+    pub(crate) arrived: u64,
+    pub(crate) phases: Phases,
+    pub(crate) attempts: u32,
+    pub(crate) cold: bool,
+    sandbox: Option<SandboxId>,
+    revision: Option<RevisionId>,
+    status: u16,
+    code: Option<&'static str>,
+}
+
+impl Call {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        line: &Arc<Line>,
+        request_id: HeaderValue,
+        arrived: u64,
+    ) -> Self {
+        shared.in_flight.fetch_add(1, Relaxed);
+        line.active.fetch_add(1, Relaxed);
+        Self {
+            shared: Arc::clone(shared),
+            line: Arc::clone(line),
+            slot: None,
+            request_id,
+            arrived,
+            phases: Phases::default(),
+            attempts: 0,
+            cold: false,
+            sandbox: None,
+            revision: None,
+            status: LEFT,
+            code: None,
+        }
+    }
+
+    /// It got a slot after waiting since `since`.
+    pub(crate) fn bound(&mut self, binding: &Binding, since: u64, now: u64) {
+        self.attempts += 1;
+        self.sandbox = Some(binding.sandbox);
+        self.revision = Some(binding.revision);
+        let mut waited = now.saturating_sub(since);
+        if let Some(start) = binding.start
+            && waited > 0
+        {
+            self.cold = true;
+            let start = seen(start, Duration::from_nanos(waited));
+            waited = waited.saturating_sub(nanos(sum(&start)));
+            self.phases.start = Some(start);
+        }
+        self.phases.queue += waited;
+    }
+
+    pub(crate) fn answered(&mut self, status: u16, code: Option<&'static str>) {
+        self.status = status;
+        self.code = code;
+    }
+
+    /// The response broke off on the sandbox's side.
+    pub(crate) fn cut(&mut self) {
+        self.code = Some("cut");
+    }
+
+    /// The client went away.
+    pub(crate) fn left(&mut self) {
+        self.code = Some("client_left");
+    }
+
+    /// `Server-Timing`: milliseconds. The phases add up to the time until the first byte.
+    pub(crate) fn server_timing(&self) -> HeaderValue {
+        let mut text = String::with_capacity(128);
+        let mut put = |name: &str, nanos: u64| {
+            let separator = if text.is_empty() { "" } else { ", " };
+            let (ms, us) = (nanos / 1_000_000, nanos / 1000 % 1000);
+            write!(text, "{separator}{name};dur={ms}.{us:03}")
+                .expect("writing to a string does not fail");
+        };
+        self.each_phase(&mut put);
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
+            .unwrap_or(HeaderValue::from_static(""))
+    }
+
+    fn each_phase(&self, put: &mut dyn FnMut(&'static str, u64)) {
+        let Phases { queue, start, connect, first_byte } = self.phases;
+        match start {
+            None => put("queue", queue),
+            Some(start) => {
+                put("decide", nanos(start.decide));
+                put("place", nanos(start.place));
+                put("fetch", nanos(start.fetch));
+                put("create", nanos(start.create));
+                put("init", nanos(start.init));
+                // What no process measured: frames on their way.
+                put("wire", queue);
+            }
+        }
+        if connect > 0 {
+            put("connect", connect);
+        }
+        put("ttfb", first_byte);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.shared.in_flight.fetch_sub(1, Relaxed);
+        self.line.active.fetch_sub(1, Relaxed);
+        let Some(slot) = self.slot.take() else { return };
+        let total = self.shared.now().0.saturating_sub(self.arrived);
+        slot.metrics.count(self.status, total, self.cold, self.attempts);
+        if self.cold {
+            let metrics = &self.shared.metrics;
+            self.each_phase(&mut |name, nanos| metrics.phase(name, nanos));
+        }
+        let mut phases = Vec::new();
+        if self.cold {
+            self.each_phase(&mut |name, nanos| phases.push((name, nanos)));
+        }
+        self.shared.records.put(Record {
+            request_id: self.request_id.clone(),
+            slot,
+            sandbox: self.sandbox,
+            revision: self.revision,
+            arrived: self.arrived,
+            total,
+            status: self.status,
+            code: self.code,
+            attempts: self.attempts,
+            cold: self.cold,
+            warm: (self.phases.queue, self.phases.connect, self.phases.first_byte),
+            phases,
+        });
+    }
+}
+
+/// The last `waited` of a start: what came before was not seen by this invocation.
+fn seen(start: StartPhases, waited: Duration) -> StartPhases {
+    let mut unseen = sum(&start).saturating_sub(waited);
+    let mut less = |phase: Duration| {
+        let cut = phase.min(unseen);
+        unseen -= cut;
+        phase - cut
+    };
+    StartPhases {
+        decide: less(start.decide),
+        place: less(start.place),
+        fetch: less(start.fetch),
+        create: less(start.create),
+        init: less(start.init),
+    }
+}
+
+fn sum(start: &StartPhases) -> Duration {
+    start.decide + start.place + start.fetch + start.create + start.init
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_of_a_start_that_was_waited_for_counts() {
+        let ms = Duration::from_millis;
+        let start =
+            StartPhases { decide: ms(1), place: ms(2), fetch: ms(0), create: ms(3), init: ms(4) };
+        let part = seen(start, ms(6));
+        assert_eq!((part.decide, part.place, part.create, part.init), (ms(0), ms(0), ms(2), ms(4)));
+        assert_eq!(seen(start, ms(20)), start);
+    }
+}

@@ -1,0 +1,103 @@
+//! Request ids and trace contexts: unique over processes, sortable by time, cheap.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use http::HeaderValue;
+
+static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// The next of a sequence that another process does not have (splitmix64 over a random seed).
+pub(crate) fn unique() -> u64 {
+    let mut z =
+        SEED.wrapping_add(COUNTER.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// The low `digits` hexadecimal digits of `value`.
+pub(crate) fn put_hex(out: &mut impl Extend<u8>, value: u64, digits: u32) {
+    out.extend((0..digits).rev().map(|digit| {
+        let nibble = usize::try_from((value >> (digit * 4)) & 15).unwrap_or(0);
+        HEX.get(nibble).copied().unwrap_or(b'0')
+    }));
+}
+
+/// A new id of the form of a UUID of version 7: 48 bits of time, then what is unique.
+pub(crate) fn request_id(wall_ms: u64) -> HeaderValue {
+    let (high, low) = (unique(), unique());
+    let mut text = Vec::with_capacity(36);
+    put_hex(&mut text, wall_ms >> 16, 8);
+    text.push(b'-');
+    put_hex(&mut text, wall_ms & 0xffff, 4);
+    text.push(b'-');
+    put_hex(&mut text, 0x7000 | (high & 0xfff), 4);
+    text.push(b'-');
+    put_hex(&mut text, 0x8000 | (low >> 50), 4);
+    text.push(b'-');
+    put_hex(&mut text, low & 0xffff_ffff_ffff, 12);
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
+        .unwrap_or(HeaderValue::from_static("none"))
+}
+
+/// The client's id is kept if it is 1 to 128 visible ASCII characters.
+pub(crate) fn is_request_id(value: &HeaderValue) -> bool {
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`, not all zero.
+pub(crate) fn is_traceparent(value: &HeaderValue) -> bool {
+    let mut parts = value.as_bytes().split(|&byte| byte == b'-');
+    let mut part = |length: usize| {
+        parts.next().is_some_and(|part| {
+            part.len() == length
+                && part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+                && (length == 2 || part.iter().any(|&b| b != b'0'))
+        })
+    };
+    value.len() == 55 && part(2) && part(32) && part(16) && part(2)
+}
+
+/// A new trace context.
+pub(crate) fn put_traceparent(out: &mut impl Extend<u8>) {
+    out.extend(*b"00-");
+    put_hex(out, unique(), 16);
+    put_hex(out, unique() | 1, 16);
+    out.extend(*b"-");
+    put_hex(out, unique() | 1, 16);
+    out.extend(*b"-01");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_look_like_uuids_and_are_unique() {
+        let first = request_id(0x0123_4567_89ab);
+        let text = first.to_str().unwrap();
+        assert!(text.starts_with("01234567-89ab-7"), "{text}");
+        assert!(text.len() == 36 && is_request_id(&first));
+        assert!(matches!(text.as_bytes()[19], b'8'..=b'b'), "{text}");
+        assert_ne!(first, request_id(0x0123_4567_89ab));
+    }
+
+    #[test]
+    fn trace_contexts_made_here_are_valid_and_wrong_ones_are_not() {
+        let mut made = Vec::new();
+        put_traceparent(&mut made);
+        assert!(is_traceparent(&HeaderValue::from_bytes(&made).unwrap()));
+        for bad in ["", "00-0-0-00", &format!("00-{}-{}-01", "0".repeat(32), "1".repeat(16))] {
+            assert!(!is_traceparent(&HeaderValue::from_str(bad).unwrap()), "{bad}");
+        }
+    }
+}

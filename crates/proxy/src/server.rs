@@ -1,0 +1,187 @@
+//! The port: accepts connections, tells HTTP/1 from HTTP/2 by their first bytes, and serves each in
+//! a task of its own, which does everything for its invocations.
+
+use std::{
+    convert::Infallible,
+    io::{self, Write as _},
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use dirigent_service::OnCancel;
+use hyper::{server::conn, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    Shared, errors,
+    invoke::Front,
+    lease::Open,
+    scan::Violation,
+    upstream::Beside,
+    wire::{Line, Wire},
+};
+
+/// What an HTTP/2 client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Between two tries when the process has no descriptor left.
+const BREATH: Duration = Duration::from_millis(20);
+/// Streams that one HTTP/2 client may have open.
+const STREAMS: u32 = 1024;
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// Accepts until the drain begins.
+pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                shared.metrics.accepted.inc();
+                let open = shared.metrics.connections.inc();
+                if usize::try_from(open).unwrap_or(0) >= shared.limits.connections {
+                    shared.metrics.connections.dec();
+                    shared.metrics.shed.inc();
+                    refuse(stream);
+                    continue;
+                }
+                let connection = serve(Arc::clone(&shared), stream, peer, Open::new(&shared));
+                shared.tasks.run("connection", OnCancel::Wait, connection);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// One connection more than there may be: it is told so, as far as one write goes.
+fn refuse(stream: TcpStream) {
+    let reason = "this data plane has as many connections as it may";
+    let answer = errors::bare_answer(Violation { status: 503, reason });
+    let told = stream.into_std().and_then(|mut stream| stream.write(&answer));
+    if let Err(error) = told {
+        tracing::debug!(%error, "a connection too many left");
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, open: Open) {
+    let result = serve_http(&shared, stream, peer).await;
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "a connection ended");
+    }
+    shared.metrics.connections.dec();
+    drop(open);
+}
+
+async fn serve_http(
+    shared: &Arc<Shared>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nodelay(true)?;
+    let limit = shared.limits.head_timeout;
+    // A token of its own: looking at a shared one takes a lock that all connections would share.
+    let draining = shared.draining.child_token();
+    let told = tokio::select! {
+        biased;
+        () = draining.cancelled() => return Ok(()),
+        told = tokio::time::timeout(limit.max(IDLE_FIRST), first_bytes(&mut stream)) => told,
+    };
+    let (http1, prefix) = match told {
+        Ok(told) => told?,
+        Err(_elapsed) => return Ok(()),
+    };
+    if prefix.is_empty() {
+        return Ok(());
+    }
+    let line = Arc::new(Line::default());
+    let wire = Wire::new(stream, prefix, http1, Arc::clone(&line), shared.clock, shared.limits);
+    let front = Arc::new(Front::new(Arc::clone(shared), line, peer));
+    let service = service_fn(move |request| {
+        let front = Arc::clone(&front);
+        async move { Ok::<_, Infallible>(front.serve(request).await) }
+    });
+    let io = TokioIo::new(wire);
+    if http1 {
+        let connection = conn::http1::Builder::new()
+            .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))
+            .serve_connection(io, service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            biased;
+            result = &mut connection => return Ok(result?),
+            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            biased;
+            () = shared.tasks.shutdown().cancelled() => Ok(()),
+            result = connection => Ok(result?),
+        }
+    } else {
+        let connection = conn::http2::Builder::new(Beside(shared.beside.clone()))
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY)
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(u32::try_from(shared.limits.head_bytes).unwrap_or(u32::MAX))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            biased;
+            result = &mut connection => return Ok(result?),
+            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            biased;
+            () = shared.tasks.shutdown().cancelled() => Ok(()),
+            result = connection => Ok(result?),
+        }
+    }
+}
+
+/// Clients that connect ahead of need may take so long until they say something.
+const IDLE_FIRST: Duration = Duration::from_secs(60);
+
+/// Reads as little as tells the protocol. Whether it is HTTP/1, and what was read.
+async fn first_bytes(stream: &mut TcpStream) -> io::Result<(bool, Bytes)> {
+    let mut read = BytesMut::with_capacity(4096);
+    loop {
+        if stream.read_buf(&mut read).await? == 0 {
+            return Ok((true, read.freeze()));
+        }
+        let common = read.len().min(PREFACE.len());
+        if read.get(..common) != PREFACE.get(..common) {
+            return Ok((true, read.freeze()));
+        }
+        if common == PREFACE.len() {
+            return Ok((false, read.freeze()));
+        }
+    }
+}
+
+/// Waits until nothing is open any more, at most until `deadline`; whether that was so.
+pub(crate) async fn wait_until_closed(shared: &Shared, deadline: Duration) -> bool {
+    let closed = async {
+        loop {
+            let changed = shared.closed.notified();
+            if shared.open.load(Relaxed) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    };
+    tokio::time::timeout(deadline, closed).await.is_ok()
+}

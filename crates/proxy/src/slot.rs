@@ -1,0 +1,288 @@
+//! A function in this data plane: its gate, those who wait at it, and the connections kept to its
+//! sandboxes, under one short lock.
+//!
+//! The connection's own task calls the gate here, so that a warm invocation never changes tasks.
+//! What the gate orders is done before the lock is let go, which keeps the order of orders.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
+
+use dirigent_core::{
+    FunctionId, FunctionName, FunctionView, InvocationId, SandboxId, Time,
+    frame::{Demand, Holding},
+    gate::{Attempt, Binding, Effect, Event, Finish, Gate, Refusal, Verdict},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    Shared,
+    errors::Failure,
+    metrics::FunctionMetrics,
+    timers::Alarm,
+    upstream::{Conn, Kept, Multiplexed},
+};
+
+/// A poisoned lock still guards a whole state: nothing panics between two of them.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A slot for an invocation, with a connection if one was kept.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) binding: Binding,
+    pub(crate) kept: Option<Kept>,
+    pub(crate) h2: Option<Multiplexed>,
+}
+
+/// What one who waits is told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Bound(Box<Bound>),
+    Refused(Refusal),
+}
+
+pub(crate) enum Admission {
+    Bound(Bound),
+    Queued(oneshot::Receiver<Answer>),
+    Refused(Refusal),
+}
+
+/// Connections kept to a sandbox: the most recently used last.
+#[derive(Debug, Default)]
+struct Pool {
+    idle: Vec<Kept>,
+    h2: Option<Multiplexed>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    gate: Gate,
+    waiters: HashMap<InvocationId, oneshot::Sender<Answer>>,
+    pools: HashMap<SandboxId, Pool>,
+    /// What the timers know of.
+    armed: Option<Alarm>,
+    /// The stream whose `Hello` named what this gate holds; what it says is for that one.
+    stream: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct FunctionSlot {
+    pub(crate) id: FunctionId,
+    pub(crate) name: FunctionName,
+    inner: Mutex<Inner>,
+    /// When an invocation last came: nanoseconds of the clock.
+    pub(crate) used_at: AtomicU64,
+    /// The name leads elsewhere now.
+    pub(crate) retired: AtomicBool,
+    pub(crate) metrics: FunctionMetrics,
+}
+
+impl FunctionSlot {
+    pub(crate) fn new(
+        shared: &Shared,
+        now: Time,
+        version: u64,
+        view: Arc<FunctionView>,
+        stream: u64,
+    ) -> Arc<Self> {
+        let metrics = shared.metrics.function(&view.name, shared.limits.series);
+        let slot = Arc::new(Self {
+            id: view.id,
+            name: view.name.clone(),
+            inner: Mutex::new(Inner {
+                gate: Gate::new(now, version, view),
+                waiters: HashMap::new(),
+                pools: HashMap::new(),
+                armed: None,
+                stream,
+            }),
+            used_at: AtomicU64::new(now.0),
+            retired: AtomicBool::new(false),
+            metrics,
+        });
+        slot.settle(&mut lock(&slot.inner), shared, now);
+        slot
+    }
+
+    pub(crate) fn view(&self) -> Arc<FunctionView> {
+        Arc::clone(lock(&self.inner).gate.view())
+    }
+
+    /// An invocation asks for a slot.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        shared: &Shared,
+        now: Time,
+        invocation: InvocationId,
+        attempt: Attempt,
+    ) -> (Arc<FunctionView>, Admission) {
+        let mut inner = lock(&self.inner);
+        let view = Arc::clone(inner.gate.view());
+        let admission = match inner.gate.admit(now, invocation, attempt) {
+            Verdict::Bound(binding) => Admission::Bound(inner.bind(shared, now, binding)),
+            Verdict::Queued => {
+                let (tx, rx) = oneshot::channel();
+                inner.waiters.insert(invocation, tx);
+                Admission::Queued(rx)
+            }
+            Verdict::Refused(refusal) => Admission::Refused(refusal),
+        };
+        self.settle(&mut inner, shared, now);
+        (view, admission)
+    }
+
+    /// The world says something.
+    pub(crate) fn handle(self: &Arc<Self>, shared: &Shared, now: Time, event: Event) {
+        let mut inner = lock(&self.inner);
+        inner.gate.handle(now, event);
+        self.settle(&mut inner, shared, now);
+    }
+
+    /// A slot is no longer used; the connection, if it may be used again.
+    pub(crate) fn finish(
+        self: &Arc<Self>,
+        shared: &Shared,
+        sandbox: SandboxId,
+        how: Finish,
+        conn: Option<Conn>,
+    ) {
+        let now = shared.now();
+        let mut inner = lock(&self.inner);
+        match how {
+            Finish::Done => {
+                if let Some(conn) = conn {
+                    let kept = Kept { conn, since: now.0 };
+                    inner.pools.entry(sandbox).or_default().idle.push(kept);
+                }
+            }
+            // What else is kept leads to the same place.
+            Finish::Unreachable => drop(inner.pools.remove(&sandbox)),
+            Finish::Abandoned => {}
+        }
+        inner.gate.handle(now, Event::Finished { sandbox, how });
+        self.settle(&mut inner, shared, now);
+    }
+
+    /// One who waits goes away. What it was told meanwhile, if it was.
+    pub(crate) fn leave(
+        self: &Arc<Self>,
+        shared: &Shared,
+        invocation: InvocationId,
+        answer: &mut oneshot::Receiver<Answer>,
+    ) -> Option<Answer> {
+        let now = shared.now();
+        let mut inner = lock(&self.inner);
+        if inner.waiters.remove(&invocation).is_none() {
+            return answer.try_recv().ok();
+        }
+        inner.gate.handle(now, Event::Left { invocation });
+        self.settle(&mut inner, shared, now);
+        None
+    }
+
+    /// Why nobody was let in for so long.
+    pub(crate) fn why_waited(&self, shared: &Shared, waited: std::time::Duration) -> Failure {
+        let inner = lock(&self.inner);
+        let holds = inner.gate.demand(shared.now()).held > 0;
+        Failure::waited(&inner.gate, holds, shared.is_attached(), waited)
+    }
+
+    /// How many invocations a revision's sandboxes take at once. A revision that is no target any
+    /// more is on its way out: the careful answer is one.
+    pub(crate) fn concurrency(&self, revision: dirigent_core::RevisionId) -> u32 {
+        let inner = lock(&self.inner);
+        let view = inner.gate.view();
+        view.targets.iter().find(|target| target.id == revision).map_or(1, |r| r.concurrency)
+    }
+
+    /// A connection that many invocations may share.
+    pub(crate) fn share(&self, sandbox: SandboxId, connection: &Multiplexed) {
+        lock(&self.inner).pools.entry(sandbox).or_default().h2 = Some(connection.clone());
+    }
+
+    /// A deadline may have passed.
+    pub(crate) fn expire(self: &Arc<Self>, shared: &Shared, alarm: Alarm) {
+        let now = shared.now();
+        let mut inner = lock(&self.inner);
+        if inner.armed == Some(alarm) {
+            inner.armed = None;
+        }
+        inner.gate.expire(now);
+        self.settle(&mut inner, shared, now);
+    }
+
+    /// What a `Hello` says of this function; from now on what the gate says is for `stream`.
+    pub(crate) fn introduce(&self, stream: u64, now: Time) -> (Vec<Holding>, Demand) {
+        let mut inner = lock(&self.inner);
+        inner.stream = stream;
+        (inner.gate.holdings(), inner.gate.demand(now))
+    }
+
+    pub(crate) fn demand(&self, now: Time) -> Demand {
+        lock(&self.inner).gate.demand(now)
+    }
+
+    /// Whether it may be forgotten.
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.gate.is_empty() && inner.waiters.is_empty()
+    }
+
+    /// Do what the gate orders, and tell the timers.
+    fn settle(self: &Arc<Self>, inner: &mut Inner, shared: &Shared, now: Time) {
+        while let Some(effect) = inner.gate.poll_effect() {
+            match effect {
+                Effect::Bind { invocation, binding } => {
+                    let sandbox = binding.sandbox;
+                    let bound = inner.bind(shared, now, binding);
+                    let waiter = inner.waiters.remove(&invocation);
+                    let told = waiter.map(|tx| tx.send(Answer::Bound(Box::new(bound))));
+                    if !matches!(told, Some(Ok(()))) {
+                        // It left without saying so; its slot must not.
+                        inner.gate.handle(now, Event::Finished { sandbox, how: Finish::Done });
+                    }
+                }
+                Effect::Refuse { invocation, refusal } => {
+                    let waiter = inner.waiters.remove(&invocation);
+                    if waiter.is_none_or(|tx| tx.send(Answer::Refused(refusal)).is_err()) {
+                        tracing::debug!(%invocation, "refused one who has left");
+                    }
+                }
+                Effect::Send(frame) => shared.say(inner.stream, frame),
+                Effect::Close { sandbox } => {
+                    inner.pools.remove(&sandbox);
+                    shared.catalogue.forget_sandbox(sandbox);
+                }
+            }
+        }
+        if let Some(deadline) = inner.gate.deadline()
+            && inner.armed.is_none_or(|alarm| deadline.0 < alarm.at)
+        {
+            inner.armed = Some(shared.timers.arm(inner.armed, deadline.0, self));
+        }
+    }
+}
+
+impl Inner {
+    fn bind(&mut self, shared: &Shared, now: Time, binding: Binding) -> Bound {
+        let (mut kept, mut h2) = (None, None);
+        if let Some(pool) = self.pools.get_mut(&binding.sandbox) {
+            kept = pool.idle.pop();
+            let limit = u64::try_from(shared.limits.kept_idle.as_nanos()).unwrap_or(u64::MAX);
+            if kept.as_ref().is_some_and(|kept| now.0.saturating_sub(kept.since) > limit) {
+                // The others were idle for longer still.
+                pool.idle.clear();
+                kept = None;
+            }
+            h2 = pool.h2.clone();
+        }
+        Bound { binding, kept, h2 }
+    }
+}

@@ -1,0 +1,137 @@
+//! A connection after `101 Switching Protocols`: bytes both ways until either side ends it or both
+//! are silent for `idle_timeout`. The slot stays taken meanwhile.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf as _, BytesMut};
+use dirigent_core::gate::Finish;
+use dirigent_service::Clock;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    invoke::Invocation,
+    lease::{Open, Running},
+    upstream::{Conn, Stream},
+};
+
+/// Starts the task that carries the bytes once the client's side has switched as well.
+pub(crate) fn tunnel(mut invocation: Invocation, mut running: Running) {
+    let (Some(on_upgrade), Some((exchange, lease))) =
+        (invocation.on_upgrade.take(), running.take())
+    else {
+        return;
+    };
+    let Conn { stream, input, .. } = exchange.into_conn();
+    let shared = Arc::clone(&invocation.shared);
+    let open = Open::new(&shared);
+    let clock = shared.clock;
+    shared.beside.run("upgraded connection", async move {
+        let mut call = invocation.call;
+        match on_upgrade.await {
+            Ok(client) => {
+                let seen = Arc::new(AtomicU64::new(clock.nanos()));
+                let mut sandbox = Watched { stream, input, seen: Arc::clone(&seen), clock };
+                let mut client = TokioIo::new(client);
+                let idle = invocation.view.settings.idle_timeout;
+                tokio::select! {
+                    result = tokio::io::copy_bidirectional(&mut client, &mut sandbox) => {
+                        if let Err(error) = result {
+                            tracing::debug!(%error, "an upgraded connection broke");
+                        }
+                        lease.finish(Finish::Done, None);
+                    }
+                    () = silence(&seen, clock, idle) => {
+                        call.cut();
+                        lease.abandon(Some(Conn::new(sandbox.stream)));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the client left instead of switching");
+                call.left();
+                lease.abandon(Some(Conn::new(stream)));
+            }
+        }
+        drop(call);
+        drop(open);
+    });
+}
+
+/// Returns when nothing was seen for `allowed`.
+async fn silence(seen: &AtomicU64, clock: Clock, allowed: Duration) {
+    loop {
+        let due = clock.instant(seen.load(Relaxed)) + allowed;
+        if due <= clock.instant(clock.nanos()) {
+            return;
+        }
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+/// The sandbox's side, with what was read behind its head, and when bytes last passed.
+struct Watched {
+    stream: Stream,
+    input: BytesMut,
+    seen: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl Watched {
+    fn note(&self) {
+        self.seen.store(self.clock.nanos(), Relaxed);
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.input.is_empty() {
+            let part = this.input.len().min(buffer.remaining());
+            buffer.put_slice(this.input.get(..part).unwrap_or_default());
+            this.input.advance(part);
+            return Poll::Ready(Ok(()));
+        }
+        let result = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if result.is_ready() {
+            this.note();
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write(cx, data);
+        if result.is_ready() {
+            this.note();
+        }
+        result
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,18 @@
+//! Connections to sandboxes: made, kept, and used for one invocation at a time (HTTP/1.1) or for
+//! many (HTTP/2).
+
+mod http1;
+mod http2;
+mod stream;
+
+pub(crate) use http1::{Conn, Exchange, Head, RecvError};
+pub(crate) use http2::{Beside, Multiplexed, connect as connect_http2};
+pub(crate) use stream::{Stream, connect};
+
+/// A connection that waits for its next invocation.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) conn: Conn,
+    /// When its last one ended: nanoseconds of the clock.
+    pub(crate) since: u64,
+}

@@ -1,0 +1,339 @@
+//! A client's connection as the HTTP server reads and writes it.
+//!
+//! Between the socket and the server's parser it follows the framing ([`Scanner`]) and watches the
+//! clock. A request that is refused is made unreadable for the parser, so that the server answers in
+//! its turn; that bare answer is replaced by ours, and what the client still sends is read away, for
+//! else the kernel would reset the connection before the answer is read.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use dirigent_service::Clock;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Sleep,
+};
+
+use crate::{
+    config::Limits,
+    errors,
+    scan::{Scanner, Violation},
+};
+
+/// What a connection's wire and its invocations tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// When bytes last came: nanoseconds of the clock.
+    pub(crate) read_at: AtomicU64,
+    /// Invocations being answered.
+    pub(crate) active: AtomicU32,
+    /// The response under way cannot be cut visibly by its framing: reset the connection instead.
+    pub(crate) reset: AtomicBool,
+}
+
+/// How long and how much is read away after a refusal.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 256 << 20;
+
+#[derive(Debug)]
+enum Refusal {
+    /// Not yet refused.
+    None,
+    /// The parser is being led to its refusal.
+    Told(Violation),
+    /// Our answer is being written.
+    Writing(Bytes),
+    /// It is written; what still comes is read away.
+    Lingering(usize),
+    Over,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    io: TcpStream,
+    /// What was read to tell HTTP/1 from HTTP/2.
+    prefix: Bytes,
+    /// Only for HTTP/1.
+    scanner: Option<Scanner>,
+    refusal: Refusal,
+    timer: Pin<Box<Sleep>>,
+    /// When a write began to wait for the client.
+    stalled_at: Option<u64>,
+    line: Arc<Line>,
+    clock: Clock,
+    limits: Limits,
+    head_at: u64,
+}
+
+impl Wire {
+    pub(crate) fn new(
+        io: TcpStream,
+        prefix: Bytes,
+        http1: bool,
+        line: Arc<Line>,
+        clock: Clock,
+        limits: Limits,
+    ) -> Self {
+        let now = clock.nanos();
+        line.read_at.store(now, Relaxed);
+        let timer = Box::pin(tokio::time::sleep_until(clock.instant(now) + limits.idle_connection));
+        Self {
+            io,
+            prefix,
+            scanner: http1.then(|| Scanner::new(limits.head_bytes)),
+            refusal: Refusal::None,
+            timer,
+            stalled_at: None,
+            line,
+            clock,
+            limits,
+            head_at: now,
+        }
+    }
+
+    /// Bytes came: follow them, and make them unreadable if they are refused.
+    fn heard(&mut self, bytes: &mut [u8]) {
+        let now = self.clock.nanos();
+        self.line.read_at.store(now, Relaxed);
+        let Some(scanner) = &mut self.scanner else { return };
+        let in_head = scanner.in_head();
+        if let Err((violation, at)) = scanner.scan(bytes) {
+            bytes.get_mut(at..).unwrap_or_default().fill(0);
+            self.refusal = Refusal::Told(violation);
+        } else if scanner.in_head() && !in_head {
+            self.head_at = now;
+            let due = self.clock.instant(now) + self.limits.head_timeout;
+            if due < self.timer.deadline() {
+                self.timer.as_mut().reset(due);
+            }
+        }
+    }
+
+    /// Nothing can be read now: is it time to give up? The timer is set to a moment that was right
+    /// once and moved only when it fires, so that requests do not touch it.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let now = self.clock.nanos();
+            let in_head = self.scanner.as_ref().is_some_and(Scanner::in_head);
+            let (since, allowed) = if in_head {
+                (self.head_at, self.limits.head_timeout)
+            } else if let Some(stalled) = self.stalled_at {
+                (stalled, self.limits.client_stall)
+            } else if self.line.active.load(Relaxed) > 0 || self.scanner.is_none() {
+                // The invocation has deadlines of its own; HTTP/2 has its pings.
+                (now, self.limits.idle_connection)
+            } else {
+                (self.line.read_at.load(Relaxed), self.limits.idle_connection)
+            };
+            let due = self.clock.instant(since) + allowed;
+            if due <= self.clock.instant(now) {
+                if in_head {
+                    let reason = "the head did not come in time";
+                    self.refusal = Refusal::Told(Violation { status: 408, reason });
+                    return Poll::Ready(Ok(()));
+                }
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    /// Our answer in place of the server's bare one. Ready when it is delivered.
+    fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.refusal {
+                Refusal::Writing(answer) => {
+                    if answer.is_empty() {
+                        ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+                        self.refusal = Refusal::Lingering(LINGER_BYTES);
+                        self.timer.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                        continue;
+                    }
+                    let wrote = ready!(Pin::new(&mut self.io).poll_write(cx, answer))?;
+                    answer.advance(wrote);
+                }
+                Refusal::Lingering(left) => {
+                    let mut room = [0; 16 << 10];
+                    let mut buffer = ReadBuf::new(&mut room);
+                    match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                        Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                            *left = left.saturating_sub(buffer.filled().len());
+                            if *left == 0 {
+                                self.refusal = Refusal::Over;
+                            }
+                        }
+                        Poll::Ready(_) => self.refusal = Refusal::Over,
+                        Poll::Pending => {
+                            ready!(self.timer.as_mut().poll(cx));
+                            self.refusal = Refusal::Over;
+                        }
+                    }
+                }
+                Refusal::None | Refusal::Told(_) | Refusal::Over => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Whether `data` is the server's own refusal of what we made unreadable.
+    fn is_bare_refusal(&self, data: &[u8]) -> bool {
+        matches!(self.refusal, Refusal::Told(_))
+            && data.starts_with(b"HTTP/1.1 4")
+            && !data
+                .windows(errors::REQUEST_ID.len())
+                .any(|part| part.eq_ignore_ascii_case(errors::REQUEST_ID.as_bytes()))
+    }
+
+    /// `None`: write it. Else: it was replaced, or is about to be.
+    fn poll_replace(&mut self, cx: &mut Context<'_>, first: &[u8]) -> Option<Poll<io::Result<()>>> {
+        if matches!(self.refusal, Refusal::None) {
+            return None;
+        }
+        if let Refusal::Told(violation) = self.refusal
+            && self.is_bare_refusal(first)
+        {
+            self.refusal = Refusal::Writing(errors::bare_answer(violation));
+        }
+        match self.refusal {
+            Refusal::None | Refusal::Told(_) => None,
+            _ => Some(self.poll_refuse(cx)),
+        }
+    }
+
+    /// A write has to wait: not forever.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.stalled_at.is_none() {
+            self.stalled_at = Some(self.clock.nanos());
+        }
+        match self.poll_silence(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.line.reset.load(Relaxed)
+            && let Err(error) = self.io.set_zero_linger()
+        {
+            tracing::debug!(%error, "the connection could not be reset");
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Refusal::None = this.refusal {
+            let before = buffer.filled().len();
+            if this.prefix.is_empty() {
+                match Pin::new(&mut this.io).poll_read(cx, buffer) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        ready!(this.poll_silence(cx))?;
+                        // Refused for taking too long.
+                        buffer.put_slice(b"\0\r\n\r\n");
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            } else {
+                let part = this.prefix.split_to(this.prefix.len().min(buffer.remaining()));
+                buffer.put_slice(&part);
+            }
+            if let Some(new) = buffer.filled_mut().get_mut(before..)
+                && !new.is_empty()
+            {
+                this.heard(new);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match this.refusal {
+            // The parser looks at a head only when it seems complete.
+            Refusal::Told(_) => {
+                buffer.put_slice(b"\0\r\n\r\n");
+                Poll::Ready(Ok(()))
+            }
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(replaced) = this.poll_replace(cx, data) {
+            return replaced.map_ok(|()| data.len());
+        }
+        match Pin::new(&mut this.io).poll_write(cx, data) {
+            Poll::Pending => this.poll_stall(cx),
+            ready => {
+                this.stalled_at = None;
+                ready
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| part);
+        if let Some(replaced) = this.poll_replace(cx, first) {
+            return replaced.map_ok(|()| parts.iter().map(|part| part.len()).sum());
+        }
+        match Pin::new(&mut this.io).poll_write_vectored(cx, parts) {
+            Poll::Pending => this.poll_stall(cx),
+            ready => {
+                this.stalled_at = None;
+                ready
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.line.reset.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let unread = this.scanner.as_ref().is_some_and(Scanner::in_message);
+        if matches!(this.refusal, Refusal::None) && unread {
+            // An answer was given before the request was read to its end.
+            this.refusal = Refusal::Writing(Bytes::new());
+        }
+        if matches!(this.refusal, Refusal::Writing(_) | Refusal::Lingering(_)) {
+            return this.poll_refuse(cx);
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
