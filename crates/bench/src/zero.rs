@@ -95,7 +95,7 @@ struct Switch {
 /// # Errors
 /// If the function cannot be deployed at all, or a redeploy does not do as it should.
 pub async fn run(cluster: &dyn Cluster, options: Options, progress: Arc<Progress>) -> Result<Zero> {
-    let first = cluster.deploy_checked(manifest(NAME, "spin", 0)?).await?;
+    let first = cluster.deploy_checked(manifest(NAME, "hello", 0)?).await?;
     cluster.deploy_checked(manifest(SOCKETS, "ws", 0)?).await?;
     let calls = plan(options);
     let lasts = calls.last().map(|call| call.at).unwrap_or_default();
@@ -161,7 +161,7 @@ async fn redeploy(
     for number in 1..=options.redeploys {
         let due = gap * u32::try_from(number)?;
         tokio::time::sleep(due.saturating_sub(begun.elapsed())).await;
-        let mut manifest = manifest(NAME, "spin", number)?;
+        let mut manifest = manifest(NAME, "hello", number)?;
         if number == options.redeploys.div_ceil(2) {
             manifest.sandbox.command = ["sleep", "600"].map(str::to_owned).to_vec();
             manifest.invocation.start_timeout = Duration::from_secs(2);

@@ -7,6 +7,7 @@ use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol};
 
 use crate::{
     client::{Client, default_state, read_state},
+    commands::{BenchArgs, DemoArgs},
     fail::{EXIT_CODES, Result},
 };
 
@@ -28,6 +29,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show what Dirigent does, in 90 seconds and a temporary directory
+    Demo(DemoArgs),
+    /// Measure Dirigent beside its floor or a rival
+    Bench(BenchArgs),
     /// Deploy a function from a folder, a file or flags
     Deploy(Box<DeployArgs>),
     /// Make an earlier revision live again

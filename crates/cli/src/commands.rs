@@ -1,5 +1,7 @@
 //! The user's verbs, a file each. They talk to the HTTP API and to nothing else.
 
+mod bench;
+mod demo;
 mod deploy;
 mod describe;
 mod doctor;
@@ -7,6 +9,8 @@ mod functions;
 mod invoke;
 mod logs;
 mod top;
+
+pub(crate) use self::{bench::BenchArgs, demo::DemoArgs};
 
 use std::future::Future;
 
@@ -26,6 +30,8 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::Config(ConfigCommand::Show { origin, up }) => {
             up::config::show(&up, origin, printer)
         }
+        Command::Bench(args) => busy(bench::bench(args, printer)),
+        Command::Demo(args) => busy(demo::demo(args, printer)),
         Command::Deploy(args) => wait(deploy::deploy(&args, printer)),
         Command::Rollback(args) => wait(deploy::rollback(&args, printer)),
         Command::Revisions(args) => wait(describe::revisions(&args, printer)),
@@ -56,6 +62,11 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
 /// A verb needs one thread: it waits for one answer.
 fn wait(verb: impl Future<Output = Result>) -> Result {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(verb)
+}
+
+/// A load needs every thread that there is.
+fn busy(verb: impl Future<Output = Result>) -> Result {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(verb)
 }
 
 /// A function's place in the API.

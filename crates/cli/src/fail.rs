@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Unavailable,
     /// A bug, or a machine that does not do what it must.
     Internal,
+    /// The user pressed Ctrl-C; what was begun has been cleaned up.
+    Interrupted,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
             Self::Config => 2,
             Self::Unavailable => 3,
             Self::Internal => 70,
+            Self::Interrupted => 130,
         }
     }
 
@@ -35,6 +38,7 @@ impl Kind {
             Self::Config => "config",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -81,6 +85,16 @@ impl Fail {
 
     pub(crate) fn internal(message: impl fmt::Display) -> Self {
         Self::new(Kind::Internal, anyhow::anyhow!("{message}"))
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, anyhow::anyhow!("interrupted"))
+    }
+
+    /// For those who have no kinds: message, causes, details and hints become the text.
+    pub(crate) fn into_error(self) -> anyhow::Error {
+        let text: Vec<String> = self.details.iter().chain(&self.hints).cloned().collect();
+        if text.is_empty() { self.error } else { self.error.context(text.join("; ")) }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -1,11 +1,32 @@
 //! The control plane's decisions: functions, scale, placement, slots, peers. One per cluster.
+//!
+//! [`Control`] leads events to the [`Function`] that they concern; all that functions share is in
+//! the [`Cluster`], of which the fleet (workers and placement) is a part. After each event the
+//! function it touched is settled: decisions are made from levels, so that deciding again changes
+//! nothing.
+//!
+//! Refused: parsing, storing, sending, waiting. No event costs more than its own size and what
+//! is active of the function that it touches; what is longer is done some at a time.
 
+mod api;
+mod cluster;
+mod deploy;
+mod describe;
 mod event;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the control machine that owns it is being built")
-)]
 mod fleet;
+mod function;
+mod lifecycle;
+mod links;
+mod peers;
+mod sandbox;
+mod scale;
+mod slots;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::Duration};
 
 pub use event::{
     Answer, Call, Decision, Effect, Event, FailureDescription, FunctionDescription,
@@ -13,7 +34,19 @@ pub use event::{
     WorkerSummary,
 };
 
-use crate::{Office, Records, Time};
+use crate::{
+    FunctionId, FunctionName, FunctionRecord, Office, Records, Settings, Spec, Time, WriteToken,
+};
+use cluster::{Author, Cluster, Interner};
+use fleet::Fleet;
+use function::Function;
+use peers::Peers;
+use timers::Timer;
+
+/// Recorded peers are waited for so long after taking office.
+const RECOVERY: Duration = Duration::from_secs(3);
+/// A data plane's record that the store did not take is written again after this.
+const REWRITE: Duration = Duration::from_secs(1);
 
 /// What a control machine is made with.
 #[derive(Clone, Debug)]
@@ -27,36 +60,181 @@ pub struct Config {
 /// See the module.
 #[derive(Debug)]
 pub struct Control {
-    config: Config,
+    functions: BTreeMap<FunctionId, Function>,
+    names: BTreeMap<FunctionName, FunctionId>,
+    cluster: Cluster,
+    specs: Interner<Spec>,
+    settings: Interner<Settings>,
+    next_function: u64,
 }
 
 impl Control {
     /// A leader that has just taken office over these records; it is recovering until the recorded
     /// peers have attached, or 3 s.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "a configuration belongs to its machine")]
     pub fn new(now: Time, config: Config, records: Records) -> Self {
-        let _ = (now, records);
-        Self { config }
+        let Config { office, seed } = config;
+        let Records { functions, workers, data_planes } = records;
+        let fleet = Fleet::new(now, seed, office, workers);
+        let mut control = Self {
+            functions: BTreeMap::new(),
+            names: BTreeMap::new(),
+            cluster: Cluster::new(now, office, fleet, Peers::new(data_planes)),
+            specs: Interner::default(),
+            settings: Interner::default(),
+            next_function: 0,
+        };
+        control.load(functions);
+        control.cluster.timers.set(Timer::Recovered, now.after(RECOVERY));
+        control.recovered_if_all_attached();
+        control
+    }
+
+    fn load(&mut self, records: Vec<std::sync::Arc<FunctionRecord>>) {
+        let version = self.cluster.version();
+        for mut record in records {
+            if record.id.epoch == self.cluster.epoch() {
+                self.next_function = self.next_function.max(record.id.counter);
+            }
+            // Most functions are like others: what is equal is kept once.
+            let shared = std::sync::Arc::make_mut(&mut record);
+            shared.settings = self.settings.intern(&shared.settings);
+            for revision in &mut shared.revisions {
+                revision.spec = self.specs.intern(&revision.spec);
+            }
+            self.cluster.artifacts.hold_all(&record);
+            let going = record.revisions.iter().any(|r| deploy::Rollout::is_going(r.state));
+            if going || record.settings.min > 0 {
+                self.cluster.attention.insert(record.id);
+            }
+            self.names.insert(record.name.clone(), record.id);
+            self.functions.insert(record.id, Function::new(record, version));
+        }
     }
 
     /// The world, or a user, says something.
     pub fn handle(&mut self, now: Time, event: Event) {
-        let _ = (now, event, &self.config);
+        self.cluster.now = now;
+        match event {
+            Event::Asked { request, call, wall_ms } => self.asked(request, call, wall_ms),
+            Event::AskerLeft { request } => self.asker_left(request),
+            Event::Persisted { token, outcome } => self.persisted(token, outcome),
+            Event::WorkerAttached { stream, name } => {
+                self.cluster.fleet.attached(now, stream, name);
+            }
+            Event::WorkerSaid { stream, frame } => self.worker_said(stream, frame),
+            Event::DataPlaneAttached { stream, name } => self.cluster.peers.open(stream, name),
+            Event::DataPlaneSaid { stream, frame } => self.data_plane_said(stream, frame),
+            Event::Detached { stream } => self.detached(stream),
+        }
+        self.follow_up();
     }
 
     /// A deadline may have passed.
     pub fn expire(&mut self, now: Time) {
-        let _ = now;
+        self.cluster.now = now;
+        self.cluster.fleet.expire(now);
+        self.drain_fleet();
+        while let Some(timer) = self.cluster.timers.pop_due(now) {
+            self.fire(timer);
+            if timer == Timer::Attention {
+                // One portion at a time: what else came up meanwhile is not kept waiting.
+                break;
+            }
+        }
+        self.follow_up();
     }
 
     /// When to call `expire`.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        None
+        self.cluster.timers.next().into_iter().chain(self.cluster.fleet.deadline()).min()
     }
 
     /// What to do, in order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        None
+        self.cluster.effects.pop_front()
+    }
+
+    fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Recovered => self.recovered(),
+            Timer::Attention => self.attend(),
+            Timer::Windows(id) => self.with(id, Function::read_windows),
+            // Settling is all that these want.
+            Timer::Probe(id) | Timer::Rested(id) => self.settle(id),
+            Timer::Rollout(id) => self.with(id, Function::rollout_late),
+            Timer::Rewrite(id) => self.with(id, Function::write),
+            Timer::Quiet(id) => self.with(id, Function::quiet),
+            Timer::Drained(sandbox) => {
+                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                    self.with(home, |f, c| f.stop(c, sandbox));
+                }
+            }
+            Timer::Idle(sandbox) => {
+                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                    self.with(home, |f, c| f.idled(c, sandbox));
+                }
+            }
+            Timer::RewritePeer(id) => self.record_data_plane(id),
+        }
+    }
+
+    fn persisted(&mut self, token: WriteToken, outcome: Outcome) {
+        if self.cluster.fleet.persisted(self.cluster.now, token, outcome) {
+            return;
+        }
+        match self.cluster.writes.remove(&token) {
+            Some(Author::Function(id)) => self.with(id, |f, c| f.written(c, token, outcome)),
+            Some(Author::DataPlane(id)) if !matches!(outcome, Outcome::Ok { .. }) => {
+                let at = self.cluster.now.after(REWRITE);
+                self.cluster.timers.set(Timer::RewritePeer(id), at);
+            }
+            Some(Author::DataPlane(_)) | None => {}
+        }
+    }
+
+    /// Calls a function, if there is such a one, and settles it.
+    fn with(&mut self, id: FunctionId, call: impl FnOnce(&mut Function, &mut Cluster)) {
+        if let Some(function) = self.functions.get_mut(&id) {
+            call(function, &mut self.cluster);
+            self.settle(id);
+        }
+    }
+
+    /// Brings a function that was touched in line with what is known now.
+    fn settle(&mut self, id: FunctionId) {
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        function.settle(&mut self.cluster);
+        if function.active.as_ref().is_some_and(|active| active.deleted) {
+            let name = function.record.name.clone();
+            if self.names.get(&name) == Some(&id) {
+                self.names.remove(&name);
+                let ops = function.take_ops();
+                self.pass_on(&name, ops);
+            }
+        }
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        #[cfg(any(test, debug_assertions))]
+        function.check();
+        if function.is_over() {
+            function.forget(&mut self.cluster);
+            let name = function.record.name.clone();
+            if self.names.get(&name) == Some(&id) {
+                self.names.remove(&name);
+            }
+            self.functions.remove(&id);
+        }
+    }
+
+    /// After any event: what the fleet decided meanwhile, and room for those that wait for it.
+    fn follow_up(&mut self) {
+        self.drain_fleet();
+        if self.cluster.reclaim && !self.cluster.starved.is_empty() {
+            self.reclaim();
+            self.drain_fleet();
+        }
+        self.cluster.reclaim = false;
     }
 }

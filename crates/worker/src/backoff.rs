@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(2);
 
@@ -17,9 +19,12 @@ impl Backoff {
         Self { next: FIRST }
     }
 
-    /// It works again.
-    pub(crate) fn reset(&mut self) {
-        self.next = FIRST;
+    /// A connection that began at `since` is over. One that lasted begins the steps anew; one that
+    /// was closed at once is not dialled in a circle.
+    pub(crate) fn over(&mut self, since: Instant) {
+        if since.elapsed() >= LAST {
+            self.next = FIRST;
+        }
     }
 
     /// Between half of the current step and the whole; the next step is twice as long.
@@ -34,15 +39,19 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    #[test]
-    fn delays_double_to_a_bound_and_begin_anew() {
+    #[tokio::test(start_paused = true)]
+    async fn delays_double_to_a_bound_and_begin_anew() {
         let mut backoff = Backoff::new();
         for step in [50, 100, 200, 400, 800, 1600, 2000, 2000] {
             let step = Duration::from_millis(step);
             let delay = backoff.delay();
             assert!(delay >= step / 2 && delay <= step, "{delay:?} of {step:?}");
         }
-        backoff.reset();
+        backoff.over(Instant::now());
+        assert!(backoff.delay() > FIRST);
+        let since = Instant::now();
+        tokio::time::advance(LAST).await;
+        backoff.over(since);
         assert!(backoff.delay() <= FIRST);
     }
 }

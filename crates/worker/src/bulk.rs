@@ -68,21 +68,21 @@ impl Bulk {
         let mut backoff = Backoff::new();
         loop {
             match self.dialer.dial().await {
-                Ok(end) => match self.connection(end, &mut backoff).await {
-                    Over::Ends => return,
-                    why => tracing::debug!(%why, "the bulk connection is over"),
-                },
+                Ok(end) => {
+                    let since = Instant::now();
+                    match self.connection(end).await {
+                        Over::Ends => return,
+                        why => tracing::debug!(%why, "the bulk connection is over"),
+                    }
+                    backoff.over(since);
+                }
                 Err(error) => tracing::debug!(%error, "the control plane cannot be reached"),
             }
             sleep(backoff.delay()).await;
         }
     }
 
-    async fn connection(
-        &mut self,
-        end: End<FromWorkerBulk, ToWorkerBulk>,
-        backoff: &mut Backoff,
-    ) -> Over {
+    async fn connection(&mut self, end: End<FromWorkerBulk, ToWorkerBulk>) -> Over {
         let End { tx, mut rx } = end;
         let mut readers = Readers::new(self.runtimes.clone(), tx.clone());
         for (digest, offset) in self.incoming.offsets() {
@@ -108,7 +108,6 @@ impl Bulk {
                 frame = rx.recv() => match frame {
                     Some(frame) => {
                         progress = Instant::now();
-                        backoff.reset();
                         self.said(frame, &mut readers).await
                     }
                     None => Err(Over::Closed),

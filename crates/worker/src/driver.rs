@@ -161,13 +161,7 @@ impl Driver {
                 self.stream = None;
                 self.handle(Event::Detached);
             }
-            Input::Said(frame) => {
-                // What was still on its way on a stream given up here is not obeyed.
-                if self.stream.is_some() {
-                    self.note(&frame);
-                    self.handle(Event::Said(frame));
-                }
-            }
+            Input::Said(frame) => self.said(frame),
             Input::Runtime(event) => self.reported(event),
             Input::Fetched(Fetched { digest, result }) => self.fetched(digest, result),
             Input::Core(event) => self.handle(event),
@@ -175,13 +169,30 @@ impl Driver {
         }
     }
 
-    /// The machine does not say which runtime an artifact is for; the order does.
-    fn note(&mut self, frame: &ToWorker) {
-        if let ToWorker::StartSandbox(order) = frame
-            && let Some(digest) = order.spec.artifact
-        {
-            self.unpackers.insert(digest, order.spec.sandbox.runtime);
+    fn said(&mut self, frame: ToWorker) {
+        // What was still on its way on a stream given up here is not obeyed.
+        if self.stream.is_none() {
+            return;
         }
+        match &frame {
+            // The machine obeys neither a stranger nor a deposed leader; to find the right one,
+            // their stream is left and another dialled.
+            ToWorker::Welcome { welcome, .. } => {
+                if let Err(error) = self.identity.accepts(*welcome) {
+                    tracing::warn!(%error, "the control plane is not obeyed");
+                    self.stream = None;
+                    return;
+                }
+            }
+            // The machine does not say which runtime an artifact is for; the order does.
+            ToWorker::StartSandbox(order) => {
+                if let Some(digest) = order.spec.artifact {
+                    self.unpackers.insert(digest, order.spec.sandbox.runtime);
+                }
+            }
+            _ => {}
+        }
+        self.handle(Event::Said(frame));
     }
 
     fn reported(&mut self, event: RuntimeEvent) {
@@ -230,14 +241,11 @@ impl Driver {
     }
 
     fn stop_all(&mut self, grace: Duration, left: watch::Sender<usize>) {
+        // First the stream: what ends now is not to be replaced.
         self.link.cancel();
         self.stream = None;
         self.handle(Event::Detached);
-        for (sandbox, kind) in &self.owners {
-            if let Some(runtime) = self.runtimes.get(*kind) {
-                runtime.destroy(*sandbox, grace);
-            }
-        }
+        self.handle(Event::Closed { grace });
         left.send_replace(self.owners.len());
         self.leaving = Some(left);
     }
@@ -289,9 +297,11 @@ impl Driver {
     fn create(&mut self, create: CreateSandbox) {
         let sandbox = create.order.sandbox;
         let kind = create.order.spec.sandbox.runtime;
-        let refusal = if self.leaving.is_some() {
-            Some((Cause::Stopped, Fault::Worker))
-        } else if let Err(error) = port_is_free(&create) {
+        let refusal = if let Err(error) = port_is_free(&create) {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                self.handle(Event::PortTaken { sandbox, port: create.port });
+                return;
+            }
             let message = format!("port {}: {error}", create.port);
             Some((Cause::CreateFailed { message }, Fault::Worker))
         } else if let Some(runtime) = self.runtimes.get(kind) {

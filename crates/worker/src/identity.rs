@@ -92,15 +92,22 @@ impl Identity {
         }
     }
 
-    /// Write down that this leader is obeyed from now on. Blocks on the disk, once per leader.
-    pub(crate) fn obey(&mut self, welcome: Welcome) -> Result<(), ObeyError> {
-        let Record { starts, cluster, epoch } = self.record;
+    /// Whether this leader may be obeyed at all.
+    pub(crate) fn accepts(&self, welcome: Welcome) -> Result<(), ObeyError> {
+        let Record { cluster, epoch, .. } = self.record;
         if cluster.is_some_and(|ours| ours != welcome.cluster) {
             return Err(ObeyError::Stranger);
         }
         if welcome.epoch < epoch {
             return Err(ObeyError::Deposed { offered: welcome.epoch.0, highest: epoch.0 });
         }
+        Ok(())
+    }
+
+    /// Write down that this leader is obeyed from now on. Blocks on the disk, once per leader.
+    pub(crate) fn obey(&mut self, welcome: Welcome) -> Result<(), ObeyError> {
+        self.accepts(welcome)?;
+        let starts = self.record.starts;
         let record = Record { starts, cluster: Some(welcome.cluster), epoch: welcome.epoch };
         if record != self.record {
             self.write(&record)?;

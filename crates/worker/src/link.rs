@@ -2,7 +2,7 @@
 
 use dirigent_core::frame::{FromWorker, ToWorker};
 use dirigent_service::{Dialer, End, Limits, outbox};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{backoff::Backoff, driver::Input};
@@ -22,9 +22,11 @@ pub(crate) async fn keep(
         };
         match dialled {
             Ok(end) => {
-                if stream(end, &inputs, &leave, &mut backoff).await.is_none() {
+                let since = Instant::now();
+                if stream(end, &inputs, &leave).await.is_none() {
                     return;
                 }
+                backoff.over(since);
             }
             Err(error) => tracing::debug!(%error, "the control plane cannot be reached"),
         }
@@ -41,18 +43,12 @@ async fn stream(
     end: End<FromWorker, ToWorker>,
     inputs: &mpsc::Sender<Input>,
     leave: &CancellationToken,
-    backoff: &mut Backoff,
 ) -> Option<()> {
     let End { tx, mut rx } = end;
     let (outbox, feed) = outbox(Limits::default());
     inputs.send(Input::Up(outbox)).await.ok()?;
     let said = async {
         while let Some(frame) = rx.recv().await {
-            // Only a control plane that takes us in counts as reached: one that closes at once is
-            // not to be dialled in a circle.
-            if matches!(frame, ToWorker::Welcome { .. }) {
-                backoff.reset();
-            }
             if inputs.send(Input::Said(frame)).await.is_err() {
                 return;
             }

@@ -125,6 +125,8 @@ pub(crate) struct Fleet {
     roomless: BTreeSet<FunctionId>,
     /// Workers with room set aside for a start that waits.
     earmarked: BTreeSet<WorkerId>,
+    /// Starts given out to what callers wait for, since the last one for which nobody waits.
+    urgent_in_a_row: u32,
     /// Workers that changed while something waits.
     changed: BTreeSet<WorkerId>,
     storm: Storm,
@@ -156,6 +158,7 @@ impl Fleet {
             waiting: Waiting::default(),
             roomless: BTreeSet::new(),
             earmarked: BTreeSet::new(),
+            urgent_in_a_row: 0,
             changed: BTreeSet::new(),
             storm: Storm::default(),
             present: 0,
@@ -365,6 +368,21 @@ impl Fleet {
             worker.artifacts.remove(&digest);
         }
         self.pools.hold(id, digest, held);
+    }
+
+    /// No revision needs these artifacts any more: who holds them hears it.
+    pub(crate) fn discard(&mut self, digests: &[Digest]) {
+        if digests.is_empty() {
+            return;
+        }
+        for worker in self.workers.values() {
+            let held = digests.iter().filter(|digest| worker.artifacts.contains(*digest));
+            let digests: Vec<Digest> = held.copied().collect();
+            if let Some(stream) = worker.stream.filter(|_| !digests.is_empty()) {
+                let frame = ToWorker::DiscardArtifacts { digests };
+                self.outputs.push_back(Output::Send { stream, frame });
+            }
+        }
     }
 
     /// A worker's place in the indexes is brought up to date; what waits may go there.

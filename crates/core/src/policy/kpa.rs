@@ -6,6 +6,10 @@
 //! there should be; the first one and the last one are the business of queued demand and of
 //! keep-alive.
 //!
+//! Here sandboxes also go by themselves, at the end of their keep-alive. Where Knative would bring
+//! back what its windows remember, this starts only what the present asks for as well
+//! ([`Desired::grow_to`]): keep-alive stays exact, also where it is shorter than a window.
+//!
 //! Left out of Knative's: the scale-to-zero grace (keep-alive is exact here), scale-down-delay
 //! (default 0 there), the activation scale and requests per second as a measure.
 
@@ -65,8 +69,10 @@ struct Source {
 /// How many sandboxes there should be, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Desired {
-    /// Sandboxes; at least 1.
+    /// More than so many are not needed: the rest may be recalled. At least 1.
     pub count: u32,
+    /// Fewer than so many are too few: the rest is to be started. At least 1, at most `count`.
+    pub grow_to: u32,
     /// Whether the panic window decided.
     pub panicking: bool,
     /// Average concurrency over the stable window, in thousandths.
@@ -173,11 +179,16 @@ impl Kpa {
         let mut count = bounded(wanted(stable_milli));
         let panicking = self.panic.is_some();
         if panicking {
-            self.peak = self.peak.max(count).max(bounded(wanted(panic_milli)));
-            count = self.peak;
+            let current = count.max(bounded(wanted(panic_milli)));
+            self.peak = self.peak.max(current);
+            // Nothing is scaled down in a panic; what went by its keep-alive is not brought back.
+            count = current.max(self.peak.min(ready));
         }
         let count = count.max(1);
-        Desired { count, panicking, stable_milli, panic_milli, target_milli, ready }
+        let busy = self.sources.values().map(|source| u64::from(source.busy) * 1000).sum();
+        let present = wanted(panic_milli.min(busy));
+        let grow_to = count.min(u32::try_from(present).unwrap_or(u32::MAX)).max(1);
+        Desired { count, grow_to, panicking, stable_milli, panic_milli, target_milli, ready }
     }
 
     /// Whether the windows would change what they say if nothing came any more.

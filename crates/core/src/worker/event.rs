@@ -72,6 +72,11 @@ pub enum Event {
     },
     /// What the host carries, sampled by the shell.
     Sampled(Load),
+    /// The worker ends for good: every sandbox is stopped, nothing more is started.
+    Closed {
+        /// From SIGTERM to SIGKILL.
+        grace: Duration,
+    },
 }
 
 /// An order of a worker machine.

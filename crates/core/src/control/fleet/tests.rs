@@ -257,6 +257,27 @@ fn a_function_without_a_sandbox_goes_before_one_that_has_some() {
 }
 
 #[test]
+fn every_eighth_start_goes_to_what_nobody_waits_for() {
+    let mut fleet = fleet(1);
+    for n in 1..=30 {
+        fleet.want(ms(0), want(n, 1));
+    }
+    fleet.want(ms(0), calm(want(50, 2)));
+    fleet.want(ms(0), calm(want(51, 2)));
+    let mut running: VecDeque<u64> =
+        placed(&drain(&mut fleet)).iter().map(|(sandbox, _)| *sandbox).collect();
+    let mut order = Vec::new();
+    for _ in 0..16 {
+        fleet.gone(ms(1), sandbox(running.pop_front().unwrap()));
+        for (sandbox, _) in placed(&drain(&mut fleet)) {
+            running.push_back(sandbox);
+            order.push(sandbox);
+        }
+    }
+    assert_eq!(order, [5, 6, 7, 8, 9, 10, 11, 50, 12, 13, 14, 15, 16, 17, 18, 51]);
+}
+
+#[test]
 fn room_is_set_aside_for_a_large_first_sandbox() {
     let mut fleet = fleet(1);
     for n in 1..=10 {

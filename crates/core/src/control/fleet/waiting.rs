@@ -2,7 +2,7 @@
 //!
 //! Starts of one revision form a line, first in first out. Lines that need the same of a worker
 //! form a group, so that a freed worker is compared once with each group and not with each start.
-//! Across groups the order is: callers wait for it before nobody does; functions without any
+//! Across groups the order is: callers wait for it before nobody does (but for every eighth); functions without any
 //! sandbox before those that have some; then by turns, one start each.
 
 use std::collections::{BTreeMap, BTreeSet};

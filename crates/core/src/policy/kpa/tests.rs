@@ -131,6 +131,29 @@ fn a_new_leader_scales_nothing_down_within_a_stable_window() {
 }
 
 #[test]
+fn what_went_by_its_keep_alive_is_not_brought_back() {
+    let mut kpa = steady(14, 6);
+    let burst = kpa.desired(at(6), 1, 5);
+    assert_eq!((burst.count, burst.grow_to, burst.panicking), (20, 20, true));
+    kpa.observe(at(7), DP, &level(at(7), 0, 84));
+    let idle = kpa.desired(at(8), 1, 20);
+    assert_eq!((idle.count, idle.grow_to), (20, 1), "kept, as long as it keeps itself");
+    let fewer = kpa.desired(at(12), 1, 3);
+    assert!(fewer.panicking && fewer.grow_to == 1, "{fewer:?}");
+}
+
+#[test]
+fn a_rising_load_is_followed_by_both_windows() {
+    let mut kpa = steady(3, 60);
+    kpa.observe(at(61), DP, &level(at(61), 6, 183));
+    for second in 62..=120 {
+        kpa.observe(at(second), DP, &level(at(second), 6, 183 + 6 * (second - 61)));
+    }
+    let desired = kpa.desired(at(120), 1, 6);
+    assert_eq!((desired.count, desired.grow_to, desired.panicking), (9, 9, false));
+}
+
+#[test]
 fn a_decision_explains_itself() {
     let mut kpa = steady(7, 60);
     let inputs = kpa.desired(at(60), 1, 10).explain();

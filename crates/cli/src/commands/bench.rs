@@ -1,0 +1,373 @@
+//! `dirigent bench`: measures Dirigent on this machine beside its floor or a rival. Exits with 0
+//! only if nothing was lost or failed and every bar that it prints holds.
+
+mod system;
+mod trace;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use clap::{Args, Subcommand};
+use dirigent_bench::{burst, cold, load::Progress, percentiles::Summary, register, warm, zero};
+
+pub(crate) use self::system::System;
+pub(crate) use self::trace::{print as print_replay, replayed};
+use crate::{
+    fail::{Fail, Kind, OrFail as _, Result},
+    printer::Printer,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Cold starts beside bare starts of the same program, alternately
+    Cold {
+        /// Starts of each kind
+        #[arg(long, default_value_t = 500)]
+        starts: usize,
+        /// Starts of both kinds together per second
+        #[arg(long, default_value_t = 20.0)]
+        rate: f64,
+    },
+    /// The warm path beside HAProxy, in alternating blocks
+    Warm {
+        /// 0: one sandbox takes all calls; 1: 16 sandboxes take one each
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1))]
+        concurrency: u32,
+        /// Blocks of each kind
+        #[arg(long, default_value_t = 5)]
+        blocks: usize,
+        /// Length of a block in seconds
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Kept-alive connections
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+    },
+    /// Many calls at once to a function without a sandbox, beside as many bare starts
+    Burst {
+        /// Calls at once
+        #[arg(long, default_value_t = 200)]
+        calls: usize,
+        /// Sandboxes at most
+        #[arg(long, default_value_t = 200)]
+        max: u32,
+        /// Bursts
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Nothing is lost while the function is redeployed and scales
+    Zero {
+        /// Calls in all
+        #[arg(long, default_value_t = 20_000)]
+        calls: usize,
+        /// Calls per second on average
+        #[arg(long, default_value_t = 300.0)]
+        rate: f64,
+        /// Redeploys, one of them to a revision that never becomes ready
+        #[arg(long, default_value_t = 10)]
+        redeploys: usize,
+        /// WebSockets held open
+        #[arg(long, default_value_t = 10)]
+        websockets: usize,
+    },
+    /// Register many functions, then start again with them: time and memory
+    Register {
+        /// Functions, at least 2000
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2000..))]
+        functions: u32,
+    },
+    /// Replay a trace in the format of Azure Functions 2019
+    Trace(trace::TraceArgs),
+}
+
+pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
+    let mut system = System::start(printer).await?;
+    let outcome = match args.what {
+        What::Cold { starts, rate } => bench_cold(&system, starts, rate, printer).await,
+        What::Warm { concurrency, blocks, seconds, connections } => {
+            let block = Duration::from_secs(seconds);
+            let shape = Shape { concurrency, blocks, block, connections };
+            bench_warm(&system, shape, printer).await
+        }
+        What::Burst { calls, max, rounds } => {
+            bench_burst(&system, calls, max, rounds, printer).await
+        }
+        What::Zero { calls, rate, redeploys, websockets } => {
+            let options = zero::Options {
+                calls,
+                per_second: rate,
+                redeploys,
+                websockets,
+                streaming: Duration::from_secs(10),
+                long: Duration::from_secs(2),
+                seed: 1,
+            };
+            bench_zero(&system, options, printer).await
+        }
+        What::Register { functions } => bench_register(&mut system, functions, printer).await,
+        What::Trace(args) => trace::bench(&system, &args, printer).await,
+    };
+    // The system is stopped also when the measurement failed; its failure comes first.
+    let stopped = system.stop().await;
+    outcome.and(stopped)
+}
+
+/// What must hold, with the figure that shows whether it does.
+struct Bar {
+    text: String,
+    holds: bool,
+}
+
+/// Prints the bars and fails if one does not hold.
+fn judge(printer: Printer, bars: &[Bar]) -> Result {
+    for bar in bars {
+        printer.line(&format_args!("{}  {}", if bar.holds { "ok  " } else { "MISS" }, bar.text))?;
+    }
+    if bars.iter().all(|bar| bar.holds) {
+        return Ok(());
+    }
+    Err(Fail::user("a bar does not hold").hint("figures on a busy machine vary: run it again"))
+}
+
+fn row(name: &str, summary: &Summary) -> Vec<String> {
+    let mut row = vec![name.to_owned()];
+    row.extend(
+        [summary.p50, summary.p90, summary.p99, summary.max].map(|value| format!("{value:.2}")),
+    );
+    row
+}
+
+fn example() -> Result<(PathBuf, Vec<String>)> {
+    let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
+    Ok((program, ["example", "spin"].map(str::to_owned).to_vec()))
+}
+
+async fn bench_cold(system: &System, starts: usize, per_second: f64, printer: Printer) -> Result {
+    let (program, args) = example()?;
+    let sandbox = cold::built_in();
+    let options = cold::Options { program, args, sandbox, starts, per_second };
+    let cold =
+        cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
+    if printer.is_json() {
+        printer.json(&cold)?;
+    } else {
+        print_cold(&cold, printer)?;
+    }
+    let (bare, ours) = (&cold.bare_ms, &cold.dirigent_ms);
+    let explained = cold.phases_to_total;
+    judge(
+        printer,
+        &[
+            Bar {
+                text: format!("p50 {:.2} ms <= bare {:.2} ms + 1.5 ms", ours.p50, bare.p50),
+                holds: ours.p50 <= bare.p50 + 1.5,
+            },
+            Bar {
+                text: format!("p99 {:.2} ms <= 3 x bare {:.2} ms", ours.p99, bare.p99),
+                holds: ours.p99 <= 3.0 * bare.p99,
+            },
+            Bar {
+                text: format!("phases sum to {:.1} % of the total, 95 to 105", explained * 100.0),
+                holds: (0.95..=1.05).contains(&explained),
+            },
+            Bar { text: format!("{} failed", cold.failed), holds: cold.failed == 0 },
+        ],
+    )
+}
+
+/// A cold start's figures and where its time went.
+pub(crate) fn print_cold(cold: &cold::Cold, printer: Printer) -> Result {
+    let head = ["FIRST ANSWER, ms", "p50", "p90", "p99", "max"];
+    let rows = vec![row("bare", &cold.bare_ms), row("dirigent", &cold.dirigent_ms)];
+    printer.table(&head, rows)?;
+    let phases: Vec<String> =
+        cold.phases_ms.iter().map(|(name, median)| format!("{name} {median:.2}")).collect();
+    printer.line(&format_args!("medians of the phases, ms: {}", phases.join(", ")))
+}
+
+struct Shape {
+    concurrency: u32,
+    blocks: usize,
+    block: Duration,
+    connections: usize,
+}
+
+async fn bench_warm(system: &System, shape: Shape, printer: Printer) -> Result {
+    let haproxy = ["/usr/sbin/haproxy", "/usr/bin/haproxy"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            Fail::unavailable("the rival, HAProxy, is not installed")
+                .hint("on Debian: apt-get install haproxy")
+        })?;
+    let (program, args) = example()?;
+    let Shape { concurrency, blocks, block, connections } = shape;
+    let scratch = system.scratch().to_owned();
+    let options =
+        warm::Options { program, args, haproxy, concurrency, connections, blocks, block, scratch };
+    let warm =
+        warm::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
+    if printer.is_json() {
+        printer.json(&warm)?;
+    } else {
+        let rows = warm.dirigent.iter().zip(&warm.haproxy).enumerate().map(|(number, (a, b))| {
+            let figures = [a.per_second, b.per_second, a.cpu_us, b.cpu_us];
+            let mut row = vec![format!("{}", number + 1)];
+            row.extend(figures.map(|figure| format!("{figure:.1}")));
+            row
+        });
+        let head = ["BLOCK", "dirigent/s", "haproxy/s", "dirigent us/call", "haproxy us/call"];
+        printer.table(&head, rows.collect())?;
+    }
+    let failed: u64 = warm.dirigent.iter().map(|block| block.failed).sum();
+    let (low, high) = warm.cpu_ratio_range;
+    judge(
+        printer,
+        &[
+            Bar {
+                text: format!(
+                    "CPU per call {:.2} of HAProxy's ({low:.2} to {high:.2}), at most 1.6",
+                    warm.cpu_ratio
+                ),
+                holds: warm.cpu_ratio <= 1.6,
+            },
+            Bar {
+                text: format!("throughput {:.2} of HAProxy's, at least 0.8", warm.throughput_ratio),
+                holds: warm.throughput_ratio >= 0.8,
+            },
+            Bar { text: format!("{failed} failed"), holds: failed == 0 },
+        ],
+    )
+}
+
+async fn bench_burst(
+    system: &System,
+    calls: usize,
+    max: u32,
+    rounds: usize,
+    printer: Printer,
+) -> Result {
+    let (program, args) = example()?;
+    let execution = Duration::from_millis(100);
+    let options = burst::Options { program, args, calls, max, execution, rounds };
+    let burst =
+        burst::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
+    if printer.is_json() {
+        printer.json(&burst)?;
+    } else {
+        let last: Vec<String> = burst.last_ms.iter().map(|ms| format!("{ms:.0}")).collect();
+        printer.line(&format_args!("last answers, ms: {}", last.join(", ")))?;
+        printer.line(&format_args!("sandboxes: {:?}", burst.sandboxes))?;
+    }
+    let mut bars = vec![Bar { text: format!("{} failed", burst.failed), holds: burst.failed == 0 }];
+    // With fewer sandboxes than calls the last one waits for several executions: the bar is for
+    // bursts that may start one for each.
+    if usize::try_from(max).is_ok_and(|max| max >= calls) {
+        let worst = burst.last_ms.iter().copied().fold(0.0, f64::max);
+        let limit = 150.0 + 1.5 * burst.bare_last_ms;
+        bars.push(Bar {
+            text: format!(
+                "last answer {worst:.0} ms <= 150 + 1.5 x {:.0} ms of {calls} bare starts",
+                burst.bare_last_ms
+            ),
+            holds: worst <= limit,
+        });
+        let (low, high) = (calls / 2, calls);
+        bars.push(Bar {
+            text: format!("{low} to {high} sandboxes made: {:?}", burst.sandboxes),
+            holds: burst.sandboxes.iter().all(|made| (low..=high).contains(made)),
+        });
+    }
+    judge(printer, &bars)
+}
+
+async fn bench_zero(system: &System, options: zero::Options, printer: Printer) -> Result {
+    let progress = Arc::new(Progress::default());
+    let zero = zero::run(system, options, Arc::clone(&progress))
+        .await
+        .or_fail(Kind::User, || "the measurement failed")?;
+    if printer.is_json() {
+        printer.json(&zero)?;
+    } else {
+        for (kind, count) in &zero.failed {
+            printer.line(&format_args!("failed: {count} {kind}"))?;
+        }
+        printer.line(&format_args!(
+            "{} starts, {} drains, {} of them with a call running, {} redeploys",
+            zero.starts, zero.drains, zero.drains_while_busy, zero.redeploys
+        ))?;
+    }
+    let failed: usize = zero.failed.iter().map(|(_, count)| count).sum();
+    judge(
+        printer,
+        &[
+            Bar {
+                text: format!("{} calls, {} lost", zero.calls, zero.lost),
+                holds: zero.lost == 0,
+            },
+            Bar { text: format!("{failed} failed"), holds: failed == 0 },
+            Bar {
+                text: format!("{} answered by the wrong revision", zero.wrong_revision),
+                holds: zero.wrong_revision == 0,
+            },
+            Bar {
+                text: format!("{} WebSockets broken", zero.websockets_broken),
+                holds: zero.websockets_broken == 0,
+            },
+        ],
+    )
+}
+
+async fn bench_register(system: &mut System, functions: u32, printer: Printer) -> Result {
+    let (empty_ready, empty_rss) = (system.ready_after(), system.resident()?);
+    let functions = usize::try_from(functions).or_fail(Kind::Config, || "too many functions")?;
+    let register =
+        register::run(system, functions).await.or_fail(Kind::User, || "the measurement failed")?;
+    system.restart(printer).await?;
+    let (ready, rss) = (system.ready_after(), system.resident()?);
+    if printer.is_json() {
+        printer.json(&register)?;
+    } else {
+        printer.line(&format_args!(
+            "{functions} functions in {:.1} s: the first 1000 took {:.0} ms, the last {:.0} ms",
+            register.total_ms / 1000.0,
+            register.first_thousand_ms,
+            register.last_thousand_ms
+        ))?;
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    let growth = register.last_thousand_ms / register.first_thousand_ms;
+    let scaled = functions <= 100_000;
+    let mut bars = vec![
+        Bar {
+            text: format!("empty: ready after {empty_ready:.0?}, under 300 ms"),
+            holds: empty_ready < Duration::from_millis(300),
+        },
+        Bar {
+            text: format!("empty: {} MiB resident, under 50", mib(empty_rss)),
+            holds: mib(empty_rss) < 50,
+        },
+        Bar {
+            text: format!("the last 1000 cost {growth:.2} of the first, at most 1.5"),
+            holds: growth <= 1.5,
+        },
+    ];
+    // The bars are stated for 100,000 functions.
+    if scaled {
+        bars.push(Bar {
+            text: format!("{functions} functions: ready after {ready:.0?}, under 1 s"),
+            holds: ready < Duration::from_secs(1),
+        });
+        bars.push(Bar {
+            text: format!("{functions} functions: {} MiB resident, under 150", mib(rss)),
+            holds: mib(rss) < 150,
+        });
+    }
+    judge(printer, &bars)
+}

@@ -1,0 +1,264 @@
+//! The system under test: a Dirigent of its own in a temporary directory, on free ports, ended
+//! and removed with the measurement.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use dirigent_bench::{Answer, Census, Cluster, warm};
+use dirigent_core::{
+    RevisionState,
+    control::{self, FunctionSummary},
+    manifest::Manifest,
+};
+use http::Method;
+
+use crate::{
+    client::{Client, read_state},
+    commands::path,
+    fail::{Fail, Kind, OrFail as _, Result},
+    printer::Printer,
+};
+
+/// A running `dirigent up`, ended by [`System::stop`].
+#[derive(Debug)]
+pub(crate) struct System {
+    launched: Option<Launched>,
+    directory: PathBuf,
+}
+
+/// Ready in under 300 ms where nothing is wrong.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+impl System {
+    pub(crate) async fn start(printer: Printer) -> Result<Self> {
+        let directory = scratch_directory()?;
+        match launch(&directory.join("state"), printer).await {
+            Ok(launched) => Ok(Self { launched: Some(launched), directory }),
+            Err(fail) => {
+                drop(std::fs::remove_dir_all(&directory));
+                Err(fail)
+            }
+        }
+    }
+
+    /// Ends it and starts it again on what it has stored.
+    pub(crate) async fn restart(&mut self, printer: Printer) -> Result {
+        if let Some(launched) = self.launched.take() {
+            launched.stop().await?;
+        }
+        self.launched = Some(launch(&self.directory.join("state"), printer).await?);
+        Ok(())
+    }
+
+    fn launched(&self) -> &Launched {
+        self.launched.as_ref().expect("only `stop` and a failed restart end it")
+    }
+
+    /// From its start until it was ready.
+    pub(crate) fn ready_after(&self) -> Duration {
+        self.launched().ready_after
+    }
+
+    /// Memory resident now, in bytes.
+    pub(crate) fn resident(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.launched().child.id());
+        let status = std::fs::read_to_string(&path)?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+            .ok_or_else(|| Fail::internal(format!("{path} has no VmRSS")))?;
+        Ok(kib << 10)
+    }
+
+    /// Where a measurement may put files; removed with the system.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Drains and ends it. It must end well.
+    pub(crate) async fn stop(mut self) -> Result {
+        match self.launched.take() {
+            Some(launched) => launched.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<control::Answer> {
+        self.launched().client.ask(method, path).await.map_err(Fail::into_error)
+    }
+
+    async fn put(&self, manifest: &Manifest, query: &str) -> anyhow::Result<control::Answer> {
+        let path = format!("{}?{query}", path(&manifest.name));
+        let body = serde_json::json!({ "manifest": manifest, "artifact": null });
+        let answer = self.launched().client.call(Method::PUT, &path, Some(&body)).await;
+        answer.map_err(Fail::into_error)
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if let Some(launched) = &mut self.launched {
+            // Not stopped in order: the measurement panicked.
+            let pid = rustix::process::Pid::from_child(&launched.child);
+            if rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok() {
+                drop(launched.child.wait());
+            }
+        }
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+/// One life of `dirigent up`.
+#[derive(Debug)]
+struct Launched {
+    child: Child,
+    functions: SocketAddr,
+    client: Client,
+    ready_after: Duration,
+}
+
+impl Launched {
+    async fn stop(mut self) -> Result {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .or_fail(Kind::Internal, || "cannot stop `dirigent up`")?;
+        let waiting = tokio::task::spawn_blocking(move || self.child.wait());
+        let status = waiting.await.or_fail(Kind::Internal, || "waiting panicked")??;
+        if !status.success() {
+            return Err(Fail::internal(format!("`dirigent up` ended badly: {status}")));
+        }
+        Ok(())
+    }
+}
+
+/// Starts `dirigent up` on `state` and free ports, and waits until it is ready.
+async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
+    let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
+    // Left by an earlier life, it would be taken for this one's.
+    for file in ["functions", "api"] {
+        drop(std::fs::remove_file(state.join(file)));
+    }
+    let begun = Instant::now();
+    let mut child = Command::new(exe)
+        .args(["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+        .arg(state)
+        .args(["--drain", "5s", "--sandboxes", "5000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        // Ctrl-C in a terminal goes to the whole group: this one ends it in order.
+        .process_group(0)
+        .spawn()
+        .or_fail(Kind::Internal, || "cannot start `dirigent up`")?;
+    let said = listen_to(child.stderr.take(), printer);
+    loop {
+        let found = read_state(state, "functions")
+            .and_then(|functions| Ok((functions, Client::find(None, state, None)?)));
+        if let Ok((functions, client)) = found {
+            let ready_after = begun.elapsed();
+            let text = functions.trim().trim_start_matches("http://").trim_end_matches('/');
+            let functions = text.parse().or_fail(Kind::Internal, || format!("`{text}`: where"))?;
+            return Ok(Launched { child, functions, client, ready_after });
+        }
+        if let Some(status) = child.try_wait()? {
+            let said = said.lock().expect("no holder panics").clone();
+            return Err(Fail::unavailable(format!("`dirigent up` ended: {status}")).details(said));
+        }
+        if begun.elapsed() > READY_WITHIN {
+            child.kill()?;
+            child.wait()?;
+            return Err(Fail::unavailable("`dirigent up` is not ready after 20 s"));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Passes on what it says (with `--verbose`) and keeps the last lines: nobody reading would stop
+/// it once the pipe is full.
+fn listen_to(stderr: Option<ChildStderr>, printer: Printer) -> Arc<Mutex<Vec<String>>> {
+    const KEPT: usize = 20;
+    let said = Arc::new(Mutex::new(Vec::new()));
+    if let Some(stderr) = stderr {
+        let said = Arc::clone(&said);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(std::io::Result::ok) {
+                printer.detail(&line);
+                let mut said = said.lock().expect("no holder panics");
+                if said.len() == KEPT {
+                    said.remove(0);
+                }
+                said.push(line);
+            }
+        });
+    }
+    said
+}
+
+/// A directory that other users may enter, since sandboxes run as users of their own.
+fn scratch_directory() -> Result<PathBuf> {
+    let name = format!("dirigent-bench-{}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir(&directory)
+        .or_fail(Kind::Unavailable, || format!("cannot create {}", directory.display()))?;
+    Ok(directory)
+}
+
+impl Cluster for System {
+    fn functions(&self) -> SocketAddr {
+        self.launched().functions
+    }
+
+    fn deploy(&self, manifest: Manifest) -> Answer<'_, ()> {
+        Box::pin(async move { self.put(&manifest, "check=false").await.map(drop) })
+    }
+
+    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, String> {
+        Box::pin(async move {
+            match self.put(&manifest, "check=true&wait=true").await? {
+                control::Answer::Settled { revision, state: RevisionState::Live, .. } => {
+                    Ok(format!("{}-{:05}", manifest.name.name(), revision.number))
+                }
+                other => anyhow::bail!("the deploy did not become live: {other:?}"),
+            }
+        })
+    }
+
+    fn remove(&self, name: &str) -> Answer<'_, ()> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let name = name.parse().context("a benchmark's name")?;
+            self.ask(Method::DELETE, &path(&name)).await.map(drop)
+        })
+    }
+
+    fn census(&self) -> Answer<'_, Census> {
+        Box::pin(async move {
+            match self.ask(Method::GET, "/v1/top?limit=1000").await? {
+                control::Answer::Top(functions) => Ok(sum(&functions)),
+                other => anyhow::bail!("not an answer to `top`: {other:?}"),
+            }
+        })
+    }
+
+    fn cpu_used(&self) -> Answer<'_, Duration> {
+        Box::pin(async move { warm::cpu_of(self.launched().child.id()) })
+    }
+}
+
+fn sum(functions: &[FunctionSummary]) -> Census {
+    functions.iter().fold(Census::default(), |sum, function| Census {
+        ready: sum.ready + function.ready,
+        starting: sum.starting + function.starting,
+        busy: sum.busy + function.busy,
+        queued: sum.queued + function.queued,
+    })
+}

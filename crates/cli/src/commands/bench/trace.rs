@@ -1,0 +1,104 @@
+//! `dirigent bench trace`: a recorded trace, replayed.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dirigent_bench::{
+    arrivals::Arrivals,
+    cold::Cold,
+    replay::{self, Options, Replay},
+    report,
+    trace::Trace,
+};
+
+use super::{Bar, System, judge, row};
+use crate::{
+    fail::{Kind, OrFail as _, Result},
+    printer::Printer,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// A directory with invocations.csv, durations.csv and memory.csv
+    directory: PathBuf,
+    /// Minutes of the trace to replay
+    #[arg(long, default_value_t = 10)]
+    minutes: usize,
+    /// How calls are spread over a minute: exponential, uniform or equidistant
+    #[arg(long, default_value = "exponential")]
+    arrivals: Arrivals,
+    /// Trace time per real time
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    /// Seed of arrivals and durations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Give functions the memory that the trace names, not 16 MiB
+    #[arg(long)]
+    trace_resources: bool,
+    /// Where report.json and report.html go
+    #[arg(long, default_value = "dirigent-report")]
+    out: PathBuf,
+}
+
+pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -> Result {
+    let trace = Trace::read(&args.directory).or_fail(Kind::Config, || "cannot use this trace")?;
+    let minutes = args.minutes.min(trace.minutes());
+    printer.note(&format_args!(
+        "{} functions, {} calls in {minutes} min",
+        trace.functions.len(),
+        trace.invocations(minutes)
+    ));
+    let options = Options {
+        minutes,
+        arrivals: args.arrivals,
+        speed: args.speed,
+        seed: args.seed,
+        trace_resources: args.trace_resources,
+    };
+    let replay = replayed(system, &trace, options, printer).await?;
+    let page = report::page("Dirigent: trace replay", &replay, None::<&Cold>);
+    replay::write(&args.out, &replay, &page)
+        .or_fail(Kind::Unavailable, || "cannot write the report")?;
+    if printer.is_json() {
+        printer.json(&replay)?;
+    } else {
+        print(&replay, printer)?;
+        printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
+    }
+    judge(printer, &[Bar { text: replay.verdict(), holds: replay.is_clean() }])
+}
+
+/// Replays with a line about its progress each second (on a terminal, else each ten).
+pub(crate) async fn replayed(
+    system: &System,
+    trace: &Trace,
+    options: Options,
+    printer: Printer,
+) -> Result<Replay> {
+    let tell = |second: replay::Second, progress: &dirigent_bench::load::Progress| {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds")]
+        let number = second.at_s.round() as u64;
+        if printer.is_live() || number.is_multiple_of(10) {
+            printer.note(&replay::live_line(&second, progress));
+        }
+    };
+    replay::replay(system, trace, options, &tell).await.or_fail(Kind::User, || "the replay failed")
+}
+
+/// The figures that the report shows too.
+pub(crate) fn print(replay: &Replay, printer: Printer) -> Result {
+    for (kind, count) in &replay.failed {
+        printer.line(&format_args!("failed: {count} {kind}"))?;
+    }
+    let rows = vec![
+        row("scheduling latency per call, ms", &replay.scheduling_ms),
+        row("average per function, ms", &replay.function_scheduling_ms),
+        row("slowdown per function", &replay.function_slowdown),
+    ];
+    printer.table(&["", "p50", "p90", "p99", "max"], rows)?;
+    printer.line(&format_args!(
+        "{} deployed in {:.0} ms, at most {} sandboxes, memory of all to busy {:.2}",
+        replay.functions, replay.deploy_ms, replay.sandboxes_max, replay.all_to_busy
+    ))
+}

@@ -1,0 +1,113 @@
+//! `dirigent demo`: a Dirigent in a temporary directory shows what it does, measures itself beside
+//! bare starts, and leaves nothing behind but a report.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use dirigent_bench::{
+    arrivals::Arrivals,
+    burst, cold,
+    replay::{self, Options},
+    report,
+    synthetic::{self, Shape},
+};
+
+use super::bench::{self, System};
+use crate::{
+    fail::{Fail, Kind, OrFail as _, Result},
+    printer::Printer,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Minutes of load
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
+    minutes: u32,
+    /// Seed of the load
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where report.json and report.html go
+    #[arg(long, default_value = "dirigent-report")]
+    out: PathBuf,
+}
+
+/// Trace minutes per minute of load: enough that functions go to zero and come back.
+const SPEED: f64 = 10.0;
+
+pub(crate) async fn demo(args: DemoArgs, printer: Printer) -> Result {
+    let system = System::start(printer).await?;
+    let shown = tokio::select! {
+        shown = show(&system, &args, printer) => shown,
+        // The system is stopped below, so that nothing is left behind.
+        interrupted = tokio::signal::ctrl_c() => match interrupted {
+            Ok(()) => Err(Fail::interrupted()),
+            Err(error) => Err(Fail::new(Kind::Internal, error)),
+        },
+    };
+    let stopped = system.stop().await;
+    shown.and(stopped)
+}
+
+async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
+    let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
+    let example = ["example", "spin"].map(str::to_owned).to_vec();
+
+    printer.note(&"1. 200 calls at once to a function that has no sandbox");
+    let burst = burst::run(
+        system,
+        &burst::Options {
+            program: program.clone(),
+            args: example.clone(),
+            calls: 200,
+            max: 200,
+            execution: Duration::from_millis(100),
+            rounds: 1,
+        },
+    )
+    .await
+    .or_fail(Kind::User, || "the burst failed")?;
+    printer.line(&format_args!(
+        "   {} sandboxes; half answered after {:.0} ms, the last after {:.0} ms (200 bare starts: {:.0} ms)",
+        burst.sandboxes.first().copied().unwrap_or_default(),
+        burst.answers_ms.p50,
+        burst.answers_ms.max,
+        burst.bare_last_ms,
+    ))?;
+
+    printer.note(&"2. cold starts, each beside a bare start of the same program");
+    let sandbox = cold::built_in();
+    let options = cold::Options { program, args: example, sandbox, starts: 50, per_second: 25.0 };
+    let cold =
+        cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
+    bench::print_cold(&cold, printer)?;
+
+    printer.note(&format_args!("3. {} min of load, seed {}", args.minutes, args.seed));
+    let shape = Shape {
+        functions: 100,
+        minutes: usize::try_from(args.minutes).unwrap_or(1) * 10,
+        rate_max: 120.0,
+        duration_max_ms: 1000.0,
+        seed: args.seed,
+    };
+    let trace = synthetic::trace(shape);
+    let options = Options {
+        minutes: shape.minutes,
+        arrivals: Arrivals::Exponential,
+        speed: SPEED,
+        seed: args.seed,
+        trace_resources: false,
+    };
+    let replay = bench::replayed(system, &trace, options, printer).await?;
+    bench::print_replay(&replay, printer)?;
+    let page = report::page("Dirigent: demo", &replay, Some(&cold));
+    replay::write(&args.out, &replay, &page)
+        .or_fail(Kind::Unavailable, || "cannot write the report")?;
+    let failed = burst.failed + cold.failed + replay.failed_total();
+    let calls = burst.calls + cold.dirigent_ms.count + cold.failed + replay.calls;
+    printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
+    printer.line(&format_args!("{calls} calls, {} lost, {failed} failed", replay.lost))?;
+    if replay.lost > 0 || failed > 0 {
+        return Err(Fail::user("calls were lost or failed; the report says which"));
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! The HTTP API under `/v1`: JSON in and out, a token on everything but `/health`. Handlers ask the
+//! owner and wait; none decides anything.
+
+mod artifacts;
+mod error;
+mod functions;
+mod logs;
+pub(crate) mod openapi;
+pub(crate) mod server;
+mod status;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Query, Request, State},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, head, post, put},
+};
+use dirigent_core::{
+    Office,
+    control::{Answer, Call},
+    frame::Capacity,
+};
+use http::{HeaderMap, Method, StatusCode, Uri, header::AUTHORIZATION};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use error::ApiError;
+
+use crate::{
+    blobs::Blobs,
+    bulk::Bulk,
+    compat::{self, Images},
+    metrics::{Metrics, PageSource},
+    owner::{Handle, PATIENCE},
+    streams::Offers,
+    token::Token,
+};
+
+/// What every handler may use. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// See [`Api`].
+pub(crate) struct Shared {
+    pub(crate) owner: Handle,
+    pub(crate) token: Token,
+    pub(crate) blobs: Blobs,
+    pub(crate) bulk: Bulk,
+    pub(crate) offers: Offers,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) pages: Vec<PageSource>,
+    pub(crate) facts: Facts,
+    pub(crate) functions: Arc<OnceLock<SocketAddr>>,
+    pub(crate) compat: Option<Images>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// What does not change while it runs.
+pub(crate) struct Facts {
+    pub(crate) version: String,
+    pub(crate) office: Office,
+    pub(crate) started_ms: u64,
+    pub(crate) state: std::path::PathBuf,
+}
+
+impl Api {
+    async fn ask(&self, call: Call) -> Result<Answer, ApiError> {
+        self.ask_within(call, PATIENCE).await
+    }
+
+    async fn ask_within(&self, call: Call, patience: Duration) -> Result<Answer, ApiError> {
+        let answer = tokio::time::timeout(patience, self.shared.owner.ask(call)).await;
+        Ok(answer.map_err(|_elapsed| ApiError::late(patience))??)
+    }
+
+    pub(crate) async fn deploy(&self, call: Call) -> Result<Answer, ApiError> {
+        self.ask(call).await
+    }
+
+    fn blobs(&self) -> &Blobs {
+        &self.shared.blobs
+    }
+
+    fn bulk(&self) -> &Bulk {
+        &self.shared.bulk
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    fn pages(&self) -> &[PageSource] {
+        &self.shared.pages
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.shared.facts
+    }
+
+    fn offers(&self) -> Vec<(Arc<str>, Capacity)> {
+        self.shared.offers.all()
+    }
+
+    fn shutdown(&self) -> &CancellationToken {
+        &self.shared.shutdown
+    }
+
+    /// Where functions are called, once it is known.
+    pub(crate) fn functions(&self) -> Option<SocketAddr> {
+        self.shared.functions.get().copied()
+    }
+
+    pub(crate) fn compat(&self) -> Option<&Images> {
+        self.shared.compat.as_ref()
+    }
+}
+
+/// The whole API. A route that is added here is added to [`openapi::ROUTES`] too.
+pub(crate) fn router(api: Api) -> Router {
+    let guarded = Router::new()
+        .route("/v1/functions", get(functions::list))
+        .route(
+            "/v1/functions/{namespace}/{name}",
+            get(functions::describe).put(functions::deploy).delete(functions::delete),
+        )
+        .route("/v1/functions/{namespace}/{name}/rollback", post(functions::rollback))
+        .route("/v1/functions/{namespace}/{name}/logs", get(logs::logs))
+        .route("/v1/invocations/{request_id}", get(logs::invocation))
+        .route("/v1/artifacts/{digest}", head(artifacts::head).merge(put(artifacts::put)))
+        .route("/v1/workers", get(functions::workers))
+        .route("/v1/top", get(functions::top))
+        .route("/v1/status", get(status::status))
+        .route("/v1/openapi.json", get(openapi::document))
+        .route("/metrics", get(status::metrics))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(api.clone(), guard));
+    let mut open = Router::new().route("/health", get(status::health));
+    if api.compat().is_some() {
+        open = open.merge(compat::routes());
+    }
+    open.method_not_allowed_fallback(no_method).merge(guarded).with_state(api)
+}
+
+async fn guard(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let offered = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map_or("", |(_, token)| token.trim());
+    if !api.shared.token.is(offered) {
+        return Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "send `Authorization: Bearer TOKEN`; the token is in the file `token` of the state \
+             directory",
+        ));
+    }
+    Ok(next.run(request).await)
+}
+
+async fn no_route(uri: Uri) -> ApiError {
+    let message = format!("there is no `{}`; /v1/openapi.json lists what there is", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, "no_route", message)
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("`{}` does not take {method}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "no_method", message)
+}
+
+/// The query of a request; unknown parameters are errors.
+fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    Query::try_from_uri(uri)
+        .map(|Query(query)| query)
+        .map_err(|error| ApiError::bad_request(error.body_text()))
+}

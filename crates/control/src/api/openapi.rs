@@ -1,0 +1,294 @@
+//! The OpenAPI document, made from one table of routes.
+
+use axum::Json;
+use serde_json::{Map, Value, json};
+
+/// A route as documented.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    /// In one line.
+    pub(crate) summary: &'static str,
+    /// Parameters of the query: name, type, meaning.
+    pub(crate) query: &'static [(&'static str, &'static str, &'static str)],
+    /// What is sent, if anything: its media type and schema.
+    pub(crate) body: Option<(&'static str, &'static str)>,
+    /// What is answered: the media type and the schema.
+    pub(crate) answer: (&'static str, &'static str),
+}
+
+const JSON: &str = "application/json";
+const WAIT: (&str, &str, &str) = ("wait", "boolean", "Answer when the revision is live or failed");
+
+/// Every route. `Answer` is a JSON object with one key that names what it is.
+pub(crate) const ROUTES: &[Route] = &[
+    Route {
+        method: "get",
+        path: "/v1/functions",
+        summary: "Functions in the order of their names",
+        query: &[
+            ("after", "string", "Those after this name"),
+            ("limit", "integer", "At most so many (1000)"),
+        ],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/functions/{namespace}/{name}",
+        summary: "Everything that is known of a function",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "put",
+        path: "/v1/functions/{namespace}/{name}",
+        summary: "Deploy: create the function, or give it a new revision and settings",
+        query: &[
+            (
+                "check",
+                "boolean",
+                "Start one sandbox and wait until it is ready before switching (true)",
+            ),
+            WAIT,
+        ],
+        body: Some((JSON, "Deploy")),
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "delete",
+        path: "/v1/functions/{namespace}/{name}",
+        summary: "Remove a function",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "post",
+        path: "/v1/functions/{namespace}/{name}/rollback",
+        summary: "Make an earlier revision live again",
+        query: &[("to", "integer", "Its number (the one before the live one)"), WAIT],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/functions/{namespace}/{name}/logs",
+        summary: "Lines that its sandboxes wrote, one JSON object a line",
+        query: &[
+            ("tail", "integer", "The newest so many (100)"),
+            ("follow", "boolean", "Go on with new lines"),
+            ("since_ms", "integer", "Written at or after: milliseconds since 1970"),
+            ("until_ms", "integer", "Written before: milliseconds since 1970"),
+            ("sandbox", "string", "Of this sandbox only"),
+        ],
+        body: None,
+        answer: ("application/x-ndjson", "LogLine"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/invocations/{request_id}",
+        summary: "What is remembered of an invocation, and the lines written while it ran",
+        query: &[],
+        body: None,
+        answer: (JSON, "Invocation"),
+    },
+    Route {
+        method: "head",
+        path: "/v1/artifacts/{digest}",
+        summary: "Whether an artifact is held",
+        query: &[],
+        body: None,
+        answer: (JSON, "Empty"),
+    },
+    Route {
+        method: "put",
+        path: "/v1/artifacts/{digest}",
+        summary: "Send an artifact; its bytes must have the digest",
+        query: &[],
+        body: Some(("application/octet-stream", "Binary")),
+        answer: (JSON, "Artifact"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/workers",
+        summary: "The workers",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/top",
+        summary: "Functions that are active now, the busiest first",
+        query: &[("limit", "integer", "At most so many (20)")],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/status",
+        summary: "What this control plane is and has",
+        query: &[],
+        body: None,
+        answer: (JSON, "Status"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/openapi.json",
+        summary: "This document",
+        query: &[],
+        body: None,
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "get",
+        path: "/metrics",
+        summary: "Metrics for Prometheus",
+        query: &[],
+        body: None,
+        answer: ("application/openmetrics-text", "Text"),
+    },
+    Route {
+        method: "get",
+        path: "/health",
+        summary: "Whether the control plane runs; needs no token",
+        query: &[],
+        body: None,
+        answer: ("text/plain", "Text"),
+    },
+];
+
+pub(super) async fn document() -> Json<Value> {
+    Json(render())
+}
+
+/// The document.
+pub(crate) fn render() -> Value {
+    let mut paths: Map<String, Value> = Map::new();
+    for route in ROUTES {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        if let Value::Object(methods) = path {
+            methods.insert(route.method.to_owned(), operation(route));
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Dirigent",
+            "description": "The API of the control plane.",
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "security": [{ "token": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let schema = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let in_path = route.path.split('/').filter_map(|part| {
+        let name = part.strip_prefix('{')?.strip_suffix('}')?;
+        Some(json!({
+            "name": name, "in": "path", "required": true, "schema": { "type": "string" },
+        }))
+    });
+    let in_query = route.query.iter().map(|(name, kind, meaning)| {
+        json!({ "name": name, "in": "query", "description": meaning, "schema": { "type": kind } })
+    });
+    let parameters: Vec<Value> = in_path.chain(in_query).collect();
+    let (media, answer) = route.answer;
+    let mut operation = json!({
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": {
+            "2XX": { "description": "Done", "content": { media: { "schema": schema(answer) } } },
+            "default": {
+                "description": "Refused or failed",
+                "content": { JSON: { "schema": schema("Error") } },
+            },
+        },
+    });
+    if let (Some((media, body)), Value::Object(operation)) = (route.body, &mut operation) {
+        let body = json!({ "required": true, "content": { media: { "schema": schema(body) } } });
+        operation.insert("requestBody".to_owned(), body);
+    }
+    if let (false, Value::Object(operation)) =
+        (route.path.starts_with("/v1") || route.path == "/metrics", &mut operation)
+    {
+        operation.insert("security".to_owned(), json!([]));
+    }
+    operation
+}
+
+fn schemas() -> Value {
+    let answers = ["deployed", "settled", "deleted", "functions", "function", "workers", "top"];
+    let answer: Map<String, Value> =
+        answers.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+    json!({
+        "Answer": {
+            "type": "object",
+            "description": "One key says what it is.",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "properties": answer,
+        },
+        "Deploy": {
+            "type": "object",
+            "required": ["manifest"],
+            "additionalProperties": false,
+            "properties": {
+                "manifest": {
+                    "type": "object",
+                    "description": "dirigent.toml as JSON",
+                    "required": ["name", "sandbox"],
+                },
+                "artifact": { "type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$" },
+            },
+        },
+        "LogLine": {
+            "type": "object",
+            "properties": {
+                "at_ms": { "type": "integer" },
+                "sandbox": {},
+                "stderr": { "type": "boolean" },
+                "text": { "type": "string" },
+            },
+        },
+        "Invocation": {
+            "type": "object",
+            "properties": {
+                "record": { "type": "object" },
+                "lines": { "type": "array", "items": { "$ref": "#/components/schemas/LogLine" } },
+            },
+        },
+        "Artifact": {
+            "type": "object",
+            "properties": { "digest": { "type": "string" }, "bytes": { "type": "integer" } },
+        },
+        "Status": { "type": "object" },
+        "Error": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {
+                "error": {
+                    "type": "object",
+                    "required": ["code", "message"],
+                    "properties": {
+                        "code": { "type": "string" },
+                        "message": { "type": "string" },
+                    },
+                },
+            },
+        },
+        "Binary": { "type": "string", "format": "binary" },
+        "Text": { "type": "string" },
+        "Any": {},
+        "Empty": {},
+    })
+}

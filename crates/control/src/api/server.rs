@@ -1,0 +1,88 @@
+//! Serves the API's router: bounded connections, bounded heads, and a deadline for them, so that
+//! nobody who cannot show a token holds anything for long.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use dirigent_service::{OnCancel, Tasks};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+/// Connections at most; more wait in the kernel's backlog.
+const CONNECTIONS: usize = 1024;
+
+/// A request's head at most.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// A request's head comes within this time, also the first of a connection and the next one on a
+/// connection that is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Answers on their way get this long after shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// After a failed accept: for instance no descriptor is left, and trying at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+pub(crate) fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
+    let spawner = tasks.clone();
+    tasks.run("api", OnCancel::Abort, async move {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let router = router.clone();
+                    let shutdown = spawner.shutdown().clone();
+                    spawner.run("api connection", OnCancel::Wait, async move {
+                        let closing = shutdown.cancelled();
+                        connection(stream, peer, router, closing).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no connection accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    closing: impl Future<Output = ()>,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "no TCP_NODELAY");
+    }
+    let service = TowerToHyperService::new(router);
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = std::pin::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = closing => {
+            serving.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN, serving).await {
+                Ok(result) => result,
+                Err(_elapsed) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}

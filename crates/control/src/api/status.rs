@@ -1,0 +1,77 @@
+//! What this control plane is and has, and its metrics.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use dirigent_core::control::{Answer, Call};
+use http::{StatusCode, header::CONTENT_TYPE};
+use serde_json::{Value, json};
+
+use super::{Api, ApiError};
+use crate::metrics::SERIES;
+
+/// A page without the machine's numbers is better than none.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
+    let facts = api.facts();
+    let workers: Vec<Value> = api
+        .offers()
+        .into_iter()
+        .map(|(name, offer)| {
+            let runtimes: Vec<Value> = offer
+                .runtimes
+                .iter()
+                .map(|(runtime, isolation)| json!({ "runtime": runtime, "isolation": isolation }))
+                .collect();
+            json!({
+                "name": name,
+                "memory": offer.memory,
+                "cpu": offer.cpu,
+                "cpu_overcommit": offer.cpu_overcommit,
+                "sandboxes": offer.sandboxes,
+                "starts": offer.starts,
+                "runtimes": runtimes,
+            })
+        })
+        .collect();
+    Json(json!({
+        "version": facts.version,
+        "cluster": format!("{:032x}", facts.office.cluster.0),
+        "epoch": facts.office.epoch,
+        "started_ms": facts.started_ms,
+        "state": facts.state,
+        "functions_url": api.functions().map(|address| format!("http://{address}")),
+        "compat": api.compat().is_some(),
+        "counts": {
+            "functions": api.metrics().functions(),
+            "workers": workers.len(),
+            "store_writes": api.metrics().store_writes(),
+        },
+        "workers": workers,
+    }))
+}
+
+pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, ApiError> {
+    let top = match api.ask_within(Call::Top { limit: SERIES }, PATIENCE).await {
+        Ok(Answer::Top(top)) => top,
+        _ => Vec::new(),
+    };
+    let workers = match api.ask_within(Call::Workers, PATIENCE).await {
+        Ok(Answer::Workers(workers)) => workers,
+        _ => Vec::new(),
+    };
+    let page = api.metrics().page(&top, &workers, api.pages()).map_err(|error| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
+    })?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(CONTENT_TYPE, kind)], page).into_response())
+}
+
+pub(super) async fn health() -> &'static str {
+    "ok\n"
+}

@@ -1,0 +1,296 @@
+//! The one task that owns the control machine. Everybody else sends it facts over one bounded
+//! channel and it never waits for anybody: frames go into outboxes, writes to the store's thread,
+//! file removals to tasks of their own.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dirigent_core::{
+    FunctionId, FunctionName, RequestId, StreamId, Time,
+    control::{Answer, Call, Control, Effect, Event, Refusal},
+    frame::{ToDataPlane, ToWorker},
+};
+use dirigent_service::{Clock, OnCancel, Outbox, Tasks};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::{
+    blobs::Blobs,
+    metrics::Metrics,
+    store::{Answers, Writer},
+};
+
+/// What the owner is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A user asks.
+    Ask { id: RequestId, call: Call, reply: oneshot::Sender<Result<Answer, Refusal>> },
+    /// A user left before the answer.
+    Left(RequestId),
+    /// A peer's stream is open.
+    Attached { stream: StreamId, name: Arc<str>, speaker: Speaker },
+    /// A peer spoke, or its stream broke.
+    Event(Event),
+}
+
+/// How a peer is told something.
+#[derive(Debug)]
+pub(crate) enum Speaker {
+    Worker(Outbox<Topic, ToWorker>),
+    DataPlane(Outbox<Topic, ToDataPlane>),
+}
+
+/// What a frame is about, where a newer one makes an older one pointless.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Topic {
+    Resolved(FunctionName),
+    Status(FunctionId),
+}
+
+/// Facts that wait for the owner at most; peers wait when it is full.
+const WAITING: usize = 4096;
+
+/// Users who wait for an answer at most; more are told that it is busy.
+const ASKING: u32 = 1000;
+
+/// How the rest of the role reaches the owner. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    inputs: mpsc::Sender<Input>,
+    asking: Arc<Semaphore>,
+    next: Arc<AtomicU64>,
+}
+
+impl Handle {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, rx) = mpsc::channel(WAITING);
+        let asking = Arc::new(Semaphore::new(ASKING as usize));
+        (Self { inputs, asking, next: Arc::new(AtomicU64::new(1)) }, rx)
+    }
+
+    /// Ask the machine. Dropping the future tells it that the answer is no longer wanted.
+    pub(crate) async fn ask(&self, call: Call) -> Result<Answer, Refusal> {
+        let Ok(_permit) = self.asking.try_acquire() else {
+            return Err(Refusal::Busy { limit: ASKING });
+        };
+        let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = oneshot::channel();
+        let mut left = Leaving { inputs: &self.inputs, id: Some(id) };
+        if self.inputs.send(Input::Ask { id, call, reply }).await.is_err() {
+            return Err(Refusal::NotLeader);
+        }
+        let result = answer.await;
+        left.id = None;
+        result.unwrap_or(Err(Refusal::NotLeader))
+    }
+
+    /// A stream's number, never used before.
+    pub(crate) fn stream(&self) -> StreamId {
+        StreamId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Tell the owner; waits while it is behind. Whether it is still there.
+    pub(crate) async fn tell(&self, input: Input) -> bool {
+        self.inputs.send(input).await.is_ok()
+    }
+}
+
+/// Tells the machine that the one who asked is gone, unless the answer came.
+struct Leaving<'a> {
+    inputs: &'a mpsc::Sender<Input>,
+    id: Option<RequestId>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id
+            && self.inputs.try_send(Input::Left(id)).is_err()
+        {
+            // The machine then answers somebody who is not there, which is harmless.
+            tracing::debug!(%id, "the owner was too busy to hear that a user left");
+        }
+    }
+}
+
+/// Why the owner stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OwnerError {
+    #[error("another control plane leads with a higher epoch; this one stops")]
+    Resigned,
+    #[error("the store's thread is gone")]
+    StoreGone,
+}
+
+/// See the module.
+pub(crate) struct Owner {
+    pub(crate) machine: Control,
+    pub(crate) clock: Clock,
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    pub(crate) writer: Writer,
+    pub(crate) answers: mpsc::Receiver<Answers>,
+    pub(crate) blobs: Blobs,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tasks: Tasks,
+    pub(crate) asked: HashMap<RequestId, oneshot::Sender<Result<Answer, Refusal>>>,
+    pub(crate) speakers: HashMap<StreamId, Speaker>,
+}
+
+/// Facts taken at once, so that writes and deadlines are looked at in between.
+const AT_ONCE: usize = 64;
+
+impl Owner {
+    pub(crate) async fn run(mut self) -> Result<(), OwnerError> {
+        let shutdown = self.tasks.shutdown().clone();
+        let mut facts = Vec::with_capacity(AT_ONCE);
+        self.obey()?;
+        loop {
+            let deadline = self.machine.deadline().map(|at| self.clock.instant(at.0));
+            let due = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // In this order: an answer of the store releases those who wait for it, and a
+                // deadline that has passed is older than the facts that wait.
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                answers = self.answers.recv() => {
+                    for (token, outcome) in answers.ok_or(OwnerError::StoreGone)? {
+                        self.learn(Event::Persisted { token, outcome })?;
+                    }
+                }
+                () = due => {
+                    self.machine.expire(self.now());
+                    self.obey()?;
+                }
+                _count = self.inputs.recv_many(&mut facts, AT_ONCE) => {
+                    for fact in facts.drain(..) {
+                        self.hear(fact)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.clock.nanos())
+    }
+
+    fn hear(&mut self, input: Input) -> Result<(), OwnerError> {
+        match input {
+            Input::Ask { id, call, reply } => {
+                self.asked.insert(id, reply);
+                self.learn(Event::Asked { request: id, call, wall_ms: Clock::wall_ms() })
+            }
+            Input::Left(request) => {
+                self.asked.remove(&request);
+                self.learn(Event::AskerLeft { request })
+            }
+            Input::Attached { stream, name, speaker } => {
+                let event = match &speaker {
+                    Speaker::Worker(_) => Event::WorkerAttached { stream, name },
+                    Speaker::DataPlane(_) => Event::DataPlaneAttached { stream, name },
+                };
+                self.speakers.insert(stream, speaker);
+                self.learn(event)
+            }
+            Input::Event(event) => {
+                if let Event::Detached { stream } = &event {
+                    self.speakers.remove(stream);
+                }
+                self.learn(event)
+            }
+        }
+    }
+
+    fn learn(&mut self, event: Event) -> Result<(), OwnerError> {
+        self.machine.handle(self.now(), event);
+        self.obey()
+    }
+
+    fn obey(&mut self) -> Result<(), OwnerError> {
+        while let Some(effect) = self.machine.poll_effect() {
+            self.carry_out(effect)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<(), OwnerError> {
+        match effect {
+            Effect::Persist { token, write } => {
+                if let Err(outcome) = self.writer.write(token, write) {
+                    let now = self.now();
+                    self.machine.handle(now, Event::Persisted { token, outcome });
+                }
+            }
+            Effect::Reply { to, result } => {
+                if let Some(reply) = self.asked.remove(&to)
+                    && reply.send(result).is_err()
+                {
+                    tracing::debug!(request = %to, "answered somebody who left");
+                }
+            }
+            Effect::ToWorker { stream, frame } => self.say_to_worker(stream, frame),
+            Effect::ToDataPlane { stream, frame } => self.say_to_data_plane(stream, frame),
+            Effect::Close { stream, reason } => {
+                tracing::info!(%stream, reason, "stream closed");
+                self.speakers.remove(&stream);
+            }
+            Effect::DiscardArtifacts { digests } => {
+                let blobs = self.blobs.clone();
+                self.tasks.run("discard artifacts", OnCancel::Wait, async move {
+                    let done = tokio::task::spawn_blocking(move || blobs.discard(&digests)).await;
+                    if let Err(error) = done {
+                        tracing::warn!(%error, "artifacts were not discarded");
+                    }
+                });
+            }
+            Effect::Resign => return Err(OwnerError::Resigned),
+            Effect::Measure(measure) => self.metrics.measure(measure),
+        }
+        Ok(())
+    }
+
+    fn say_to_worker(&mut self, stream: StreamId, frame: ToWorker) {
+        // Orders are never replaced: each is answered.
+        let Some(Speaker::Worker(outbox)) = self.speakers.get(&stream) else { return };
+        if let Err(why) = outbox.push(None, FRAME_BYTES, frame) {
+            self.give_up(stream, why);
+        }
+    }
+
+    fn say_to_data_plane(&mut self, stream: StreamId, frame: ToDataPlane) {
+        let Some(Speaker::DataPlane(outbox)) = self.speakers.get(&stream) else { return };
+        let topic = match &frame {
+            ToDataPlane::Resolved { name, .. } => Some(Topic::Resolved(name.clone())),
+            ToDataPlane::Status { function, .. } => Some(Topic::Status(*function)),
+            ToDataPlane::Welcome { .. }
+            | ToDataPlane::Grant(_)
+            | ToDataPlane::Recall { .. }
+            | ToDataPlane::RecallSandbox { .. }
+            | ToDataPlane::Unsupported { .. } => None,
+        };
+        if let Err(why) = outbox.push(topic, FRAME_BYTES, frame) {
+            self.give_up(stream, why);
+        }
+    }
+
+    /// The peer is not told anything more; its stream's task notices and reports it as detached.
+    fn give_up(&mut self, stream: StreamId, why: dirigent_service::OutboxClosed) {
+        tracing::warn!(%stream, %why, "stream given up");
+        self.speakers.remove(&stream);
+    }
+}
+
+/// What a frame takes in memory, roughly: specs and settings in it are shared.
+const FRAME_BYTES: usize = 512;
+
+/// The longest time a user waits for an answer that should come at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

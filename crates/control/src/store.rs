@@ -1,0 +1,223 @@
+//! What the cluster remembers: functions, workers and data planes; nothing that an invocation
+//! needs to write. A back end applies batches of writes, each batch whole or not at all; a thread
+//! of its own takes all writes that wait, makes one durable transaction of them, and answers their
+//! tokens in order.
+//!
+//! Taking office raises the epoch by one in the transaction that reads the records, so that two
+//! leaders never share an epoch.
+
+pub mod memory;
+pub mod redb;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use dirigent_core::{
+    FunctionRecord, Office, Records, Settings, Spec, Write, WriteToken, control::Outcome,
+};
+use dirigent_service::{OnCancel, OnError, Tasks};
+use tokio::sync::mpsc;
+
+pub use self::{memory::MemoryStore, redb::RedbStore};
+
+/// The version of the records' format that is written here.
+pub const SCHEMA: u64 = 1;
+
+/// Where records are kept.
+pub trait Store: Send + 'static {
+    /// Take office: raise the epoch, durably, and read everything.
+    ///
+    /// # Errors
+    /// If the store cannot be used by this program, or not now.
+    fn take_office(&mut self) -> Result<(Office, Records), StoreError>;
+
+    /// Apply writes in order, all of them durably or none.
+    fn apply(&mut self, batch: &[Write]) -> Outcome;
+
+    /// How many functions are recorded, since office was taken.
+    fn functions(&self) -> u64;
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A newer program wrote it.
+    #[error(
+        "{} has format {found}, this program knows formats up to {SCHEMA}: run the version that \
+         wrote it or a newer one, or choose another directory with --state",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u64,
+    },
+    /// Another process has it open.
+    #[error("{} is open in another process", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A record cannot be read.
+    #[error("{}: the record {record} cannot be read: {message}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        record: String,
+        /// Why.
+        message: String,
+    },
+    /// The file cannot be opened, read or written.
+    #[error("{} cannot be used", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Writes that wait at most. More are refused: callers of the API are bounded far below it.
+const WAITING: usize = 16_384;
+
+/// Writes in one transaction at most, so that one answer does not wait for the whole queue.
+const BATCH: usize = 1024;
+
+/// A store at work on its thread.
+#[derive(Debug)]
+pub struct Writer {
+    writes: mpsc::Sender<(WriteToken, Write)>,
+    counts: Counts,
+}
+
+/// What a store at work has done and holds. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Writes applied since the start.
+    pub writes: Arc<AtomicU64>,
+    /// Functions recorded.
+    pub functions: Arc<AtomicU64>,
+}
+
+/// How writes went, in their order.
+pub type Answers = Vec<(WriteToken, Outcome)>;
+
+impl Writer {
+    /// Put `store` to work. It ends, with all writes that wait applied, when the writer is dropped;
+    /// what is `held` (the right to use its directory) is then given up.
+    #[must_use]
+    pub fn start(
+        store: Box<dyn Store>,
+        held: impl Send + 'static,
+        tasks: &Tasks,
+    ) -> (Self, mpsc::Receiver<Answers>) {
+        let (writes, waiting) = mpsc::channel(WAITING);
+        // Full: the thread waits for the owner, which always comes back to read it.
+        let (answers, answered) = mpsc::channel(16);
+        let counts = Counts::default();
+        counts.functions.store(store.functions(), Ordering::Relaxed);
+        let counter = counts.clone();
+        tasks.spawn("store", OnError::StopRole, OnCancel::Wait, async move {
+            let worked = tokio::task::spawn_blocking(move || {
+                work(store, waiting, &answers, &counter);
+            })
+            .await;
+            drop(held);
+            worked
+        });
+        (Self { writes, counts }, answered)
+    }
+
+    /// Have something written. Never waits.
+    ///
+    /// # Errors
+    /// If too many writes wait already: it was not, and will not be, applied.
+    pub fn write(&self, token: WriteToken, write: Write) -> Result<(), Outcome> {
+        self.writes.try_send((token, write)).map_err(|_full| Outcome::Refused)
+    }
+
+    /// What it has done and holds.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+}
+
+fn work(
+    mut store: Box<dyn Store>,
+    mut waiting: mpsc::Receiver<(WriteToken, Write)>,
+    answers: &mpsc::Sender<Answers>,
+    counts: &Counts,
+) {
+    while let Some((token, write)) = waiting.blocking_recv() {
+        let mut tokens = vec![token];
+        let mut batch = vec![write];
+        while batch.len() < BATCH
+            && let Ok((token, write)) = waiting.try_recv()
+        {
+            tokens.push(token);
+            batch.push(write);
+        }
+        let outcome = store.apply(&batch);
+        if matches!(outcome, Outcome::Ok { .. }) {
+            counts.writes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        }
+        counts.functions.store(store.functions(), Ordering::Relaxed);
+        let result: Answers = tokens.into_iter().map(|token| (token, outcome)).collect();
+        if answers.blocking_send(result).is_err() {
+            // Nobody decides any more; what was asked for is still written.
+            tracing::debug!("answers of the store are no longer wanted");
+        }
+    }
+}
+
+/// Lets functions share what is equal in them: of 100,000 functions most have the same settings,
+/// and many the same spec. Only the last few distinct ones are compared with.
+#[derive(Debug, Default)]
+struct Sharing {
+    settings: Vec<Arc<Settings>>,
+    specs: Vec<Arc<Spec>>,
+}
+
+/// Distinct values remembered for sharing.
+const REMEMBERED: usize = 8;
+
+impl Sharing {
+    fn share(&mut self, record: &mut FunctionRecord) {
+        record.settings = shared(&mut self.settings, &record.settings);
+        for revision in &mut record.revisions {
+            revision.spec = shared(&mut self.specs, &revision.spec);
+        }
+        record.revisions.shrink_to_fit();
+        record.targets.shrink_to_fit();
+    }
+}
+
+fn shared<T: PartialEq>(known: &mut Vec<Arc<T>>, value: &Arc<T>) -> Arc<T> {
+    if let Some(same) = known.iter().find(|other| other == &value) {
+        return Arc::clone(same);
+    }
+    if known.len() == REMEMBERED {
+        known.remove(0);
+    }
+    known.push(Arc::clone(value));
+    Arc::clone(value)
+}
+
+/// A cluster id that nobody else has.
+fn new_cluster() -> std::io::Result<dirigent_core::ClusterId> {
+    let mut bytes = [0; 16];
+    crate::random(&mut bytes)?;
+    Ok(dirigent_core::ClusterId(u128::from_le_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests;

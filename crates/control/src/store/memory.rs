@@ -1,0 +1,83 @@
+//! Records in memory: for tests, and for clusters that may forget everything.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dirigent_core::{
+    ClusterId, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Office, Records,
+    WorkerId, WorkerRecord, Write, control::Outcome,
+};
+
+use super::{Store, StoreError};
+
+/// See the module. A clone is the same store, as a file opened again would be.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    cluster: Option<ClusterId>,
+    epoch: Epoch,
+    revision: u64,
+    functions: BTreeMap<FunctionId, Arc<FunctionRecord>>,
+    workers: BTreeMap<WorkerId, WorkerRecord>,
+    data_planes: BTreeMap<DataPlaneId, DataPlaneRecord>,
+}
+
+impl Store for MemoryStore {
+    fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let cluster = match state.cluster {
+            Some(cluster) => cluster,
+            None => super::new_cluster().map_err(|source| StoreError::Io {
+                path: "memory".into(),
+                source: source.into(),
+            })?,
+        };
+        state.cluster = Some(cluster);
+        state.epoch.0 += 1;
+        let records = Records {
+            functions: state.functions.values().cloned().collect(),
+            workers: state.workers.values().cloned().collect(),
+            data_planes: state.data_planes.values().cloned().collect(),
+        };
+        Ok((Office { cluster, epoch: state.epoch }, records))
+    }
+
+    fn apply(&mut self, batch: &[Write]) -> Outcome {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for write in batch {
+            match write.clone() {
+                Write::PutFunction(record) => {
+                    state.functions.insert(record.id, record);
+                }
+                Write::DeleteFunction(id) => {
+                    state.functions.remove(&id);
+                }
+                Write::PutWorker(record) => {
+                    state.workers.insert(record.id, record);
+                }
+                Write::DeleteWorker(id) => {
+                    state.workers.remove(&id);
+                }
+                Write::PutDataPlane(record) => {
+                    state.data_planes.insert(record.id, record);
+                }
+                Write::DeleteDataPlane(id) => {
+                    state.data_planes.remove(&id);
+                }
+            }
+        }
+        state.revision += 1;
+        Outcome::Ok { revision: state.revision }
+    }
+
+    fn functions(&self) -> u64 {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.functions.len() as u64
+    }
+}

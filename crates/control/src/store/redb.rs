@@ -1,0 +1,309 @@
+//! Records in one file, by redb: a transaction is durable when it returns, and a process killed at
+//! any moment leaves the last whole one.
+//!
+//! After an I/O error (a full disk) redb must be opened again; whether the failed transaction took
+//! place is then read from the store's own revision, which every transaction raises. Values are
+//! JSON: readable with any tool, and a field may be added without a migration.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use dirigent_core::{
+    ClusterId, DataPlaneRecord, Epoch, FunctionRecord, Office, Records, WorkerRecord, Write,
+    control::Outcome,
+};
+use redb::{
+    Database, DatabaseError, Error, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, StorageError, TableDefinition, WriteTransaction,
+};
+
+use super::{SCHEMA, Sharing, Store, StoreError};
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const CLUSTER: TableDefinition<'_, (), u128> = TableDefinition::new("cluster");
+const FUNCTIONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("functions");
+const WORKERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("workers");
+const DATA_PLANES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("data_planes");
+
+/// Pages that redb keeps in memory. The records are read once; after that only writes touch it.
+const CACHE: usize = 8 << 20;
+
+/// How the database is opened, and opened again after an I/O error.
+type Open = Box<dyn Fn() -> Result<Database, DatabaseError> + Send>;
+
+/// See the module.
+pub struct RedbStore {
+    path: PathBuf,
+    open: Open,
+    database: Option<Database>,
+    revision: u64,
+    functions: u64,
+}
+
+impl fmt::Debug for RedbStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedbStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl RedbStore {
+    /// The store in this file, which is made if it does not exist. It is opened by taking office.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        let file = path.to_owned();
+        Self::with(path, move || Database::builder().set_cache_size(CACHE).create(&file))
+    }
+
+    /// The store that `open` opens; `path` is for messages.
+    pub(super) fn with(
+        path: &Path,
+        open: impl Fn() -> Result<Database, DatabaseError> + Send + 'static,
+    ) -> Self {
+        Self {
+            path: path.to_owned(),
+            open: Box::new(open),
+            database: None,
+            revision: 0,
+            functions: 0,
+        }
+    }
+
+    fn io(&self, error: impl Into<Error>) -> StoreError {
+        let path = self.path.clone();
+        match error.into() {
+            Error::DatabaseAlreadyOpen => StoreError::InUse { path },
+            error => StoreError::Io { path, source: Box::new(error) },
+        }
+    }
+
+    fn opened(&mut self) -> Result<&Database, StoreError> {
+        if self.database.is_none() {
+            let database = (self.open)().map_err(|error| self.io(error))?;
+            self.database = Some(database);
+        }
+        self.database.as_ref().ok_or_else(|| StoreError::InUse { path: self.path.clone() })
+    }
+
+    fn office(&self, database: &Database) -> Result<(Office, u64), StoreError> {
+        // The format is looked at before anything is written.
+        self.check_schema(database)?;
+        let fresh = super::new_cluster().map_err(|error| self.io(StorageError::Io(error)))?;
+        enter(database, fresh).map_err(|error| self.io(error))
+    }
+
+    fn check_schema(&self, database: &Database) -> Result<(), StoreError> {
+        let read = || {
+            let transaction = database.begin_read()?;
+            match transaction.open_table(META) {
+                Ok(meta) => Ok(meta.get("schema")?.map(|value| value.value())),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+                Err(error) => Err(Error::from(error)),
+            }
+        };
+        match read().map_err(|error| self.io(error))? {
+            Some(found) if found > SCHEMA => {
+                Err(StoreError::Newer { path: self.path.clone(), found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn load(&self, database: &Database) -> Result<Records, StoreError> {
+        let mut records = Records::default();
+        let mut sharing = Sharing::default();
+        let transaction = database.begin_read().map_err(|error| self.io(error))?;
+
+        let table = transaction.open_table(FUNCTIONS).map_err(|error| self.io(error))?;
+        for row in table.iter().map_err(|error| self.io(error))? {
+            let (key, value) = row.map_err(|error| self.io(error))?;
+            let mut record: FunctionRecord =
+                self.parse(value.value(), || format!("functions{:?}", key.value()))?;
+            sharing.share(&mut record);
+            records.functions.push(record.into());
+        }
+        let table = transaction.open_table(WORKERS).map_err(|error| self.io(error))?;
+        for row in table.iter().map_err(|error| self.io(error))? {
+            let (key, value) = row.map_err(|error| self.io(error))?;
+            let record: WorkerRecord =
+                self.parse(value.value(), || format!("workers({})", key.value()))?;
+            records.workers.push(record);
+        }
+        let table = transaction.open_table(DATA_PLANES).map_err(|error| self.io(error))?;
+        for row in table.iter().map_err(|error| self.io(error))? {
+            let (key, value) = row.map_err(|error| self.io(error))?;
+            let record: DataPlaneRecord =
+                self.parse(value.value(), || format!("data_planes({})", key.value()))?;
+            records.data_planes.push(record);
+        }
+        Ok(records)
+    }
+
+    fn parse<'a, T: serde::Deserialize<'a>>(
+        &self,
+        bytes: &'a [u8],
+        record: impl Fn() -> String,
+    ) -> Result<T, StoreError> {
+        serde_json::from_slice(bytes).map_err(|error| StoreError::Record {
+            path: self.path.clone(),
+            record: record(),
+            message: error.to_string(),
+        })
+    }
+
+    /// The database, opened again if the last transaction failed.
+    fn current(&mut self) -> Result<&Database, StoreError> {
+        if self.database.is_none() {
+            let revision = read_revision(self.opened()?);
+            match revision {
+                Ok((revision, functions)) => {
+                    self.revision = revision;
+                    self.functions = functions;
+                }
+                Err(error) => {
+                    self.database = None;
+                    return Err(self.io(error));
+                }
+            }
+        }
+        self.opened()
+    }
+
+    /// After a failed transaction: whether it took place after all. Nothing else is decided before
+    /// that is known, or has been asked for a while.
+    fn judge(&mut self, next: u64) -> Outcome {
+        self.database = None;
+        for _attempt in 0..REOPENINGS {
+            match self.current().map(|_database| ()) {
+                Ok(()) if self.revision == next => return Outcome::Ok { revision: next },
+                Ok(()) => return Outcome::Refused,
+                Err(error) => tracing::warn!(%error, "the store cannot be opened again"),
+            }
+            std::thread::park_timeout(REOPEN_PAUSE);
+        }
+        Outcome::Unknown
+    }
+}
+
+/// Attempts to open the database after a failed transaction, and the time between two.
+const REOPENINGS: u32 = 4;
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+
+impl Store for RedbStore {
+    fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
+        self.opened()?;
+        let database =
+            self.database.take().ok_or_else(|| StoreError::InUse { path: self.path.clone() })?;
+        let (office, revision) = self.office(&database)?;
+        let records = self.load(&database)?;
+        self.revision = revision;
+        self.functions = records.functions.len() as u64;
+        self.database = Some(database);
+        Ok((office, records))
+    }
+
+    fn apply(&mut self, batch: &[Write]) -> Outcome {
+        if let Err(error) = self.current() {
+            tracing::warn!(%error, "the store cannot be opened; nothing was written");
+            return Outcome::Refused;
+        }
+        let next = self.revision + 1;
+        let written = match &self.database {
+            Some(database) => commit(database, batch, next),
+            None => return Outcome::Refused,
+        };
+        match written {
+            Ok(functions) => {
+                self.revision = next;
+                self.functions = functions;
+                Outcome::Ok { revision: next }
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the store took no write");
+                self.judge(next)
+            }
+        }
+    }
+
+    fn functions(&self) -> u64 {
+        self.functions
+    }
+}
+
+/// The transaction that takes office: a cluster id if there is none, the format, the next epoch.
+fn enter(database: &Database, fresh: ClusterId) -> Result<(Office, u64), Error> {
+    let transaction = database.begin_write()?;
+    let office = {
+        let mut cluster = transaction.open_table(CLUSTER)?;
+        let known = cluster.get(())?.map(|value| value.value());
+        if known.is_none() {
+            cluster.insert((), fresh.0)?;
+        }
+        let mut meta = transaction.open_table(META)?;
+        let epoch = meta.get("epoch")?.map_or(0, |value| value.value()) + 1;
+        let revision = meta.get("revision")?.map_or(0, |value| value.value()) + 1;
+        meta.insert("schema", SCHEMA)?;
+        meta.insert("epoch", epoch)?;
+        meta.insert("revision", revision)?;
+        transaction.open_table(FUNCTIONS)?;
+        transaction.open_table(WORKERS)?;
+        transaction.open_table(DATA_PLANES)?;
+        let cluster = known.map_or(fresh, ClusterId);
+        (Office { cluster, epoch: Epoch(epoch) }, revision)
+    };
+    transaction.commit()?;
+    Ok(office)
+}
+
+/// The revision that the store is at, and how many functions it has.
+fn read_revision(database: &Database) -> Result<(u64, u64), Error> {
+    let transaction = database.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let functions = transaction.open_table(FUNCTIONS)?.len()?;
+    Ok((meta.get("revision")?.map_or(0, |value| value.value()), functions))
+}
+
+/// Apply a batch; how many functions there are then.
+fn commit(database: &Database, batch: &[Write], revision: u64) -> Result<u64, Error> {
+    let transaction = database.begin_write()?;
+    let functions = put(&transaction, batch, revision)?;
+    transaction.commit()?;
+    Ok(functions)
+}
+
+fn put(transaction: &WriteTransaction, batch: &[Write], revision: u64) -> Result<u64, Error> {
+    transaction.open_table(META)?.insert("revision", revision)?;
+    let mut functions = transaction.open_table(FUNCTIONS)?;
+    let mut workers = transaction.open_table(WORKERS)?;
+    let mut data_planes = transaction.open_table(DATA_PLANES)?;
+    for write in batch {
+        match write {
+            Write::PutFunction(record) => {
+                let key = (record.id.epoch.0, record.id.counter);
+                functions.insert(key, json(record)?.as_slice())?;
+            }
+            Write::DeleteFunction(id) => {
+                functions.remove((id.epoch.0, id.counter))?;
+            }
+            Write::PutWorker(record) => {
+                workers.insert(record.id.0, json(record)?.as_slice())?;
+            }
+            Write::DeleteWorker(id) => {
+                workers.remove(id.0)?;
+            }
+            Write::PutDataPlane(record) => {
+                data_planes.insert(record.id.0, json(record)?.as_slice())?;
+            }
+            Write::DeleteDataPlane(id) => {
+                data_planes.remove(id.0)?;
+            }
+        }
+    }
+    Ok(functions.len()?)
+}
+
+fn json<T: serde::Serialize>(record: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(record).map_err(|error| Error::Io(std::io::Error::other(error)))
+}

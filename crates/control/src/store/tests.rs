@@ -1,0 +1,250 @@
+//! One suite for every back end, and what only a file can do.
+
+use std::{io, path::Path, sync::atomic::AtomicBool, time::Duration};
+
+use ::redb::{StorageBackend, backends::FileBackend};
+use dirigent_core::{
+    Bytes, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionName, Listen, MilliCpu,
+    Protocol, Resources, RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Target, WorkerId,
+    WorkerRecord,
+};
+
+use super::*;
+
+pub(crate) fn function(counter: u64) -> FunctionRecord {
+    let spec = Spec {
+        sandbox: SandboxSpec {
+            runtime: RuntimeKind::Process,
+            command: vec!["dirigent".to_owned(), "example".to_owned(), "hello".to_owned()],
+            image: None,
+            component: None,
+            port: None,
+            protocol: Protocol::Http1,
+            isolation: None,
+            listen: Listen::Port,
+        },
+        resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(16) },
+        env: [("MODE".to_owned(), "fast".to_owned())].into(),
+        concurrency: 1,
+        artifact: None,
+    };
+    FunctionRecord {
+        id: FunctionId::new(Epoch(1), counter),
+        name: FunctionName::new("default", &format!("f{counter}")).unwrap(),
+        settings: Arc::default(),
+        revisions: vec![RevisionRecord {
+            number: 1,
+            spec: spec.into(),
+            state: RevisionState::Live,
+            created_ms: 1,
+            failure: None,
+        }],
+        targets: vec![Target { revision: 1, weight: 1 }],
+    }
+}
+
+/// What every back end does; `reopen` gives the same store as after a restart.
+fn suite(reopen: impl Fn() -> Box<dyn Store>) {
+    let mut store = reopen();
+    let (first, records) = store.take_office().unwrap();
+    assert_eq!(first.epoch, Epoch(1));
+    assert!(records.functions.is_empty());
+
+    let worker = WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false };
+    let data_plane = DataPlaneRecord { id: DataPlaneId(1), name: "local".into() };
+    let one = store.apply(&[
+        Write::PutFunction(function(2).into()),
+        Write::PutFunction(function(1).into()),
+        Write::PutWorker(worker.clone()),
+        Write::PutDataPlane(data_plane.clone()),
+    ]);
+    let mut changed = function(2);
+    changed.targets.clear();
+    let two = store.apply(&[
+        Write::PutFunction(changed.clone().into()),
+        Write::PutFunction(function(3).into()),
+        Write::DeleteFunction(FunctionId::new(Epoch(1), 3)),
+        Write::DeleteWorker(WorkerId(7)),
+    ]);
+    let (Outcome::Ok { revision: one }, Outcome::Ok { revision: two }) = (one, two) else {
+        panic!("{one:?} {two:?}");
+    };
+    assert!(two > one);
+    assert_eq!(store.functions(), 2);
+    drop(store);
+
+    let mut store = reopen();
+    let (second, records) = store.take_office().unwrap();
+    assert_eq!((second.cluster, second.epoch), (first.cluster, Epoch(2)));
+    assert_eq!(records.functions, [Arc::new(function(1)), Arc::new(changed)]);
+    assert_eq!(records.workers, [worker]);
+    assert_eq!(records.data_planes, [data_plane]);
+    assert_eq!(store.functions(), 2);
+    let three = store.apply(&[
+        Write::DeleteWorker(WorkerId(1)),
+        Write::DeleteDataPlane(DataPlaneId(1)),
+        Write::DeleteFunction(FunctionId::new(Epoch(1), 1)),
+    ]);
+    assert!(matches!(three, Outcome::Ok { revision } if revision > two), "{three:?}");
+    drop(store);
+
+    let (_, records) = reopen().take_office().unwrap();
+    assert_eq!(records.functions.len(), 1);
+    assert!(records.workers.is_empty() && records.data_planes.is_empty());
+}
+
+#[test]
+fn memory_keeps_what_it_was_given() {
+    let store = MemoryStore::default();
+    suite(|| Box::new(store.clone()));
+}
+
+#[test]
+fn redb_keeps_what_it_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    suite(|| Box::new(RedbStore::new(&path)));
+}
+
+#[test]
+fn a_newer_format_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let database = ::redb::Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let meta = ::redb::TableDefinition::<&str, u64>::new("meta");
+    transaction.open_table(meta).unwrap().insert("schema", 99).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = RedbStore::new(&path).take_office().unwrap_err().to_string();
+    assert!(error.contains("has format 99") && error.contains("--state"), "{error}");
+}
+
+#[test]
+fn a_store_that_is_open_already_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let mut first = RedbStore::new(&path);
+    first.take_office().unwrap();
+    let error = RedbStore::new(&path).take_office().unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn functions_that_are_equal_in_spec_and_settings_share_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let mut store = RedbStore::new(&path);
+    store.take_office().unwrap();
+    let batch: Vec<_> = (1..=3).map(|n| Write::PutFunction(function(n).into())).collect();
+    store.apply(&batch);
+    drop(store);
+    let (_, records) = RedbStore::new(&path).take_office().unwrap();
+    let [a, b, _] = records.functions.as_slice() else { panic!("three") };
+    assert!(Arc::ptr_eq(&a.settings, &b.settings));
+    assert!(Arc::ptr_eq(&a.revisions[0].spec, &b.revisions[0].spec));
+}
+
+/// A file on a disk that can be made full.
+#[derive(Debug)]
+struct Disk {
+    file: FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn room(&self) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.room()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.room()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+fn on_disk(path: &Path, full: &Arc<AtomicBool>) -> RedbStore {
+    let (file, full) = (path.to_owned(), Arc::clone(full));
+    RedbStore::with(path, move || {
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .map_err(|error| ::redb::DatabaseError::Storage(error.into()))?;
+        let disk = Disk { file: FileBackend::new(file)?, full: Arc::clone(&full) };
+        ::redb::Database::builder().create_with_backend(disk)
+    })
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let mut store = on_disk(&dir.path().join("store.redb"), &full);
+    store.take_office().unwrap();
+    let put = |n| [Write::PutFunction(function(n).into())];
+    assert!(matches!(store.apply(&put(1)), Outcome::Ok { .. }));
+
+    full.store(true, Ordering::SeqCst);
+    for n in 2..5 {
+        let outcome = store.apply(&put(n));
+        assert!(!matches!(outcome, Outcome::Ok { .. }), "{outcome:?}");
+    }
+
+    full.store(false, Ordering::SeqCst);
+    assert!(matches!(store.apply(&put(9)), Outcome::Ok { .. }));
+    drop(store);
+    let (_, records) = on_disk(&dir.path().join("store.redb"), &full).take_office().unwrap();
+    let kept: Vec<_> = records.functions.iter().map(|record| record.id.counter).collect();
+    assert_eq!(kept, [1, 9]);
+}
+
+#[tokio::test]
+async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
+    let tasks = Tasks::new();
+    let (writer, mut answers) = Writer::start(Box::new(MemoryStore::default()), (), &tasks);
+    for n in 0..3000 {
+        writer.write(WriteToken(n), Write::DeleteWorker(WorkerId(n))).unwrap();
+    }
+    let mut tokens = Vec::new();
+    let mut batches = 0;
+    while tokens.len() < 3000 {
+        let batch = answers.recv().await.unwrap();
+        assert!(batch.len() <= BATCH);
+        batches += 1;
+        tokens.extend(batch.into_iter().map(|(token, _outcome)| token.0));
+    }
+    assert_eq!(tokens, (0..3000).collect::<Vec<_>>());
+    assert!(batches < 3000, "{batches}");
+    assert_eq!(writer.counts().writes.load(Ordering::Relaxed), 3000);
+    drop(writer);
+    assert!(tasks.wait(Duration::from_secs(10)).await);
+}

@@ -1,0 +1,256 @@
+//! What all functions share: peers, fleet, timers, the way out, and the indexes that lead from a
+//! sandbox, a worker or a write back to a function.
+//!
+//! It decides nothing about a single function; a [`super::function::Function`] is handed it with
+//! each event. Every map here is bounded by what is active, never by how many functions exist,
+//! but for the artifacts that their revisions name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    DataPlaneId, Digest, Epoch, FunctionId, FunctionRecord, Office, RequestId, SandboxId, Time,
+    WorkerId, Write, WriteToken,
+    control::{
+        Answer, Effect, Measure, Refusal,
+        fleet::Fleet,
+        peers::Peers,
+        timers::{Timer, Timers},
+    },
+    frame::{Share, ToDataPlane},
+};
+
+/// Callers that may wait for a revision at once, in the whole cluster.
+pub(crate) const MAX_WAITERS: u32 = 10_000;
+
+/// Epochs are the high part of a catalogue version, the store's revision the low part: it grows
+/// over leaders and stores alike.
+const VERSION_BITS: u32 = 40;
+
+/// Who made a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Author {
+    Function(FunctionId),
+    DataPlane(DataPlaneId),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) office: Office,
+    pub(crate) now: Time,
+    pub(crate) effects: VecDeque<Effect>,
+    pub(crate) fleet: Fleet,
+    pub(crate) peers: Peers,
+    pub(crate) timers: Timers,
+    /// Which function a sandbox belongs to.
+    pub(crate) homes: BTreeMap<SandboxId, FunctionId>,
+    /// Sandboxes by the worker that has them.
+    pub(crate) on_worker: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
+    /// Slots that data planes hold of sandboxes that no worker has reported yet.
+    pub(crate) claims: BTreeMap<SandboxId, Vec<(DataPlaneId, Share)>>,
+    /// Adopted sandboxes whose slots may be held by a data plane that has not attached yet.
+    pub(crate) unsure: BTreeSet<SandboxId>,
+    pub(crate) artifacts: Artifacts,
+    /// Peers are still attaching: nothing is recalled or stopped.
+    pub(crate) recovering: bool,
+    /// From here on the windows may scale down.
+    pub(crate) steady_from: Time,
+    /// Many workers were lost at once: until here, starts are for queued invocations only.
+    pub(crate) storm_until: Time,
+    /// When workers were lost, the last 10 s.
+    pub(crate) losses: VecDeque<Time>,
+    /// Functions to look at when there is time for it.
+    pub(crate) attention: BTreeSet<FunctionId>,
+    /// Functions whose starts wait for room.
+    pub(crate) starved: BTreeSet<FunctionId>,
+    /// Functions with sandboxes to spare, and since when.
+    pub(crate) spare: BTreeSet<(Time, FunctionId)>,
+    /// Active functions by what they carry.
+    pub(crate) busiest: BTreeSet<(u32, FunctionId)>,
+    /// Sandboxes that were told to stop and are not gone.
+    pub(crate) stopping: u32,
+    /// Sandboxes recalled to make room, on their way back.
+    pub(crate) lent: u32,
+    /// Something changed that may let a starved function start.
+    pub(crate) reclaim: bool,
+    /// Who waits for which function's revision.
+    pub(crate) waiters: BTreeMap<RequestId, FunctionId>,
+    pub(crate) writes: BTreeMap<WriteToken, Author>,
+    pub(crate) resigning: bool,
+    version: u64,
+    next_sandbox: u64,
+    next_write: u64,
+}
+
+impl Cluster {
+    pub(crate) fn new(now: Time, office: Office, fleet: Fleet, peers: Peers) -> Self {
+        Self {
+            office,
+            now,
+            effects: VecDeque::new(),
+            fleet,
+            peers,
+            timers: Timers::default(),
+            homes: BTreeMap::new(),
+            on_worker: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            unsure: BTreeSet::new(),
+            artifacts: Artifacts::default(),
+            recovering: true,
+            steady_from: now.after(STABLE_WINDOW),
+            storm_until: Time::ZERO,
+            losses: VecDeque::new(),
+            attention: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            spare: BTreeSet::new(),
+            busiest: BTreeSet::new(),
+            stopping: 0,
+            lent: 0,
+            reclaim: false,
+            waiters: BTreeMap::new(),
+            writes: BTreeMap::new(),
+            resigning: false,
+            version: office.epoch.0 << VERSION_BITS,
+            next_sandbox: 0,
+            next_write: 0,
+        }
+    }
+
+    pub(crate) const fn epoch(&self) -> Epoch {
+        self.office.epoch
+    }
+
+    /// The newest version of the catalogue.
+    pub(crate) const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The version of a change that the store took at `revision`.
+    pub(crate) fn raise_version(&mut self, revision: u64) -> u64 {
+        let stored = (self.office.epoch.0 << VERSION_BITS).saturating_add(revision);
+        self.version = stored.max(self.version + 1);
+        self.version
+    }
+
+    pub(crate) fn new_sandbox(&mut self) -> SandboxId {
+        self.next_sandbox += 1;
+        SandboxId::new(self.epoch(), self.next_sandbox)
+    }
+
+    /// Ids that peers report are not made again, should a store ever lose its epoch.
+    pub(crate) fn saw_sandbox(&mut self, sandbox: SandboxId) {
+        if sandbox.epoch == self.epoch() {
+            self.next_sandbox = self.next_sandbox.max(sandbox.counter);
+        }
+    }
+
+    pub(crate) fn persist(&mut self, author: Author, write: Write) -> WriteToken {
+        self.next_write += 1;
+        let token = WriteToken(self.next_write);
+        self.writes.insert(token, author);
+        self.effects.push_back(Effect::Persist { token, write });
+        token
+    }
+
+    pub(crate) fn reply(&mut self, to: RequestId, result: Result<Answer, Refusal>) {
+        self.effects.push_back(Effect::Reply { to, result });
+    }
+
+    pub(crate) fn measure(&mut self, measure: Measure) {
+        self.effects.push_back(Effect::Measure(measure));
+    }
+
+    /// Says it if the data plane is attached; else it is told everything when it attaches.
+    pub(crate) fn tell(&mut self, data_plane: DataPlaneId, frame: ToDataPlane) {
+        if let Some(stream) = self.peers.stream_of(data_plane) {
+            self.effects.push_back(Effect::ToDataPlane { stream, frame });
+        }
+    }
+
+    /// A look at this function later, when there is time.
+    pub(crate) fn look_at(&mut self, function: FunctionId) {
+        self.attention.insert(function);
+        self.timers.start(Timer::Attention, self.now);
+    }
+
+    /// Whether many workers were lost just now.
+    pub(crate) fn in_storm(&self) -> bool {
+        self.now < self.storm_until
+    }
+}
+
+/// Averages over this long decide about scaling down.
+pub(crate) const STABLE_WINDOW: Duration = Duration::from_secs(60);
+
+/// How many revisions name each artifact.
+#[derive(Debug, Default)]
+pub(crate) struct Artifacts {
+    used: BTreeMap<Digest, u32>,
+}
+
+impl Artifacts {
+    pub(crate) fn hold(&mut self, digest: Option<Digest>) {
+        if let Some(digest) = digest {
+            *self.used.entry(digest).or_default() += 1;
+        }
+    }
+
+    /// The digest, if nobody needs it any more.
+    pub(crate) fn release(&mut self, digest: Option<Digest>) -> Option<Digest> {
+        let digest = digest?;
+        let used = self.used.get_mut(&digest)?;
+        *used -= 1;
+        if *used > 0 {
+            return None;
+        }
+        self.used.remove(&digest);
+        Some(digest)
+    }
+
+    pub(crate) fn is_used(&self, digest: Digest) -> bool {
+        self.used.contains_key(&digest)
+    }
+
+    pub(crate) fn hold_all(&mut self, record: &FunctionRecord) {
+        for revision in &record.revisions {
+            self.hold(revision.spec.artifact);
+        }
+    }
+
+    /// What nobody needs any more once `record` is forgotten.
+    pub(crate) fn release_all(&mut self, record: &FunctionRecord) -> Vec<Digest> {
+        record.revisions.iter().filter_map(|r| self.release(r.spec.artifact)).collect()
+    }
+}
+
+/// Keeps one copy of contents that many functions share. It remembers only the last few: functions
+/// registered together tend to be alike, and a lookup must not cost more than the registration.
+#[derive(Debug)]
+pub(crate) struct Interner<T> {
+    recent: VecDeque<Arc<T>>,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self { recent: VecDeque::new() }
+    }
+}
+
+impl<T: PartialEq> Interner<T> {
+    const REMEMBERED: usize = 8;
+
+    pub(crate) fn intern(&mut self, value: &Arc<T>) -> Arc<T> {
+        if let Some(known) = self.recent.iter().find(|known| known == &value) {
+            return Arc::clone(known);
+        }
+        if self.recent.len() == Self::REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Arc::clone(value));
+        Arc::clone(value)
+    }
+}

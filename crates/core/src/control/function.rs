@@ -1,0 +1,367 @@
+//! One function: its record, and while there is anything to do for it, its active state.
+//!
+//! A function that nobody calls is a record, a version and a null pointer. The active state is made
+//! by the first event that needs it and dropped when nothing is left in it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    DataPlaneId, FunctionId, FunctionRecord, FunctionView, RequestId, RevisionId, RevisionRecord,
+    RevisionView, SandboxId, StartFailure, Time, WorkerId,
+    control::{
+        cluster::Cluster,
+        deploy::{Op, Rollout, Writing},
+        sandbox::{Books, Level, Sandbox},
+        timers::Timer,
+    },
+    frame::{Status, ToDataPlane},
+    policy::{ewma::Ewma, kpa::Kpa},
+};
+
+/// Failures remembered of a function.
+const FAILURES: usize = 10;
+/// Decisions remembered of a function.
+const DECISIONS: usize = 20;
+/// How long what was learned of a function is kept after it fell silent: longer than the usual
+/// pauses between calls, and far shorter than a deployment lives.
+const QUIET: Duration = Duration::from_secs(15 * 60);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) record: Arc<FunctionRecord>,
+    /// The catalogue's version of the record.
+    pub(crate) version: u64,
+    pub(crate) active: Option<Box<Active>>,
+}
+
+/// What is known of a function while something goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Active {
+    /// Its first record is not durable yet: nobody but its deployer knows of it.
+    pub(crate) unborn: bool,
+    /// It was deleted: the name is somebody else's, and only its sandboxes are still going.
+    pub(crate) deleted: bool,
+    /// What waits for the write that is on its way.
+    pub(crate) ops: VecDeque<Op>,
+    pub(crate) writing: Option<Writing>,
+    /// The deploy that is going on.
+    pub(crate) rollout: Option<Rollout>,
+    /// Who waits for which revision.
+    pub(crate) waiters: Vec<(RequestId, u32)>,
+    pub(crate) sandboxes: BTreeMap<SandboxId, Sandbox>,
+    pub(crate) books: Books,
+    pub(crate) levels: BTreeMap<DataPlaneId, Level>,
+    pub(crate) kpa: Option<Box<Kpa>>,
+    /// From a start's decision to its readiness.
+    pub(crate) start_time: Ewma,
+    /// How long an invocation occupies its slot.
+    pub(crate) service_time: Ewma,
+    /// Invocations since this leader took office.
+    pub(crate) arrivals: u64,
+    pub(crate) failures: VecDeque<Failure>,
+    pub(crate) decisions: VecDeque<Decided>,
+    pub(crate) crashes: Crashes,
+    /// The fleet has no room for its starts.
+    pub(crate) no_room: bool,
+    /// Sandboxes recalled to make room for others, on their way back.
+    pub(crate) lent: u32,
+    /// Its entry among those with sandboxes to spare.
+    pub(crate) spare_since: Option<Time>,
+    /// Its entry among the busiest.
+    pub(crate) load: Option<u32>,
+}
+
+/// Starts that failed in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Crashes {
+    /// By the function's fault, since one was ready.
+    pub(crate) in_row: u32,
+    /// The last one, of whoever's fault, while none was ready since.
+    pub(crate) last: Option<StartFailure>,
+    /// No start before this, while looping.
+    pub(crate) probe_at: Time,
+    pub(crate) back_off: Duration,
+    /// Somebody called since the last start.
+    pub(crate) called: bool,
+}
+
+/// So many failures in a row are a crash loop.
+const LOOP: u32 = 3;
+const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+
+impl Crashes {
+    pub(crate) const fn looping(&self) -> bool {
+        self.in_row >= LOOP
+    }
+
+    pub(crate) fn count(&mut self, now: Time) {
+        self.in_row += 1;
+        if self.looping() {
+            self.back_off = (self.back_off * 2).clamp(FIRST_BACK_OFF, LONGEST_BACK_OFF);
+            self.probe_at = now.after(self.back_off);
+        }
+    }
+}
+
+/// A failure remembered.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) at: Time,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) worker: Option<WorkerId>,
+    pub(crate) failure: StartFailure,
+}
+
+/// A decision remembered.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) at: Time,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(crate) rule: &'static str,
+    pub(crate) inputs: Vec<(String, String)>,
+}
+
+impl Active {
+    pub(crate) fn remember_failure(&mut self, failure: Failure) {
+        if self.failures.len() == FAILURES {
+            self.failures.pop_back();
+        }
+        self.failures.push_front(failure);
+    }
+
+    pub(crate) fn remember_decision(&mut self, decided: Decided) {
+        if self.decisions.len() == DECISIONS {
+            self.decisions.pop_back();
+        }
+        self.decisions.push_front(decided);
+    }
+
+    /// Changes a sandbox and keeps the books of the function in step.
+    pub(crate) fn change<R>(
+        &mut self,
+        sandbox: SandboxId,
+        change: impl FnOnce(&mut Sandbox) -> R,
+    ) -> Option<R> {
+        let entry = self.sandboxes.get_mut(&sandbox)?;
+        self.books.strike(entry);
+        let result = change(entry);
+        self.books.enter(entry);
+        Some(result)
+    }
+
+    pub(crate) fn insert(&mut self, sandbox: Sandbox) {
+        self.books.enter(&sandbox);
+        self.sandboxes.insert(sandbox.id, sandbox);
+    }
+
+    pub(crate) fn remove(&mut self, sandbox: SandboxId) -> Option<Sandbox> {
+        let removed = self.sandboxes.remove(&sandbox)?;
+        self.books.strike(&removed);
+        Some(removed)
+    }
+
+    pub(crate) fn queued(&self) -> u32 {
+        self.levels.values().fold(0, |sum, level| sum.saturating_add(level.demand.queued))
+    }
+
+    pub(crate) fn busy(&self) -> u32 {
+        self.levels.values().fold(0, |sum, level| sum.saturating_add(level.demand.busy))
+    }
+
+    /// Nothing goes on.
+    fn is_still(&self) -> bool {
+        self.sandboxes.is_empty()
+            && self.ops.is_empty()
+            && self.writing.is_none()
+            && self.rollout.is_none()
+            && self.waiters.is_empty()
+            && self.levels.values().all(|level| level.demand.queued == 0 && level.demand.busy == 0)
+    }
+
+    /// Nothing was learned either.
+    fn is_blank(&self) -> bool {
+        self.levels.is_empty() && self.failures.is_empty() && self.decisions.is_empty()
+    }
+}
+
+impl Function {
+    pub(crate) const fn new(record: Arc<FunctionRecord>, version: u64) -> Self {
+        Self { record, version, active: None }
+    }
+
+    pub(crate) fn id(&self) -> FunctionId {
+        self.record.id
+    }
+
+    pub(crate) fn activate(&mut self) -> &mut Active {
+        self.active.get_or_insert_default()
+    }
+
+    pub(crate) fn revision(&self, number: u32) -> Option<&RevisionRecord> {
+        self.record.revisions.iter().find(|revision| revision.number == number)
+    }
+
+    pub(crate) fn is_target(&self, number: u32) -> bool {
+        self.record.targets.iter().any(|target| target.revision == number)
+    }
+
+    /// The function as data planes see it.
+    pub(crate) fn view(&self) -> Arc<FunctionView> {
+        let targets = self.record.targets.iter().filter_map(|target| {
+            let revision = self.revision(target.revision)?;
+            Some(RevisionView {
+                id: RevisionId { function: self.id(), number: revision.number },
+                weight: target.weight,
+                concurrency: revision.spec.concurrency,
+                protocol: revision.spec.sandbox.protocol,
+            })
+        });
+        Arc::new(FunctionView {
+            id: self.id(),
+            name: self.record.name.clone(),
+            settings: Arc::clone(&self.record.settings),
+            targets: targets.collect(),
+        })
+    }
+
+    /// Tells everybody who asked for its name what it is now.
+    pub(crate) fn publish(&self, c: &mut Cluster) {
+        let deleted = self.active.as_ref().is_some_and(|active| active.deleted);
+        let function = (!deleted).then(|| self.view());
+        let told: Vec<_> = c.peers.subscribed(&self.record.name).collect();
+        for data_plane in told {
+            c.tell(
+                data_plane,
+                ToDataPlane::Resolved {
+                    name: self.record.name.clone(),
+                    version: self.version,
+                    function: function.clone(),
+                },
+            );
+        }
+    }
+
+    /// Brings its entries in the cluster's indexes up to date, and lets go of what is not needed.
+    pub(crate) fn tidy(&mut self, c: &mut Cluster) {
+        let id = self.id();
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let going = u32::try_from(active.sandboxes.len()).unwrap_or(u32::MAX);
+        let load = active.queued().saturating_add(active.busy()).saturating_add(going);
+        let load = (load > 0).then_some(load);
+        if active.load != load {
+            if let Some(before) = active.load {
+                c.busiest.remove(&(before, id));
+            }
+            if let Some(load) = load {
+                c.busiest.insert((load, id));
+            }
+            active.load = load;
+        }
+        if active.deleted || active.unborn || !active.is_still() {
+            c.timers.cancel(Timer::Quiet(id));
+        } else if active.is_blank() {
+            self.forget(c);
+        } else {
+            c.timers.start(Timer::Quiet(id), c.now.after(QUIET));
+        }
+    }
+
+    /// It was silent for long: what was learned is dropped.
+    pub(crate) fn quiet(&mut self, c: &mut Cluster) {
+        if self.active.as_ref().is_some_and(|active| active.is_still()) {
+            self.forget(c);
+        }
+    }
+
+    /// Drops the active state, and what leads to it.
+    pub(crate) fn forget(&mut self, c: &mut Cluster) {
+        let id = self.id();
+        let Some(active) = self.active.take() else { return };
+        for data_plane in active.levels.keys() {
+            if let Some(peer) = c.peers.get_mut(*data_plane) {
+                peer.functions.remove(&id);
+            }
+        }
+        if let Some(since) = active.spare_since {
+            c.spare.remove(&(since, id));
+        }
+        if let Some(load) = active.load {
+            c.busiest.remove(&(load, id));
+        }
+        c.lent = c.lent.saturating_sub(active.lent);
+        c.starved.remove(&id);
+        for timer in [
+            Timer::Windows(id),
+            Timer::Probe(id),
+            Timer::Rested(id),
+            Timer::Rollout(id),
+            Timer::Rewrite(id),
+            Timer::Quiet(id),
+        ] {
+            c.timers.cancel(timer);
+        }
+    }
+
+    /// It was deleted, or its first write refused, and nothing of it is left.
+    pub(crate) fn is_over(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| {
+            (active.deleted || active.unborn)
+                && active.sandboxes.is_empty()
+                && active.ops.is_empty()
+                && active.writing.is_none()
+        })
+    }
+
+    /// Why its invocations wait, if they do.
+    pub(crate) fn status(&self) -> Status {
+        let Some(active) = self.active.as_deref() else { return Status::Flowing };
+        if let Some(last) = &active.crashes.last
+            && active.crashes.looping()
+        {
+            return Status::CrashLoop(last.clone());
+        }
+        if self.record.targets.is_empty() {
+            // A first revision that failed will not come: callers hear it at once.
+            let newest = self.record.revisions.last();
+            return match newest.and_then(|revision| revision.failure.as_ref()) {
+                Some(failure) if active.rollout.is_none() => Status::CrashLoop(failure.clone()),
+                Some(_) | None => Status::NotReady,
+            };
+        }
+        if let Some(last) = &active.crashes.last {
+            return Status::StartFailed(last.clone());
+        }
+        if active.no_room {
+            return Status::NoCapacity;
+        }
+        let tally = active.books.tally_of(&self.record.targets);
+        if tally.ready + tally.starting >= self.record.settings.max {
+            return Status::AtMax;
+        }
+        Status::Flowing
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn check(&self) {
+        let Some(active) = self.active.as_deref() else { return };
+        let mut books = Books::default();
+        for sandbox in active.sandboxes.values() {
+            sandbox.check();
+            books.enter(sandbox);
+        }
+        assert_eq!(books, active.books, "the books of {} are out of step", self.record.name);
+        for (data_plane, level) in &active.levels {
+            let held: u32 = active.sandboxes.values().map(|s| s.held_by(*data_plane)).sum();
+            assert_eq!(held, level.books, "{data_plane} at {}", self.record.name);
+        }
+        let going = self.record.revisions.iter().filter(|r| Rollout::is_going(r.state)).count();
+        assert!(going <= 1, "{} has {going} deploys going on", self.record.name);
+    }
+}

@@ -1,0 +1,324 @@
+//! Sandboxes of one function as their workers see them: placed, ready, gone, lost, found again.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    Address, Cause, DataPlaneId, Fault, RevisionId, SandboxId, StartFailure, StartPhases, WorkerId,
+    control::{
+        Measure,
+        cluster::Cluster,
+        deploy::Rollout,
+        fleet::Want,
+        function::{Failure, Function},
+        sandbox::{Reason, Sandbox, Stage},
+        timers::Timer,
+    },
+    frame::{SandboxReport, Share},
+};
+
+impl Function {
+    /// One more sandbox of a revision is wanted. `cause` is the data plane whose demand wants it.
+    pub(crate) fn want(
+        &mut self,
+        c: &mut Cluster,
+        number: u32,
+        reason: Reason,
+        cause: Option<DataPlaneId>,
+    ) {
+        let Some(revision) = self.revision(number) else { return };
+        let spec = Arc::clone(&revision.spec);
+        let id = c.new_sandbox();
+        let revision = RevisionId { function: self.id(), number };
+        let want = Want {
+            sandbox: id,
+            revision,
+            name: self.record.name.clone(),
+            spec: Arc::clone(&spec),
+            start_timeout: self.record.settings.start_timeout,
+            urgent: reason == Reason::Queued,
+            decided: c.now,
+        };
+        c.homes.insert(id, revision.function);
+        self.activate().insert(Sandbox {
+            id,
+            revision,
+            concurrency: spec.concurrency,
+            protocol: spec.sandbox.protocol,
+            stage: Stage::Wanted,
+            reason,
+            worker: None,
+            decided: c.now,
+            address: None,
+            phases: None,
+            holders: Vec::new(),
+            cause,
+            lost: false,
+            unsure: false,
+        });
+        c.measure(Measure::StartDecided);
+        c.fleet.want(c.now, want);
+    }
+
+    /// The fleet found a worker for it.
+    pub(crate) fn placed(
+        &mut self,
+        c: &mut Cluster,
+        sandbox: SandboxId,
+        worker: WorkerId,
+        waited: Duration,
+    ) {
+        let placed = self.activate().change(sandbox, |entry| {
+            entry.stage = Stage::Starting;
+            entry.worker = Some(worker);
+            entry.phases = Some(StartPhases { place: waited, ..StartPhases::default() });
+        });
+        if placed.is_some() {
+            c.on_worker.entry(worker).or_default().insert(sandbox);
+        }
+    }
+
+    /// It listens.
+    pub(crate) fn ready(
+        &mut self,
+        c: &mut Cluster,
+        sandbox: SandboxId,
+        address: Address,
+        phases: StartPhases,
+    ) {
+        c.fleet.ready(c.now, sandbox);
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let became = active.change(sandbox, |entry| {
+            let place = entry.phases.map_or(Duration::ZERO, |phases| phases.place);
+            entry.address = Some(address);
+            (entry.stage == Stage::Starting).then(|| {
+                entry.stage = Stage::Ready;
+                entry.phases = Some(StartPhases { place, ..phases });
+                (entry.decided, entry.revision.number)
+            })
+        });
+        // Else it was told to stop meanwhile, and that order is on its way.
+        let Some(Some((decided, number))) = became else { return };
+        let took = c.now.since(decided);
+        // The artifact's fetch happens once per worker and says nothing about the next start.
+        active.start_time.add(took.saturating_sub(phases.fetch));
+        active.crashes.in_row = 0;
+        active.crashes.last = None;
+        active.crashes.back_off = Duration::ZERO;
+        c.timers.cancel(Timer::Probe(self.id()));
+        c.measure(Measure::SandboxReady { took });
+        self.put_to_use(c, sandbox, number);
+    }
+
+    /// A sandbox became ready, or was found ready: it serves, waits for the switch, or goes.
+    pub(crate) fn put_to_use(&mut self, c: &mut Cluster, sandbox: SandboxId, number: u32) {
+        if self.is_target(number) {
+            self.serve(c);
+            self.offer(c, sandbox);
+        } else if self.is_rolling_out(number) {
+            self.roll_out(c);
+        } else if c.recovering {
+            c.look_at(self.id());
+        } else {
+            self.recall(c, sandbox);
+        }
+    }
+
+    /// Its worker would not start it. Nobody's failure: another start is decided if it is wanted.
+    pub(crate) fn refused(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        c.fleet.failed(c.now, sandbox, None);
+        self.not_started(c, sandbox);
+    }
+
+    /// It was never started, by nobody's fault.
+    pub(crate) fn not_started(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        self.bury(c, sandbox);
+        self.roll_out(c);
+    }
+
+    /// It is gone, for whatever reason.
+    pub(crate) fn gone(&mut self, c: &mut Cluster, sandbox: SandboxId, failure: StartFailure) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        let (stage, worker, number) = (entry.stage, entry.worker, entry.revision.number);
+        let remembered = Failure { at: c.now, sandbox, worker, failure: failure.clone() };
+        match stage {
+            Stage::Wanted | Stage::Starting => {
+                active.remember_failure(remembered);
+                c.measure(Measure::StartFailed { fault: failure.fault });
+                c.fleet.failed(c.now, sandbox, Some(failure.fault));
+                c.reclaim = true;
+                self.drop_sandbox(c, sandbox);
+                self.start_failed(c, number, failure);
+            }
+            Stage::Ready | Stage::Recalling => {
+                if failure.cause != Cause::Stopped {
+                    active.remember_failure(remembered);
+                }
+                self.bury(c, sandbox);
+                self.roll_out(c);
+            }
+            Stage::Stopping | Stage::Gone => self.bury(c, sandbox),
+        }
+    }
+
+    fn start_failed(&mut self, c: &mut Cluster, number: u32, failure: StartFailure) {
+        if !self.is_target(number) {
+            if self.is_rolling_out(number) {
+                self.rollout_start_failed(c, failure);
+            }
+            return;
+        }
+        let id = self.id();
+        let crashes = &mut self.activate().crashes;
+        if failure.fault == Fault::Function {
+            crashes.count(c.now);
+        }
+        if crashes.looping() {
+            let at = crashes.probe_at;
+            c.timers.set(Timer::Probe(id), at);
+        }
+        self.activate().crashes.last = Some(failure);
+    }
+
+    /// Its worker does not answer. Who holds slots may still reach it; it counts for nothing.
+    pub(crate) fn lost(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        let held = !entry.holders.is_empty();
+        match entry.stage {
+            Stage::Ready | Stage::Recalling if held => {
+                active.change(sandbox, |entry| entry.lost = true);
+            }
+            Stage::Wanted | Stage::Gone => {}
+            Stage::Starting | Stage::Ready | Stage::Recalling | Stage::Stopping => {
+                let worker = entry.worker;
+                active.remember_failure(Failure {
+                    at: c.now,
+                    sandbox,
+                    worker,
+                    failure: worker_lost(),
+                });
+                self.bury(c, sandbox);
+            }
+        }
+        self.roll_out(c);
+    }
+
+    /// Its worker is back with it.
+    pub(crate) fn found(&mut self, c: &mut Cluster, sandbox: SandboxId, report: &SandboxReport) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let was_lost = active.change(sandbox, |entry| std::mem::take(&mut entry.lost));
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        match (entry.stage, &report.address) {
+            // The frame that said so was lost with the stream.
+            (Stage::Starting, Some(address)) => {
+                let address = address.clone();
+                self.ready(c, sandbox, address, StartPhases::default());
+            }
+            (Stage::Ready, _) if report.stopping => {
+                // An earlier leader told it to.
+                self.recall(c, sandbox);
+            }
+            (Stage::Ready, _) if was_lost == Some(true) => {
+                let (number, unheld) = (entry.revision.number, entry.holders.is_empty());
+                if unheld {
+                    self.put_to_use(c, sandbox, number);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A worker has a sandbox that is in nobody's books: it is adopted, and judged when everybody
+    /// has attached.
+    pub(crate) fn adopt(&mut self, c: &mut Cluster, worker: WorkerId, report: &SandboxReport) {
+        let claims = c.claims.remove(&report.sandbox).unwrap_or_default();
+        let (number, sandbox) = (report.revision.number, report.sandbox);
+        let known = self.revision(number).map(|r| (r.spec.concurrency, r.spec.sandbox.protocol));
+        // Of a revision that is not kept any more only what is claimed is known.
+        let claimed = claims.iter().map(|(_, share)| match share {
+            Share::Slots(slots) => *slots,
+            Share::Open => 1,
+        });
+        let (concurrency, protocol) =
+            known.unwrap_or_else(|| (claimed.sum::<u32>().max(1), crate::Protocol::default()));
+        let stage = match (&report.address, report.stopping) {
+            (_, true) => Stage::Stopping,
+            (None, false) => Stage::Starting,
+            (Some(_), false) => Stage::Ready,
+        };
+        if stage == Stage::Stopping {
+            c.stopping += 1;
+        }
+        let unsure = !c.peers.all_heard();
+        if unsure {
+            c.unsure.insert(sandbox);
+        }
+        c.saw_sandbox(sandbox);
+        c.homes.insert(sandbox, report.revision.function);
+        c.on_worker.entry(worker).or_default().insert(sandbox);
+        self.activate().insert(Sandbox {
+            id: sandbox,
+            revision: report.revision,
+            concurrency,
+            protocol,
+            stage,
+            reason: Reason::Adopted,
+            worker: Some(worker),
+            decided: c.now,
+            address: report.address.clone(),
+            phases: None,
+            holders: Vec::new(),
+            cause: None,
+            lost: false,
+            unsure,
+        });
+        for (by, share) in claims {
+            self.claim(c, by, sandbox, share);
+        }
+        if stage == Stage::Ready {
+            self.put_to_use(c, sandbox, number);
+        }
+        c.look_at(self.id());
+    }
+
+    /// Everybody has attached: what is not needed goes, what is missing is started.
+    pub(crate) fn judge(&mut self, c: &mut Cluster) {
+        if c.recovering {
+            return;
+        }
+        if let Some(going) =
+            self.record.revisions.iter().find(|r| Rollout::is_going(r.state)).map(|r| r.number)
+            && !self.active.as_ref().is_some_and(|a| a.rollout.is_some() || a.writing.is_some())
+        {
+            // An earlier leader began it.
+            self.begin_rollout(c, going);
+            self.roll_out(c);
+        }
+        self.activate();
+        self.recall_strays(c);
+        self.offer_unheld(c);
+    }
+
+    /// Ready sandboxes that nobody holds are offered to who may want them.
+    pub(crate) fn offer_unheld(&mut self, c: &mut Cluster) {
+        let Some(active) = self.active.as_ref() else { return };
+        let unheld: Vec<SandboxId> = active.books.unheld.iter().copied().collect();
+        for sandbox in unheld {
+            self.offer(c, sandbox);
+        }
+    }
+
+    /// Nobody who may hold slots of it is missing any more.
+    pub(crate) fn sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        if let Some(active) = self.active.as_deref_mut() {
+            active.change(sandbox, |entry| entry.unsure = false);
+            c.look_at(self.id());
+        }
+    }
+}
+
+/// The failure of a sandbox whose worker came back without it, or not at all.
+pub(crate) const fn worker_lost() -> StartFailure {
+    StartFailure { cause: Cause::WorkerLost, fault: Fault::Worker, log_tail: Vec::new() }
+}

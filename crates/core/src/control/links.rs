@@ -1,0 +1,528 @@
+//! What workers and data planes say, led to the functions that it concerns.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, FunctionRecord, SandboxId, StreamId,
+    Time, WorkerId, Write,
+    control::{
+        Control, Effect, Measure,
+        cluster::Author,
+        fleet::Output,
+        function::Function,
+        lifecycle::worker_lost,
+        peers::{Line, MAX_NAMES},
+        timers::Timer,
+    },
+    frame::{
+        DataPlaneHello, Demand, FromDataPlane, FromWorker, Hello, PROTOCOL, Returned,
+        SandboxReport, Share, ToDataPlane, Welcome,
+    },
+};
+
+/// Workers lost within this time are counted together.
+const STORM: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Control {
+    // ------------------------------------------------------------------------ data planes
+
+    pub(super) fn data_plane_said(&mut self, stream: StreamId, frame: FromDataPlane) {
+        if let FromDataPlane::Hello(hello) = frame {
+            self.data_plane_hello(stream, *hello);
+            return;
+        }
+        // Frames of a stream that was closed meanwhile are nobody's.
+        let Some(from) = self.cluster.peers.on(stream) else { return };
+        match frame {
+            FromDataPlane::Hello(_) | FromDataPlane::Unsupported { .. } => {}
+            FromDataPlane::Resolve { name } => self.resolve(from, &name),
+            FromDataPlane::Forget { name } => {
+                if let Some(peer) = self.cluster.peers.get_mut(from) {
+                    peer.names.remove(&name);
+                }
+            }
+            FromDataPlane::Applied { function, version } => {
+                self.with(function, |f, c| f.applied(c, from, Some(version)));
+            }
+            FromDataPlane::Demand(demand) => {
+                self.with(demand.function, |f, c| f.demanded(c, from, &demand, false));
+            }
+            FromDataPlane::Returned(returned) => self.returned(from, &returned),
+            FromDataPlane::Kept { function, n } => self.with(function, |f, c| f.kept(c, from, n)),
+        }
+    }
+
+    fn returned(&mut self, from: DataPlaneId, returned: &Returned) {
+        let sandbox = returned.sandbox;
+        if let Some(&home) = self.cluster.homes.get(&sandbox) {
+            self.with(home, |f, c| f.returned(c, from, returned));
+        } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
+            // Nobody has it, or its worker has not attached: dropped on the holder's evidence.
+            claims.retain(|(by, _)| *by != from);
+            if claims.is_empty() {
+                self.cluster.claims.remove(&sandbox);
+            }
+            if let Some(peer) = self.cluster.peers.get_mut(from) {
+                peer.holds.remove(&sandbox);
+            }
+        }
+    }
+
+    fn resolve(&mut self, from: DataPlaneId, name: &FunctionName) {
+        if let Some(peer) = self.cluster.peers.get_mut(from)
+            && peer.names.len() < MAX_NAMES
+        {
+            peer.names.insert(name.clone());
+        }
+        self.tell_resolved(from, name);
+        // Sandboxes that nobody holds, those of `min` for instance, are better there than here.
+        if let Some(&id) = self.names.get(name)
+            && self.functions.get(&id).is_some_and(|f| f.active.is_some())
+        {
+            self.with(id, Function::offer_unheld);
+        }
+    }
+
+    fn tell_resolved(&mut self, to: DataPlaneId, name: &FunctionName) {
+        let known = self
+            .names
+            .get(name)
+            .and_then(|id| self.functions.get(id))
+            .filter(|f| f.active.as_ref().is_none_or(|active| !active.unborn));
+        let newest = self.cluster.version();
+        let frame = ToDataPlane::Resolved {
+            name: name.clone(),
+            version: known.map_or(newest, |function| function.version),
+            function: known.map(Function::view),
+        };
+        self.cluster.tell(to, frame);
+    }
+
+    /// Whether a peer may attach; else its stream is closed.
+    fn greets(&mut self, stream: StreamId, hello: &Hello) -> bool {
+        let office = self.cluster.office;
+        let reason = if hello.highest_epoch > office.epoch {
+            if !self.cluster.resigning {
+                self.cluster.resigning = true;
+                self.cluster.effects.push_back(Effect::Resign);
+            }
+            format!(
+                "it obeyed epoch {} and this leader's is {}",
+                hello.highest_epoch.0, office.epoch.0
+            )
+        } else if hello.cluster.is_some_and(|cluster| cluster != office.cluster) {
+            "it belongs to another cluster: its state directory is not of this one".to_owned()
+        } else if !(hello.protocol.0..=hello.protocol.1).contains(&PROTOCOL) {
+            let (oldest, newest) = hello.protocol;
+            format!("it speaks protocol {oldest} to {newest}, this leader {PROTOCOL}")
+        } else {
+            return true;
+        };
+        self.cluster.effects.push_back(Effect::Close { stream, reason });
+        false
+    }
+
+    fn data_plane_hello(&mut self, stream: StreamId, hello: DataPlaneHello) {
+        let Some(Line::Open { name }) = self.cluster.peers.line(stream).cloned() else {
+            let reason = "a second hello on one stream".to_owned();
+            self.cluster.effects.push_back(Effect::Close { stream, reason });
+            return;
+        };
+        if !self.greets(stream, &hello.hello) {
+            self.cluster.peers.close(stream);
+            return;
+        }
+        let (id, is_new) = self.cluster.peers.named(&name);
+        if is_new {
+            self.record_data_plane(id);
+        }
+        let incarnation = hello.hello.incarnation;
+        if let Some(before) = self.cluster.peers.attach(id, stream, incarnation) {
+            let reason = "the data plane attached anew".to_owned();
+            self.cluster.effects.push_back(Effect::Close { stream: before, reason });
+        }
+        let office = self.cluster.office;
+        let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
+        self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
+        self.subscribe(id, hello.names);
+        let mut touched = self.claim(id, &hello.holdings);
+        touched.append(&mut self.hear_all(id, hello.demands));
+        for function in touched {
+            self.settle(function);
+        }
+        self.sure_if_all_heard();
+        self.recovered_if_all_attached();
+    }
+
+    /// Writes, or writes again, that a data plane exists.
+    pub(super) fn record_data_plane(&mut self, id: DataPlaneId) {
+        if let Some(peer) = self.cluster.peers.get(id) {
+            let record = DataPlaneRecord { id, name: Arc::clone(&peer.name) };
+            self.cluster.persist(Author::DataPlane(id), Write::PutDataPlane(record));
+        }
+    }
+
+    fn subscribe(&mut self, id: DataPlaneId, names: Vec<FunctionName>) {
+        let names: BTreeSet<FunctionName> = names.into_iter().take(MAX_NAMES).collect();
+        for name in &names {
+            self.tell_resolved(id, name);
+        }
+        if let Some(peer) = self.cluster.peers.get_mut(id) {
+            peer.names = names;
+        }
+    }
+
+    /// The holdings of a `Hello` replace what the books say of this data plane.
+    fn claim(
+        &mut self,
+        by: DataPlaneId,
+        holdings: &[crate::frame::Holding],
+    ) -> BTreeSet<FunctionId> {
+        let mut touched = BTreeSet::new();
+        let Some(peer) = self.cluster.peers.get_mut(by) else { return touched };
+        let before = std::mem::take(&mut peer.holds);
+        let mut freed = BTreeMap::new();
+        for sandbox in before {
+            if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                if let Some(function) = self.functions.get_mut(&home) {
+                    function.take_back(&mut self.cluster, by, sandbox, None);
+                }
+                freed.insert(sandbox, home);
+            } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
+                claims.retain(|(holder, _)| *holder != by);
+            }
+        }
+        for holding in holdings {
+            let sandbox = holding.sandbox;
+            freed.remove(&sandbox);
+            match self.cluster.homes.get(&sandbox).copied() {
+                Some(home) => {
+                    if let Some(function) = self.functions.get_mut(&home) {
+                        function.claim(&mut self.cluster, by, sandbox, holding.share);
+                    }
+                    touched.insert(home);
+                }
+                None => self.claim_unknown(by, sandbox, holding.share),
+            }
+        }
+        self.cluster.claims.retain(|_, claims| !claims.is_empty());
+        for (sandbox, home) in freed {
+            self.with(home, |f, c| f.after_return(c, sandbox, Some(by)));
+        }
+        touched
+    }
+
+    fn claim_unknown(&mut self, by: DataPlaneId, sandbox: SandboxId, share: Share) {
+        self.cluster.saw_sandbox(sandbox);
+        self.cluster.claims.entry(sandbox).or_default().push((by, share));
+        if let Some(peer) = self.cluster.peers.get_mut(by) {
+            peer.holds.insert(sandbox);
+        }
+    }
+
+    /// The demands of a `Hello` replace what was heard before.
+    fn hear_all(&mut self, from: DataPlaneId, demands: Vec<Demand>) -> BTreeSet<FunctionId> {
+        let mut touched =
+            self.cluster.peers.get(from).map(|peer| peer.functions.clone()).unwrap_or_default();
+        for function in &touched {
+            if let Some(f) = self.functions.get_mut(function) {
+                f.hush(&mut self.cluster, from);
+            }
+        }
+        for demand in demands {
+            if let Some(function) = self.functions.get_mut(&demand.function) {
+                function.demanded(&mut self.cluster, from, &demand, true);
+                touched.insert(demand.function);
+            }
+        }
+        touched
+    }
+
+    /// Everybody who may hold slots of adopted sandboxes has said so.
+    fn sure_if_all_heard(&mut self) {
+        if !self.cluster.unsure.is_empty() && self.cluster.peers.all_heard() {
+            for sandbox in std::mem::take(&mut self.cluster.unsure) {
+                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                    self.with(home, |f, c| f.sure(c, sandbox));
+                }
+            }
+        }
+    }
+
+    /// A stream broke.
+    pub(super) fn detached(&mut self, stream: StreamId) {
+        if self.cluster.fleet.detached(self.cluster.now, stream) {
+            return;
+        }
+        let Some(id) = self.cluster.peers.close(stream) else { return };
+        let functions =
+            self.cluster.peers.get(id).map(|peer| peer.functions.clone()).unwrap_or_default();
+        for function in functions {
+            self.with(function, |f, c| {
+                f.hush(c, id);
+                f.applied(c, id, None);
+            });
+        }
+    }
+
+    // ------------------------------------------------------------------------ workers
+
+    pub(super) fn worker_said(&mut self, stream: StreamId, frame: FromWorker) {
+        let now = self.cluster.now;
+        match frame {
+            FromWorker::Hello(hello) => {
+                if self.greets(stream, &hello.hello) {
+                    let mut unused = hello.artifacts.clone();
+                    unused.retain(|digest| !self.cluster.artifacts.is_used(*digest));
+                    self.cluster.fleet.hello(now, stream, *hello);
+                    self.cluster.fleet.discard(&unused);
+                }
+            }
+            FromWorker::Beat(load) => self.cluster.fleet.beat(now, stream, load),
+            FromWorker::Artifact { digest, held } => {
+                self.cluster.fleet.artifact(stream, digest, held);
+            }
+            FromWorker::SandboxReady { sandbox, address, phases } => {
+                self.with_sandbox(stream, sandbox, |f, c| f.ready(c, sandbox, address, phases));
+            }
+            FromWorker::SandboxGone { sandbox, failure } => {
+                self.with_sandbox(stream, sandbox, |f, c| f.gone(c, sandbox, failure));
+            }
+            FromWorker::Refused { sandbox, .. } => {
+                self.with_sandbox(stream, sandbox, |f, c| f.refused(c, sandbox));
+            }
+            // Data planes are settled one by one only where there are several.
+            FromWorker::Settled { .. } | FromWorker::Unsupported { .. } => {}
+        }
+    }
+
+    /// Calls the function of a sandbox, if the worker that speaks is the one that has it.
+    fn with_sandbox(
+        &mut self,
+        stream: StreamId,
+        sandbox: SandboxId,
+        call: impl FnOnce(&mut Function, &mut super::cluster::Cluster),
+    ) {
+        let Some(worker) = self.cluster.fleet.worker_of(stream) else { return };
+        let there = self.cluster.on_worker.get(&worker);
+        if !there.is_some_and(|there| there.contains(&sandbox)) {
+            return;
+        }
+        if let Some(&home) = self.cluster.homes.get(&sandbox) {
+            self.with(home, call);
+        }
+    }
+
+    /// What the fleet has to say, until it has nothing left.
+    pub(super) fn drain_fleet(&mut self) {
+        while let Some(output) = self.cluster.fleet.poll() {
+            match output {
+                Output::Send { stream, frame } => {
+                    self.cluster.effects.push_back(Effect::ToWorker { stream, frame });
+                }
+                Output::Persist { token, write } => {
+                    self.cluster.effects.push_back(Effect::Persist { token, write });
+                }
+                Output::Close { stream, reason } => {
+                    self.cluster.effects.push_back(Effect::Close { stream, reason });
+                }
+                Output::Placed { sandbox, worker, waited } => {
+                    if let Some(&home) = self.cluster.homes.get(&sandbox)
+                        && let Some(function) = self.functions.get_mut(&home)
+                    {
+                        function.placed(&mut self.cluster, sandbox, worker, waited);
+                    }
+                }
+                Output::NoRoom { function, .. } => {
+                    self.cluster.starved.insert(function);
+                    self.cluster.reclaim = true;
+                    self.with(function, |f, c| {
+                        f.activate().no_room = true;
+                        f.roll_out(c);
+                    });
+                }
+                Output::RoomAgain { function } => {
+                    self.cluster.starved.remove(&function);
+                    self.with(function, |f, _| f.room_again());
+                }
+                Output::Joined { worker, sandboxes } => self.joined(worker, sandboxes),
+                Output::Lost { worker, sandboxes } => self.lost(worker, sandboxes),
+            }
+        }
+    }
+
+    /// A worker said everything that it has.
+    fn joined(&mut self, worker: WorkerId, reports: Vec<SandboxReport>) {
+        let mut missing = self.cluster.on_worker.get(&worker).cloned().unwrap_or_default();
+        for report in reports {
+            missing.remove(&report.sandbox);
+            match self.cluster.homes.get(&report.sandbox).copied() {
+                Some(home) => self.with(home, |f, c| f.found(c, report.sandbox, &report)),
+                None => {
+                    let home = report.revision.function;
+                    self.functions.entry(home).or_insert_with(|| ghost(home));
+                    self.with(home, |f, c| f.adopt(c, worker, &report));
+                }
+            }
+        }
+        for sandbox in missing {
+            if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                self.with(home, |f, c| f.missed(c, sandbox));
+            }
+        }
+        self.recovered_if_all_attached();
+    }
+
+    fn lost(&mut self, worker: WorkerId, sandboxes: Vec<SandboxId>) {
+        let now = self.cluster.now;
+        self.cluster.measure(Measure::WorkerLost);
+        self.cluster.losses.push_back(now);
+        self.cluster.losses.retain(|at| now.since(*at) <= STORM);
+        let workers = self.cluster.fleet.summaries().len();
+        if self.cluster.losses.len() * 3 > workers && workers > 1 {
+            self.cluster.storm_until = now.after(STORM);
+            self.cluster.timers.set(Timer::Attention, self.cluster.storm_until);
+        }
+        let mut there = self.cluster.on_worker.get(&worker).cloned().unwrap_or_default();
+        there.extend(sandboxes);
+        for sandbox in there {
+            if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                if self.cluster.in_storm() {
+                    self.cluster.attention.insert(home);
+                }
+                self.with(home, |f, c| f.lost(c, sandbox));
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------ recovery
+
+    pub(super) fn recovered_if_all_attached(&mut self) {
+        if self.cluster.recovering
+            && self.cluster.peers.all_heard()
+            && self.cluster.fleet.all_recorded_attached()
+        {
+            self.recovered();
+        }
+    }
+
+    /// Everybody has attached, or was waited for long enough.
+    pub(super) fn recovered(&mut self) {
+        if !std::mem::take(&mut self.cluster.recovering) {
+            return;
+        }
+        self.cluster.timers.cancel(Timer::Recovered);
+        self.cluster.measure(Measure::Recovered);
+        self.cluster.timers.set(Timer::Attention, self.cluster.now);
+    }
+
+    /// Looks at some of the functions that need it; the rest comes with the next deadline.
+    pub(super) fn attend(&mut self) {
+        const AT_ONCE: usize = 256;
+        if self.cluster.recovering || self.cluster.in_storm() {
+            let at = self.cluster.storm_until.max(self.cluster.now);
+            if !self.cluster.recovering {
+                self.cluster.timers.set(Timer::Attention, at);
+            }
+            return;
+        }
+        for _ in 0..AT_ONCE {
+            let Some(function) = self.cluster.attention.pop_first() else { return };
+            self.with(function, Function::judge);
+        }
+        if !self.cluster.attention.is_empty() {
+            self.cluster.timers.set(Timer::Attention, self.cluster.now);
+        }
+    }
+
+    /// Functions wait for room: those with sandboxes to spare give some, the longest idle first.
+    pub(super) fn reclaim(&mut self) {
+        if !std::mem::take(&mut self.cluster.reclaim) || self.cluster.recovering {
+            return;
+        }
+        const LOOKED_AT: usize = 16;
+        let wanted: usize = self
+            .cluster
+            .starved
+            .iter()
+            .take(LOOKED_AT)
+            .filter_map(|id| self.functions.get(id)?.active.as_deref())
+            .map(|active| active.books.wanted.len())
+            .sum();
+        let coming = self.cluster.stopping.saturating_add(self.cluster.lent);
+        let mut missing = u32::try_from(wanted).unwrap_or(u32::MAX).saturating_sub(coming);
+        let lenders: Vec<(Time, FunctionId)> =
+            self.cluster.spare.iter().take(missing as usize).copied().collect();
+        for (_, lender) in lenders {
+            if missing == 0 {
+                break;
+            }
+            if let Some(function) = self.functions.get_mut(&lender) {
+                missing = missing.saturating_sub(function.lend(&mut self.cluster, missing));
+            }
+        }
+        if missing > 0 {
+            let starved: Vec<FunctionId> =
+                self.cluster.starved.iter().take(LOOKED_AT).copied().collect();
+            for id in starved {
+                if let Some(function) = self.functions.get_mut(&id) {
+                    function.make_room(&mut self.cluster);
+                }
+            }
+        }
+        self.cluster.reclaim = false;
+    }
+}
+
+impl Function {
+    /// A data plane detached: what it asked for counts no more, what it holds does.
+    fn hush(&mut self, c: &mut super::cluster::Cluster, data_plane: DataPlaneId) {
+        let now = c.now;
+        let Some(active) = self.active.as_deref_mut() else { return };
+        if let Some(level) = active.levels.get_mut(&data_plane) {
+            level.demand.queued = 0;
+            level.recalling = 0;
+            level.told = crate::frame::Status::Flowing;
+            level.at = now;
+        }
+        self.settle_lent(c);
+    }
+
+    /// Its worker attached without it.
+    fn missed(&mut self, c: &mut super::cluster::Cluster, sandbox: SandboxId) {
+        use super::sandbox::Stage;
+        let stage = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)).map(|s| s.stage);
+        match stage {
+            // The order was lost with the stream: another start is decided if it is wanted.
+            Some(Stage::Starting) => self.not_started(c, sandbox),
+            Some(_) => self.gone(c, sandbox, worker_lost()),
+            None => {}
+        }
+    }
+
+    fn room_again(&mut self) {
+        if let Some(active) = self.active.as_deref_mut() {
+            active.no_room = false;
+        }
+    }
+}
+
+/// Stands for a function of which only sandboxes are left.
+fn ghost(id: FunctionId) -> Function {
+    let name =
+        FunctionName::new(crate::name::DEFAULT_NAMESPACE, "deleted").expect("it is a DNS label");
+    let record = FunctionRecord {
+        id,
+        name,
+        settings: Arc::default(),
+        revisions: Vec::new(),
+        targets: Vec::new(),
+    };
+    let mut function = Function::new(Arc::new(record), 0);
+    let active = function.activate();
+    active.deleted = true;
+    function
+}

@@ -1,0 +1,173 @@
+//! The data planes: who they are, what they are subscribed to, which sandboxes they hold slots of.
+//!
+//! A data plane whose stream broke is *silent*: it keeps its slots, since invocations may still
+//! run in them. They come free when it attaches again and does not list them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, Serial, StreamId,
+    frame::Incarnation,
+};
+
+/// Names that a data plane may be subscribed to. It bounds its own negative answers far below;
+/// this only keeps a broken one from filling our memory.
+pub(crate) const MAX_NAMES: usize = 1_000_000;
+
+/// A data plane.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: Arc<str>,
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) incarnation: Incarnation,
+    /// What it is told changes of, known or not.
+    pub(crate) names: BTreeSet<FunctionName>,
+    /// Sandboxes of which it holds slots, claims included.
+    pub(crate) holds: BTreeSet<SandboxId>,
+    /// Functions that keep a level of it.
+    pub(crate) functions: BTreeSet<FunctionId>,
+    /// Whether it attached since this leader took office.
+    pub(crate) heard: bool,
+    serial: u64,
+}
+
+impl Peer {
+    pub(crate) fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            stream: None,
+            incarnation: Incarnation::default(),
+            names: BTreeSet::new(),
+            holds: BTreeSet::new(),
+            functions: BTreeSet::new(),
+            heard: false,
+            serial: 0,
+        }
+    }
+
+    /// The number of the next grant on its stream.
+    pub(crate) const fn next_serial(&mut self) -> Serial {
+        self.serial += 1;
+        Serial(self.serial)
+    }
+}
+
+/// What is known of a data plane's stream.
+#[derive(Clone, Debug)]
+pub(crate) enum Line {
+    /// Its `Hello` is awaited.
+    Open { name: Arc<str> },
+    /// It said who it is.
+    Said(DataPlaneId),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    by_id: BTreeMap<DataPlaneId, Peer>,
+    by_name: BTreeMap<Arc<str>, DataPlaneId>,
+    lines: BTreeMap<StreamId, Line>,
+}
+
+impl Peers {
+    pub(crate) fn new(records: Vec<DataPlaneRecord>) -> Self {
+        let mut peers =
+            Self { by_id: BTreeMap::new(), by_name: BTreeMap::new(), lines: BTreeMap::new() };
+        for record in records {
+            peers.by_name.insert(Arc::clone(&record.name), record.id);
+            peers.by_id.insert(record.id, Peer::new(record.name));
+        }
+        peers
+    }
+
+    pub(crate) fn open(&mut self, stream: StreamId, name: Arc<str>) {
+        self.lines.insert(stream, Line::Open { name });
+    }
+
+    pub(crate) fn line(&self, stream: StreamId) -> Option<&Line> {
+        self.lines.get(&stream)
+    }
+
+    /// Who speaks on this stream.
+    pub(crate) fn on(&self, stream: StreamId) -> Option<DataPlaneId> {
+        match self.lines.get(&stream)? {
+            Line::Said(id) => Some(*id),
+            Line::Open { .. } => None,
+        }
+    }
+
+    /// The stream is gone; `None` also if another one had taken its place.
+    pub(crate) fn close(&mut self, stream: StreamId) -> Option<DataPlaneId> {
+        let Line::Said(id) = self.lines.remove(&stream)? else { return None };
+        let peer = self.by_id.get_mut(&id)?;
+        (peer.stream == Some(stream)).then(|| {
+            peer.stream = None;
+            id
+        })
+    }
+
+    /// The data plane of this name, and whether it is new.
+    pub(crate) fn named(&mut self, name: &Arc<str>) -> (DataPlaneId, bool) {
+        if let Some(&id) = self.by_name.get(name) {
+            return (id, false);
+        }
+        let id = DataPlaneId(self.by_id.last_key_value().map_or(0, |(id, _)| id.0) + 1);
+        self.by_name.insert(Arc::clone(name), id);
+        self.by_id.insert(id, Peer::new(Arc::clone(name)));
+        (id, true)
+    }
+
+    /// From now on it speaks on this stream; gives back the one it spoke on before.
+    pub(crate) fn attach(
+        &mut self,
+        id: DataPlaneId,
+        stream: StreamId,
+        incarnation: Incarnation,
+    ) -> Option<StreamId> {
+        self.lines.insert(stream, Line::Said(id));
+        let peer = self.by_id.get_mut(&id)?;
+        peer.serial = 0;
+        peer.heard = true;
+        peer.incarnation = incarnation;
+        let before = peer.stream.replace(stream).filter(|before| *before != stream);
+        if let Some(before) = before {
+            self.lines.remove(&before);
+        }
+        before
+    }
+
+    pub(crate) fn get(&self, id: DataPlaneId) -> Option<&Peer> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: DataPlaneId) -> Option<&mut Peer> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn stream_of(&self, id: DataPlaneId) -> Option<StreamId> {
+        self.by_id.get(&id)?.stream
+    }
+
+    pub(crate) fn is_attached(&self, id: DataPlaneId) -> bool {
+        self.stream_of(id).is_some()
+    }
+
+    /// Those attached and subscribed to `name`.
+    pub(crate) fn subscribed<'a>(
+        &'a self,
+        name: &'a FunctionName,
+    ) -> impl Iterator<Item = DataPlaneId> + 'a {
+        self.by_id
+            .iter()
+            .filter(|(_, peer)| peer.stream.is_some() && peer.names.contains(name))
+            .map(|(&id, _)| id)
+    }
+
+    /// Whether every recorded one has attached since this leader took office.
+    pub(crate) fn all_heard(&self) -> bool {
+        self.by_id.values().all(|peer| peer.heard)
+    }
+}

@@ -1,0 +1,274 @@
+//! A sandbox as the control plane knows it, and the books of its slots.
+//!
+//! Nothing here is durable: workers and data planes tell it again to the next leader.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Address, DataPlaneId, Protocol, RevisionId, SandboxId, Serial, StartPhases, Target, Time,
+    WorkerId,
+    frame::{Demand, Share, Status},
+};
+
+/// The life of a sandbox.
+///
+/// ```text
+/// Wanted -> Starting -> Ready -> Recalling -> Stopping -> Gone
+/// ```
+/// `Gone` is kept only while somebody still holds slots of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It has no worker yet.
+    Wanted,
+    /// Its worker was told to start it.
+    Starting,
+    /// It listens.
+    Ready,
+    /// Its slots were called back.
+    Recalling,
+    /// Its worker was told to stop it.
+    Stopping,
+    /// It runs no more.
+    Gone,
+}
+
+impl Stage {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Recalling => "recalling",
+            Self::Stopping => "stopping",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// Why a sandbox was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Invocations are queued.
+    Queued,
+    /// The function has fewer than `min`.
+    Min,
+    /// The windows say so.
+    Windows,
+    /// A deploy checks its revision or builds up its capacity.
+    Deploy,
+    /// A worker had it already.
+    Adopted,
+}
+
+/// What a data plane holds of a sandbox. An open grant counts as one slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holder {
+    pub(crate) slots: u32,
+    /// Of the last grant.
+    pub(crate) serial: Serial,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) revision: RevisionId,
+    /// 0 is no limit.
+    pub(crate) concurrency: u32,
+    pub(crate) protocol: Protocol,
+    pub(crate) stage: Stage,
+    pub(crate) reason: Reason,
+    pub(crate) worker: Option<WorkerId>,
+    pub(crate) decided: Time,
+    pub(crate) address: Option<Address>,
+    /// Told with its first grant.
+    pub(crate) phases: Option<StartPhases>,
+    /// Small: one entry per data plane that holds slots.
+    pub(crate) holders: Vec<(DataPlaneId, Holder)>,
+    /// Whose demand made it.
+    pub(crate) cause: Option<DataPlaneId>,
+    /// Its worker was lost: no capacity, but who holds slots may still reach it.
+    pub(crate) lost: bool,
+    /// Somebody that has not attached yet may hold slots of it.
+    pub(crate) unsure: bool,
+}
+
+impl Sandbox {
+    pub(crate) fn held(&self) -> u32 {
+        self.holders.iter().map(|(_, holder)| holder.slots).sum()
+    }
+
+    pub(crate) fn held_by(&self, data_plane: DataPlaneId) -> u32 {
+        self.holders.iter().find(|(id, _)| *id == data_plane).map_or(0, |(_, h)| h.slots)
+    }
+
+    /// Slots that can be granted. An open sandbox always has one, for who does not hold it.
+    pub(crate) fn free(&self) -> u32 {
+        if self.stage != Stage::Ready || self.lost || self.unsure {
+            0
+        } else if self.concurrency == 0 {
+            1
+        } else {
+            self.concurrency.saturating_sub(self.held())
+        }
+    }
+
+    pub(crate) fn share(&self, slots: u32) -> Share {
+        if self.concurrency == 0 { Share::Open } else { Share::Slots(slots) }
+    }
+
+    pub(crate) fn slots_in(&self, share: Share) -> u32 {
+        match share {
+            Share::Slots(slots) if self.concurrency > 0 => slots,
+            Share::Slots(_) | Share::Open => 1,
+        }
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn check(&self) {
+        assert!(
+            self.concurrency == 0 || self.held() <= self.concurrency,
+            "{} has {} slots and {} are granted",
+            self.id,
+            self.concurrency,
+            self.held()
+        );
+        assert!(self.holders.iter().all(|(_, holder)| holder.slots > 0));
+        assert!(self.stage != Stage::Wanted || (self.worker.is_none() && self.holders.is_empty()));
+        assert!(self.stage != Stage::Ready || self.address.is_some(), "{} has no address", self.id);
+        assert!(self.stage != Stage::Gone || !self.holders.is_empty(), "{} is left over", self.id);
+    }
+}
+
+/// Sandboxes of one revision that count as its capacity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) ready: u32,
+    /// Wanted ones included.
+    pub(crate) starting: u32,
+}
+
+/// Counts and indexes over a function's sandboxes, so that no event walks all of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Books {
+    /// By revision; a handful at most.
+    tallies: Vec<(u32, Tally)>,
+    /// Those with free slots, by revision.
+    pub(crate) free: BTreeSet<(u32, SandboxId)>,
+    /// Those that nobody holds and that are ready.
+    pub(crate) unheld: BTreeSet<SandboxId>,
+    /// Those without a worker.
+    pub(crate) wanted: BTreeSet<SandboxId>,
+}
+
+impl Books {
+    pub(crate) fn enter(&mut self, sandbox: &Sandbox) {
+        let number = sandbox.revision.number;
+        match Self::kind(sandbox) {
+            Some(true) => self.tally_mut(number).ready += 1,
+            Some(false) => self.tally_mut(number).starting += 1,
+            None => {}
+        }
+        if sandbox.free() > 0 {
+            self.free.insert((number, sandbox.id));
+            if sandbox.holders.is_empty() {
+                self.unheld.insert(sandbox.id);
+            }
+        }
+        if sandbox.stage == Stage::Wanted {
+            self.wanted.insert(sandbox.id);
+        }
+    }
+
+    pub(crate) fn strike(&mut self, sandbox: &Sandbox) {
+        let number = sandbox.revision.number;
+        match Self::kind(sandbox) {
+            Some(true) => self.tally_mut(number).ready -= 1,
+            Some(false) => self.tally_mut(number).starting -= 1,
+            None => {}
+        }
+        self.tallies.retain(|(_, tally)| *tally != Tally::default());
+        self.free.remove(&(number, sandbox.id));
+        self.unheld.remove(&sandbox.id);
+        self.wanted.remove(&sandbox.id);
+    }
+
+    /// Whether it counts, and as ready.
+    const fn kind(sandbox: &Sandbox) -> Option<bool> {
+        if sandbox.lost {
+            return None;
+        }
+        match sandbox.stage {
+            Stage::Wanted | Stage::Starting => Some(false),
+            Stage::Ready => Some(true),
+            Stage::Recalling | Stage::Stopping | Stage::Gone => None,
+        }
+    }
+
+    fn tally_mut(&mut self, number: u32) -> &mut Tally {
+        let at = match self.tallies.binary_search_by_key(&number, |(number, _)| *number) {
+            Ok(at) => at,
+            Err(at) => {
+                self.tallies.insert(at, (number, Tally::default()));
+                at
+            }
+        };
+        &mut self.tallies.get_mut(at).expect("it was found or inserted there").1
+    }
+
+    pub(crate) fn tally(&self, number: u32) -> Tally {
+        self.tallies.iter().find(|(n, _)| *n == number).map_or_else(Tally::default, |(_, t)| *t)
+    }
+
+    pub(crate) fn tally_of(&self, targets: &[Target]) -> Tally {
+        targets.iter().map(|target| self.tally(target.revision)).fold(
+            Tally::default(),
+            |sum, tally| Tally {
+                ready: sum.ready + tally.ready,
+                starting: sum.starting + tally.starting,
+            },
+        )
+    }
+}
+
+/// What one data plane wants and uses of one function.
+#[derive(Debug)]
+pub(crate) struct Level {
+    pub(crate) demand: Demand,
+    /// When that was heard.
+    pub(crate) at: Time,
+    /// Slots that it holds by our books; open grants count one each.
+    pub(crate) books: u32,
+    /// Of those, recalled by number and not answered yet.
+    pub(crate) recalling: u32,
+    /// Slots that were moved here rest until then.
+    pub(crate) rest_until: Time,
+    /// What it was told last.
+    pub(crate) told: Status,
+}
+
+impl Level {
+    pub(crate) fn new(at: Time, demand: Demand) -> Self {
+        Self { demand, at, books: 0, recalling: 0, rest_until: Time::ZERO, told: Status::Flowing }
+    }
+
+    /// Invocations queued there for which no slot is on its way.
+    pub(crate) const fn unserved(&self, open: bool) -> u32 {
+        let coming = self.books.saturating_sub(self.demand.held);
+        if open && coming > 0 { 0 } else { self.demand.queued.saturating_sub(coming) }
+    }
+
+    /// When the longest waiting invocation came.
+    pub(crate) fn waits_since(&self) -> Time {
+        self.at.before(self.demand.oldest_wait)
+    }
+
+    /// Slots that nothing uses there, as far as is known.
+    pub(crate) fn idle(&self) -> u32 {
+        if self.demand.queued > 0 {
+            return 0;
+        }
+        let held = self.books.min(self.demand.held);
+        held.saturating_sub(self.demand.busy).saturating_sub(self.recalling)
+    }
+}

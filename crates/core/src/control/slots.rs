@@ -1,0 +1,459 @@
+//! Slots of one function: granted, returned, recalled, claimed.
+//!
+//! The sum granted of a sandbox never exceeds its concurrency. Drain, scale-down, redeploy and
+//! moving capacity are one operation: recall, then wait for what comes back. A sandbox is told to
+//! stop only when nobody holds a slot of it, or its drain took too long.
+
+use std::time::Duration;
+
+use crate::{
+    DataPlaneId, FunctionId, SandboxId,
+    control::{
+        Measure,
+        cluster::Cluster,
+        function::{Decided, Function},
+        sandbox::{Holder, Level, Sandbox, Stage},
+        timers::Timer,
+    },
+    frame::{Demand, Grant, Returned, Share, ToDataPlane, WhyReturned},
+};
+
+/// Slots that were moved are not moved again before the invocations they were moved for could use
+/// them.
+const REST: Duration = Duration::from_millis(10);
+
+impl Function {
+    /// The level of a data plane, made if there is none.
+    pub(crate) fn level(&mut self, c: &mut Cluster, data_plane: DataPlaneId) -> &mut Level {
+        let id = self.id();
+        let now = c.now;
+        if let Some(peer) = c.peers.get_mut(data_plane) {
+            peer.functions.insert(id);
+        }
+        self.activate().levels.entry(data_plane).or_insert_with(|| Level::new(now, nothing(id)))
+    }
+
+    /// Gives slots of a ready sandbox to a data plane that is attached.
+    pub(crate) fn grant(
+        &mut self,
+        c: &mut Cluster,
+        sandbox: SandboxId,
+        to: DataPlaneId,
+        slots: u32,
+    ) {
+        let pinned = self.is_one_of_min();
+        let Some(peer) = c.peers.get_mut(to) else { return };
+        let serial = peer.next_serial();
+        peer.holds.insert(sandbox);
+        self.level(c, to).books += slots;
+        c.timers.cancel(Timer::Idle(sandbox));
+        let active = self.activate();
+        let frame = active.change(sandbox, |entry| {
+            debug_assert!(slots > 0 && slots <= entry.free(), "granted more than is free");
+            match entry.holders.iter_mut().find(|(id, _)| *id == to) {
+                Some((_, holder)) => {
+                    holder.slots += slots;
+                    holder.serial = serial;
+                }
+                None => entry.holders.push((to, Holder { slots, serial })),
+            }
+            Some(Grant {
+                sandbox,
+                revision: entry.revision,
+                address: entry.address.clone()?,
+                protocol: entry.protocol,
+                share: entry.share(slots),
+                serial,
+                pinned,
+                start: entry.phases.take(),
+            })
+        });
+        if let Some(Some(grant)) = frame {
+            c.tell(to, ToDataPlane::Grant(Box::new(grant)));
+        }
+    }
+
+    /// Whether a sandbox that is ready now is needed for `min`: then keep-alive does not apply.
+    fn is_one_of_min(&self) -> bool {
+        let min = self.record.settings.min;
+        min > 0
+            && self
+                .active
+                .as_ref()
+                .is_some_and(|active| active.books.tally_of(&self.record.targets).ready <= min)
+    }
+
+    /// A ready sandbox that nobody waits for: to whom would it be useful?
+    pub(crate) fn offer(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
+            return;
+        };
+        let (free, cause) = (entry.free(), entry.cause);
+        if free == 0 || !entry.holders.is_empty() || !self.is_target(entry.revision.number) {
+            return;
+        }
+        let to = cause
+            .filter(|cause| c.peers.is_attached(*cause))
+            .or_else(|| c.peers.subscribed(&self.record.name).next());
+        if let Some(to) = to {
+            self.grant(c, sandbox, to, free);
+        } else if !self.is_one_of_min() {
+            c.timers.set(Timer::Idle(sandbox), c.now.after(self.record.settings.keep_alive));
+        }
+    }
+
+    /// A sandbox that nobody held was idle for its keep-alive.
+    pub(crate) fn idled(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let unheld =
+            self.active.as_ref().is_some_and(|active| active.books.unheld.contains(&sandbox));
+        if unheld && !c.recovering && !self.is_one_of_min() {
+            self.stop_idle(c, sandbox);
+        }
+    }
+
+    /// Slots came back.
+    pub(crate) fn returned(&mut self, c: &mut Cluster, from: DataPlaneId, returned: &Returned) {
+        let sandbox = returned.sandbox;
+        let Some(share) = self.take_back(c, from, sandbox, Some(returned.share)) else { return };
+        let level = self.level(c, from);
+        level.recalling = level.recalling.saturating_sub(share);
+        self.settle_lent(c);
+        if matches!(returned.why, WhyReturned::Unreachable | WhyReturned::Closing) {
+            self.recall(c, sandbox);
+        }
+        self.after_return(c, sandbox, Some(from));
+    }
+
+    /// Takes slots off a holder's account: all of them if `share` is `None`. `None` if it had none.
+    pub(crate) fn take_back(
+        &mut self,
+        c: &mut Cluster,
+        from: DataPlaneId,
+        sandbox: SandboxId,
+        share: Option<Share>,
+    ) -> Option<u32> {
+        let active = self.active.as_deref_mut()?;
+        let (taken, left) = active.change(sandbox, |entry| {
+            let at = entry.holders.iter().position(|(id, _)| *id == from)?;
+            let (_, holder) = entry.holders.get_mut(at)?;
+            let held = holder.slots;
+            let taken = match share {
+                Some(Share::Slots(slots)) if entry.concurrency > 0 => slots.min(held),
+                Some(Share::Slots(_) | Share::Open) | None => held,
+            };
+            holder.slots -= taken;
+            if holder.slots == 0 {
+                entry.holders.swap_remove(at);
+            }
+            Some((taken, held - taken))
+        })??;
+        if let Some(level) = active.levels.get_mut(&from) {
+            level.books -= taken;
+        }
+        if left == 0
+            && let Some(peer) = c.peers.get_mut(from)
+        {
+            peer.holds.remove(&sandbox);
+        }
+        (taken > 0).then_some(taken)
+    }
+
+    /// What becomes of a sandbox of which slots came back.
+    pub(crate) fn after_return(
+        &mut self,
+        c: &mut Cluster,
+        sandbox: SandboxId,
+        from: Option<DataPlaneId>,
+    ) {
+        let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
+            return;
+        };
+        let (stage, unheld) = (entry.stage, entry.holders.is_empty());
+        match stage {
+            Stage::Recalling if unheld => self.stop(c, sandbox),
+            Stage::Gone if unheld => self.drop_sandbox(c, sandbox),
+            Stage::Ready if entry.lost && unheld => self.bury(c, sandbox),
+            Stage::Ready if unheld && self.makes_room() => self.stop(c, sandbox),
+            Stage::Ready => {
+                self.serve(c);
+                let still_unheld =
+                    self.active.as_ref().is_some_and(|a| a.books.unheld.contains(&sandbox));
+                if still_unheld {
+                    self.keep_or_stop(c, sandbox, from);
+                }
+            }
+            Stage::Wanted | Stage::Starting | Stage::Recalling | Stage::Stopping | Stage::Gone => {}
+        }
+    }
+
+    /// Whether one sandbox is to go for the first one of a new revision.
+    fn makes_room(&mut self) -> bool {
+        let rollout = self.active.as_deref_mut().and_then(|active| active.rollout.as_mut());
+        rollout.is_some_and(|rollout| std::mem::take(&mut rollout.makes_room))
+    }
+
+    /// All slots of a sandbox are back and nobody waits: it is one of `min`, or it goes.
+    fn keep_or_stop(&mut self, c: &mut Cluster, sandbox: SandboxId, from: Option<DataPlaneId>) {
+        if self.is_one_of_min() {
+            let active = self.activate();
+            active.change(sandbox, |entry| entry.cause = from.or(entry.cause));
+            self.offer(c, sandbox);
+        } else if c.recovering {
+            // Nothing is stopped before everybody has said what is wanted.
+            c.look_at(self.id());
+        } else {
+            self.stop_idle(c, sandbox);
+        }
+    }
+
+    fn stop_idle(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let targets = &self.record.targets;
+        let keep_alive = self.record.settings.keep_alive;
+        if let Some(active) = self.active.as_deref_mut() {
+            let ready = active.books.tally_of(targets).ready;
+            active.remember_decision(Decided {
+                at: c.now,
+                from: ready,
+                to: ready.saturating_sub(1),
+                rule: "keep-alive",
+                inputs: vec![
+                    ("sandbox".to_owned(), sandbox.to_string()),
+                    ("keep_alive".to_owned(), format!("{keep_alive:?}")),
+                ],
+            });
+        }
+        self.stop(c, sandbox);
+    }
+
+    /// An answer to a recall by number: so many were in use after all.
+    pub(crate) fn kept(&mut self, c: &mut Cluster, from: DataPlaneId, n: u32) {
+        let now = c.now;
+        let level = self.level(c, from);
+        level.recalling = level.recalling.saturating_sub(n);
+        // The level heard last is out of date: nothing there counts as idle until the next one.
+        level.demand.busy = level.demand.held;
+        level.at = now;
+        self.settle_lent(c);
+    }
+
+    /// What was lent to make room is back, or was kept.
+    pub(crate) fn settle_lent(&mut self, c: &mut Cluster) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        if active.lent > 0 && active.levels.values().all(|level| level.recalling == 0) {
+            c.lent = c.lent.saturating_sub(active.lent);
+            active.lent = 0;
+            c.reclaim = true;
+        }
+    }
+
+    /// Calls back up to `slots` idle slots, from where most are idle. Gives back how many it asked
+    /// for.
+    pub(crate) fn recall_idle(
+        &mut self,
+        c: &mut Cluster,
+        slots: u32,
+        spared: Option<DataPlaneId>,
+    ) -> u32 {
+        let function = self.id();
+        let Some(active) = self.active.as_deref_mut() else { return 0 };
+        let mut idle: Vec<(u32, DataPlaneId)> = active
+            .levels
+            .iter()
+            .filter(|(id, level)| {
+                Some(**id) != spared && level.rest_until <= c.now && c.peers.is_attached(**id)
+            })
+            .map(|(id, level)| (level.idle(), *id))
+            .filter(|(idle, _)| *idle > 0)
+            .collect();
+        idle.sort_unstable_by(|a, b| b.cmp(a));
+        let mut missing = slots;
+        for (idle, data_plane) in idle {
+            let n = idle.min(missing);
+            if n == 0 {
+                break;
+            }
+            missing -= n;
+            if let Some(level) = active.levels.get_mut(&data_plane) {
+                level.recalling += n;
+            }
+            c.tell(data_plane, ToDataPlane::Recall { function, n, idle_only: true });
+        }
+        slots - missing
+    }
+
+    /// Slots just moved to a data plane rest there.
+    pub(crate) fn rest(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
+        let id = self.id();
+        let rest = self
+            .active
+            .as_ref()
+            .and_then(|active| active.service_time.get())
+            .map_or(REST, |service| service.max(REST));
+        let until = c.now.after(rest);
+        self.level(c, data_plane).rest_until = until;
+        c.timers.set(Timer::Rested(id), until);
+    }
+
+    /// Calls a whole sandbox back; it stops when all slots are here.
+    pub(crate) fn recall(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let settings = &self.record.settings;
+        // An invocation may take its whole timeout, and a begun response or an upgraded connection
+        // the drain's on top of it.
+        let limit = settings.timeout.saturating_add(settings.drain_timeout);
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        match entry.stage {
+            Stage::Wanted => {
+                if c.fleet.withdraw(sandbox) {
+                    self.drop_sandbox(c, sandbox);
+                }
+            }
+            Stage::Starting => self.stop(c, sandbox),
+            Stage::Ready => {
+                active.change(sandbox, |entry| entry.stage = Stage::Recalling);
+                self.tell_holders(c, sandbox);
+                if self.activate().sandboxes.get(&sandbox).is_some_and(|s| s.holders.is_empty()) {
+                    self.stop(c, sandbox);
+                } else {
+                    c.timers.set(Timer::Drained(sandbox), c.now.after(limit));
+                }
+            }
+            Stage::Recalling | Stage::Stopping | Stage::Gone => {}
+        }
+    }
+
+    /// Tells who holds slots of a sandbox that is leaving or gone.
+    pub(crate) fn tell_holders(&self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
+            return;
+        };
+        let gone = entry.stage == Stage::Gone;
+        for (data_plane, _) in &entry.holders {
+            c.tell(*data_plane, ToDataPlane::RecallSandbox { sandbox, gone });
+        }
+    }
+
+    /// Tells its worker to stop it.
+    pub(crate) fn stop(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let grace = self.record.settings.grace;
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let before = active.change(sandbox, |entry| {
+            let before = entry.stage;
+            entry.stage = Stage::Stopping;
+            before
+        });
+        let Some(before) = before else { return };
+        debug_assert!(!matches!(before, Stage::Wanted | Stage::Gone), "nothing to stop");
+        c.timers.cancel(Timer::Drained(sandbox));
+        c.timers.cancel(Timer::Idle(sandbox));
+        if before != Stage::Stopping {
+            c.stopping += 1;
+            c.measure(Measure::SandboxStopped);
+        }
+        c.fleet.stop(sandbox, grace);
+    }
+
+    /// It runs no more: it leaves the books when nobody holds slots of it.
+    pub(crate) fn bury(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        let (stage, held) = (entry.stage, !entry.holders.is_empty());
+        if stage == Stage::Stopping {
+            c.stopping = c.stopping.saturating_sub(1);
+        }
+        c.timers.cancel(Timer::Drained(sandbox));
+        c.timers.cancel(Timer::Idle(sandbox));
+        c.fleet.gone(c.now, sandbox);
+        c.reclaim = true;
+        if held {
+            active.change(sandbox, |entry| entry.stage = Stage::Gone);
+            self.tell_holders(c, sandbox);
+        } else {
+            self.drop_sandbox(c, sandbox);
+        }
+    }
+
+    /// It leaves the books.
+    pub(crate) fn drop_sandbox(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(entry) = self.active.as_deref_mut().and_then(|active| active.remove(sandbox))
+        else {
+            return;
+        };
+        forget_sandbox(c, &entry);
+    }
+
+    /// A data plane says, after its attachment, what it holds of a sandbox of ours.
+    pub(crate) fn claim(
+        &mut self,
+        c: &mut Cluster,
+        by: DataPlaneId,
+        sandbox: SandboxId,
+        share: Share,
+    ) {
+        let active = self.activate();
+        let claimed = active.change(sandbox, |entry| {
+            let slots = entry.slots_in(share);
+            let room = match entry.concurrency {
+                0 => 1,
+                concurrency => concurrency.saturating_sub(entry.held()),
+            };
+            // More than there is room for is what it was granted by nobody: it is not believed.
+            let slots = slots.min(room);
+            if slots > 0 {
+                let holder = Holder { slots, serial: crate::Serial(0) };
+                entry.holders.push((by, holder));
+            }
+            (slots, matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone))
+        });
+        let Some((slots, leaving)) = claimed else { return };
+        if slots > 0 {
+            self.level(c, by).books += slots;
+            if let Some(peer) = c.peers.get_mut(by) {
+                peer.holds.insert(sandbox);
+            }
+        }
+        if leaving || slots == 0 {
+            let gone = self
+                .activate()
+                .sandboxes
+                .get(&sandbox)
+                .is_some_and(|entry| entry.stage == Stage::Gone);
+            c.tell(by, ToDataPlane::RecallSandbox { sandbox, gone });
+        }
+    }
+}
+
+/// The indexes forget a sandbox; its address may be used again.
+fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
+    let sandbox = entry.id;
+    c.homes.remove(&sandbox);
+    c.unsure.remove(&sandbox);
+    c.timers.cancel(Timer::Drained(sandbox));
+    c.timers.cancel(Timer::Idle(sandbox));
+    if let Some(worker) = entry.worker {
+        if let Some(there) = c.on_worker.get_mut(&worker) {
+            there.remove(&sandbox);
+            if there.is_empty() {
+                c.on_worker.remove(&worker);
+            }
+        }
+        if entry.stage != Stage::Ready {
+            c.fleet.release_address(sandbox, worker);
+        }
+    }
+}
+
+/// A level without anything in it.
+const fn nothing(function: FunctionId) -> Demand {
+    Demand {
+        function,
+        queued: 0,
+        oldest_wait: Duration::ZERO,
+        held: 0,
+        busy: 0,
+        busy_integral: 0,
+        elapsed: 0,
+        arrivals_total: 0,
+        finished_total: 0,
+    }
+}

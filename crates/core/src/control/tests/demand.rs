@@ -1,0 +1,297 @@
+//! From demand to grants, and back.
+
+use super::*;
+
+fn first_grant(function: FunctionId, sandbox: SandboxId) -> Grant {
+    Grant {
+        sandbox,
+        revision: RevisionId { function, number: 1 },
+        address: address(sandbox),
+        protocol: crate::Protocol::Http1,
+        share: Share::Slots(1),
+        serial: Serial(1),
+        pinned: false,
+        start: Some(StartPhases::default()),
+    }
+}
+
+#[test]
+fn a_queued_invocation_starts_a_sandbox_whose_slots_go_to_its_data_plane() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let started = world.started();
+    assert_eq!(started.len(), 1);
+    assert_eq!(world.said(), []);
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.started(), [], "the same level decides nothing new");
+
+    world.ready(started[0]);
+    let grant = Box::new(first_grant(function, started[0]));
+    assert_eq!(world.said(), [to_plane(PLANE, ToDataPlane::Grant(grant))]);
+
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    world.give_back(PLANE, started[0], WhyReturned::Idle);
+    assert_eq!(world.said(), [stop(started[0])]);
+    world.gone(started[0], stopped());
+    assert_eq!(world.said(), [release(started[0])]);
+    assert_eq!(world.describe("hello").sandboxes, []);
+}
+
+#[test]
+fn without_slots_one_start_is_made_for_each_queued_invocation() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 50, 0, 0));
+    assert_eq!(world.started().len(), 50);
+    world.demand(PLANE, demand(function, 60, 0, 0));
+    assert_eq!(world.started().len(), 10);
+}
+
+#[test]
+fn max_bounds_the_starts_and_callers_hear_why_they_wait() {
+    let settings = Settings { max: 3, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    world.demand(PLANE, demand(function, 50, 0, 0));
+    assert_eq!(world.started().len(), 3);
+    let status = ToDataPlane::Status { function, status: Status::AtMax };
+    assert_eq!(world.said(), [to_plane(PLANE, status)]);
+    world.demand(PLANE, demand(function, 49, 0, 0));
+    assert_eq!(world.said(), [], "it is told once");
+}
+
+#[test]
+fn slots_on_their_way_are_not_decided_twice() {
+    let (mut world, function) = World::running(&spec("a", 4), &Settings::default());
+    world.demand(PLANE, demand(function, 3, 0, 0));
+    let started = world.started();
+    assert_eq!(started.len(), 1);
+    world.ready(started[0]);
+    assert_eq!(world.granted().len(), 1);
+    // Said before the grant arrived.
+    world.demand(PLANE, demand(function, 4, 0, 0));
+    assert_eq!((world.started(), world.said()), (vec![], vec![]));
+    world.demand(PLANE, demand(function, 1, 4, 4));
+    assert_eq!(world.started().len(), 1);
+}
+
+#[test]
+fn without_a_limit_each_data_plane_with_a_queue_gets_an_open_grant() {
+    let (mut world, function) = World::running(&spec("a", 0), &Settings::default());
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(PLANE, demand(function, 30, 0, 0));
+    world.demand(OTHER_PLANE, demand(function, 2, 0, 0));
+    let started = world.started();
+    assert_eq!(started.len(), 1);
+    world.ready(started[0]);
+    let granted: Vec<_> =
+        world.granted().into_iter().map(|(stream, grant)| (stream, grant.share)).collect();
+    assert_eq!(granted, [(PLANE, Share::Open), (OTHER_PLANE, Share::Open)]);
+}
+
+#[test]
+fn idle_slots_of_another_data_plane_are_moved_before_anything_is_started() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    world.said();
+
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    let wanted = ToDataPlane::Recall { function, n: 1, idle_only: true };
+    assert_eq!(world.said(), [to_plane(PLANE, wanted)]);
+    assert_eq!(world.started(), []);
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1);
+    assert_eq!((granted[0].0, granted[0].1.sandbox), (OTHER_PLANE, sandbox));
+
+    // It rests there, although the first one wants it back.
+    world.demand(OTHER_PLANE, demand(function, 0, 0, 1));
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.said(), []);
+    assert_eq!(world.started().len(), 1);
+}
+
+#[test]
+fn what_was_kept_is_started_instead() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.started(), []);
+    world.plane(PLANE, FromDataPlane::Kept { function, n: 1 });
+    assert_eq!(world.started().len(), 1);
+}
+
+#[test]
+fn min_is_kept_from_the_moment_of_deployment_and_pinned() {
+    let settings = Settings { min: 2, ..Settings::default() };
+    let (mut world, _) = World::running(&spec("a", 1), &settings);
+    let started = world.started();
+    assert_eq!(started.len(), 2);
+    world.ready(started[0]);
+    world.ready(started[1]);
+    let granted = world.granted();
+    assert!(granted.iter().all(|(_, grant)| grant.pinned), "{granted:?}");
+    assert_eq!(granted.len(), 2);
+
+    world.gone(started[0], failure(Fault::Function));
+    let gone = ToDataPlane::RecallSandbox { sandbox: started[0], gone: true };
+    assert_eq!(world.said(), [to_plane(PLANE, gone)]);
+    assert_eq!(world.started().len(), 1, "it is replaced");
+    world.give_back(PLANE, started[0], WhyReturned::Unreachable);
+    assert_eq!(world.said(), [release(started[0])]);
+}
+
+#[test]
+fn a_sandbox_of_min_that_comes_back_is_granted_again_and_pinned() {
+    let settings = Settings { min: 1, ..Settings::default() };
+    let (mut world, _) = World::running(&spec("a", 1), &settings);
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.granted();
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1);
+    assert!(granted[0].1.pinned);
+    assert_eq!(world.said(), []);
+}
+
+#[test]
+fn a_sandbox_with_an_abandoned_invocation_is_recycled() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 2, 0, 0));
+    let started = world.started();
+    world.ready(started[0]);
+    world.said();
+    world.give_back(PLANE, started[0], WhyReturned::Closing);
+    assert_eq!(world.said(), [stop(started[0])]);
+}
+
+#[test]
+fn starts_without_a_worker_are_withdrawn_with_their_demand() {
+    let mut world = World::new();
+    world.attach_plane(PLANE, "a");
+    let (function, _) = world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    world.demand(PLANE, demand(function, 5, 0, 0));
+    assert_eq!(world.describe("hello").sandboxes.len(), 5);
+    world.demand(PLANE, demand(function, 2, 0, 0));
+    assert_eq!(world.describe("hello").sandboxes.len(), 2);
+    world.demand(PLANE, demand(function, 0, 0, 0));
+    assert_eq!(world.describe("hello").sandboxes, []);
+}
+
+#[test]
+fn three_failed_starts_in_a_row_are_a_crash_loop_with_one_probe_per_back_off() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    for _ in 0..2 {
+        let sandbox = world.started()[0];
+        world.gone(sandbox, failure(Fault::Function));
+    }
+    world.said();
+    let sandbox = world.started()[0];
+    world.gone(sandbox, failure(Fault::Function));
+    let status = Status::CrashLoop(failure(Fault::Function));
+    let told = ToDataPlane::Status { function, status };
+    assert_eq!(world.said(), [to_plane(PLANE, told), release(sandbox)]);
+    assert_eq!(world.started(), []);
+
+    // Callers are refused at the gate: the arrivals are what shows that there is demand.
+    world.demand(PLANE, demand(function, 0, 0, 0));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.started(), [], "nobody called");
+    world.demand(PLANE, Demand { arrivals_total: 9, ..demand(function, 0, 0, 0) });
+    let probe = world.started();
+    assert_eq!(probe.len(), 1);
+    world.gone(probe[0], failure(Fault::Function));
+    world.demand(PLANE, Demand { arrivals_total: 10, ..demand(function, 0, 0, 0) });
+    assert_eq!(world.started(), [], "the next one waits for twice as long");
+    world.pass(Duration::from_millis(2100));
+    let probe = world.started();
+    assert_eq!(probe.len(), 1);
+    world.said();
+    world.ready(probe[0]);
+    let status = ToDataPlane::Status { function, status: Status::Flowing };
+    world.granted();
+    assert_eq!(world.said(), [to_plane(PLANE, status)]);
+}
+
+#[test]
+fn an_idle_sandbox_of_another_function_makes_room() {
+    let mut world = World::new();
+    world.room = 2;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let (hog, _) = world.deploy("hog", &spec("a", 1), &Settings::default(), false);
+    let (late, _) = world.deploy("late", &spec("b", 1), &Settings::default(), false);
+    world.demand(PLANE, demand(hog, 2, 0, 0));
+    let started = world.started();
+    started.iter().for_each(|sandbox| world.ready(*sandbox));
+    world.demand(PLANE, demand(hog, 0, 0, 2));
+    world.said();
+
+    world.demand(PLANE, demand(late, 1, 0, 0));
+    assert_eq!(world.started(), []);
+    let said = world.said();
+    let wanted = to_plane(PLANE, ToDataPlane::Recall { function: hog, n: 1, idle_only: true });
+    assert!(said.contains(&wanted), "{said:?}");
+    world.give_back(PLANE, started[0], WhyReturned::Idle);
+    assert!(world.said().contains(&stop(started[0])));
+    world.gone(started[0], stopped());
+    let begun = std::mem::take(&mut world.starts);
+    assert_eq!(begun.len(), 1);
+    assert_eq!(begun[0].revision.function, late);
+}
+
+#[test]
+fn the_windows_bring_many_down_slowly_and_never_in_the_first_minute() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 8, 0, 0));
+    let started = world.started();
+    started.iter().for_each(|sandbox| world.ready(*sandbox));
+    world.demand(PLANE, Demand { elapsed: 2_000_000, ..demand(function, 0, 0, 8) });
+    world.said();
+    world.pass(Duration::from_secs(50));
+    assert_eq!(world.said(), []);
+    world.pass(Duration::from_secs(90));
+    let recalled: Vec<Effect> = world.said();
+    let wanted = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::ToDataPlane { frame: ToDataPlane::Recall { idle_only: true, .. }, .. }
+        )
+    };
+    assert!(!recalled.is_empty() && recalled.iter().all(wanted), "{recalled:?}");
+}
+
+#[test]
+fn a_function_that_is_never_called_has_no_deadline_and_no_state() {
+    let mut world = World::new();
+    for n in 0..1000 {
+        world.deploy(&format!("f{n}"), &spec("a", 1), &Settings::default(), false);
+    }
+    world.pass(Duration::from_secs(20));
+    assert_eq!(world.control.deadline(), None);
+    assert!(world.control.functions.values().all(|function| function.active.is_none()));
+    assert!(world.control.cluster.busiest.is_empty());
+}
+
+#[test]
+fn what_was_learned_is_forgotten_after_a_long_silence() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    world.gone(sandbox, stopped());
+    assert!(world.control.functions[&function].active.is_some());
+    world.pass(Duration::from_secs(16 * 60));
+    assert!(world.control.functions[&function].active.is_none());
+    assert_eq!(world.describe("hello").sandboxes, []);
+}
