@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Booking, Fleet, Output, Want,
     waiting::{Left, Rank, Shape, Why},
-    worker::Need,
+    worker::{Need, Worker},
 };
 use crate::{
-    FunctionId, Resources, SandboxId, Time, WorkerId,
+    Bytes, FunctionId, MilliCpu, Resources, SandboxId, Time, WorkerId,
     frame::{StartSandbox, ToWorker},
 };
 
@@ -270,6 +270,18 @@ impl Fleet {
             self.earmarked.insert(worker.record.id);
         }
         self.release(old);
+    }
+
+    /// The worker set aside for a function's first sandbox, and what is missing there.
+    pub(crate) fn promised(&self, function: FunctionId) -> Option<(WorkerId, Resources)> {
+        let (id, need) = self.waiting.promise(function)?;
+        let worker = self.workers.get(&id)?;
+        let capacity = worker.capacity.as_ref()?;
+        let memory = need.memory.saturating_sub(worker.memory_free());
+        let cpu =
+            need.cpu.saturating_sub(Worker::cpu_offered(capacity).saturating_sub(worker.used.cpu));
+        let cpu = MilliCpu(u32::try_from(cpu).unwrap_or(u32::MAX));
+        Some((id, Resources { cpu, memory: Bytes(memory) }))
     }
 
     /// What was set aside on a worker may be used by all again.

@@ -178,6 +178,16 @@ impl Waiting {
         })
     }
 
+    /// The worker set aside for a function that is next in its group, and what it needs.
+    pub(super) fn promise(&self, function: FunctionId) -> Option<(WorkerId, Need)> {
+        self.keys(function).find_map(|key| {
+            let shape = self.lines.get(&key)?.shape;
+            let group = self.groups.get(&shape)?;
+            let next = group.head().is_some_and(|head| head.revision.function == function);
+            group.earmark.filter(|_| next).map(|(worker, _)| (worker, shape.need))
+        })
+    }
+
     /// The first of a function's starts that wait, for what it needs.
     pub(super) fn example(&self, function: FunctionId) -> Option<&Want> {
         let first = self.keys(function).next()?;

@@ -139,7 +139,7 @@ impl Worker {
         if self.failures >= QUARANTINE_AFTER { offered.min(1) } else { offered }
     }
 
-    fn cpu_offered(capacity: &Capacity) -> u64 {
+    pub(super) fn cpu_offered(capacity: &Capacity) -> u64 {
         u64::from(capacity.cpu.0) * u64::from(capacity.cpu_overcommit.max(1))
     }
 
