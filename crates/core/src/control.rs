@@ -13,6 +13,7 @@ mod cluster;
 mod deploy;
 mod describe;
 mod event;
+mod fairness;
 mod fleet;
 mod function;
 mod lifecycle;

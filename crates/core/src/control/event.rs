@@ -389,7 +389,8 @@ pub struct Decision {
     pub from: u32,
     /// See `from`.
     pub to: u32,
-    /// Which rule: `queued`, `stable window`, `panic window`, `min`, `max`, `keep-alive`, `deploy`.
+    /// Which rule: `queued`, `stable window`, `panic window`, `min`, `max`, `keep-alive`, `deploy`,
+    /// `fairness`.
     pub rule: String,
     /// The inputs by name, as numbers with their units.
     pub inputs: Vec<(String, String)>,

@@ -467,11 +467,12 @@ impl Control {
         if missing > 0 {
             let starved: Vec<FunctionId> =
                 self.cluster.starved.iter().take(LOOKED_AT).copied().collect();
-            for id in starved {
+            for &id in &starved {
                 if let Some(function) = self.functions.get_mut(&id) {
                     function.make_room(&mut self.cluster);
                 }
             }
+            self.give_way(&starved);
         }
         self.cluster.reclaim = false;
     }
@@ -487,6 +488,9 @@ impl Function {
             level.recalling = 0;
             level.told = crate::frame::Status::Flowing;
             level.at = now;
+        }
+        if let Some(kpa) = active.kpa.as_mut() {
+            kpa.forget(now, data_plane);
         }
         self.settle_lent(c);
     }

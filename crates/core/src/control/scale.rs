@@ -378,12 +378,13 @@ impl Function {
         let Some(kpa) = active.kpa.as_mut() else { return };
         let desired = kpa.desired(c.now, concurrency, tally.ready);
         let want = desired.count.min(max).max(min);
+        let grow_to = desired.grow_to.min(max).max(min);
         let have = tally.ready + tally.starting;
-        if want > have && !c.recovering && !c.in_storm() && !looping {
+        if grow_to > have && !c.recovering && !c.in_storm() && !looping {
             let busiest = self.busiest_holder();
-            let causes: Vec<_> = busiest.map(|id| (id, want - have)).into_iter().collect();
-            self.start(c, want - have, Reason::Windows, &causes);
-            self.explain(c, tally, want - tally.ready, desired.rule(), desired.explain());
+            let causes: Vec<_> = busiest.map(|id| (id, grow_to - have)).into_iter().collect();
+            self.start(c, grow_to - have, Reason::Windows, &causes);
+            self.explain(c, tally, grow_to - tally.ready, desired.rule(), desired.explain());
         } else if want < tally.ready && !c.recovering && c.now >= c.steady_from {
             let slots = (tally.ready - want).saturating_mul(concurrency.max(1));
             let asked = self.recall_idle(c, slots.saturating_sub(self.recalling()), None);

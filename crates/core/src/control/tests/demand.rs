@@ -249,6 +249,59 @@ fn an_idle_sandbox_of_another_function_makes_room() {
 }
 
 #[test]
+fn a_flooding_function_gives_up_one_sandbox_for_a_function_that_has_none() {
+    let mut world = World::new();
+    world.room = 3;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let (flood, _) = world.deploy("flood", &spec("a", 1), &Settings::default(), false);
+    let (single, _) = world.deploy("single", &spec("b", 1), &Settings::default(), false);
+    world.demand(PLANE, demand(flood, 9, 0, 0));
+    let started = world.started();
+    assert_eq!(started.len(), 3);
+    started.iter().for_each(|sandbox| world.ready(*sandbox));
+    world.demand(PLANE, demand(flood, 6, 3, 3));
+    world.said();
+
+    world.demand(PLANE, demand(single, 1, 0, 0));
+    let recalled = |world: &mut World| {
+        let said = world.said();
+        let of = |sandbox: &&SandboxId| said.contains(&recall(**sandbox));
+        started.iter().filter(of).copied().collect::<Vec<_>>()
+    };
+    let leaving = recalled(&mut world);
+    assert_eq!(leaving.len(), 1, "one is enough");
+    world.demand(PLANE, demand(flood, 8, 3, 3));
+    world.demand(PLANE, demand(single, 1, 0, 0));
+    assert_eq!(recalled(&mut world), [], "and stays enough");
+    world.give_back(PLANE, leaving[0], WhyReturned::Drained);
+    assert!(world.said().contains(&stop(leaving[0])));
+    world.gone(leaving[0], stopped());
+    let begun: Vec<_> = std::mem::take(&mut world.starts);
+    assert_eq!(begun.iter().map(|start| start.revision.function).collect::<Vec<_>>(), [single]);
+    let decisions = world.describe("flood").decisions;
+    assert!(decisions.iter().any(|decision| decision.rule == "fairness"), "{decisions:?}");
+}
+
+#[test]
+fn a_function_with_one_sandbox_keeps_it() {
+    let mut world = World::new();
+    world.room = 1;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let (first, _) = world.deploy("first", &spec("a", 1), &Settings::default(), false);
+    let (second, _) = world.deploy("second", &spec("b", 1), &Settings::default(), false);
+    world.demand(PLANE, demand(first, 3, 0, 0));
+    let started = world.started();
+    world.ready(started[0]);
+    world.demand(PLANE, demand(first, 2, 1, 1));
+    world.said();
+    world.demand(PLANE, demand(second, 1, 0, 0));
+    let said = world.said();
+    assert!(!said.contains(&recall(started[0])), "{said:?}");
+}
+
+#[test]
 fn the_windows_bring_many_down_slowly_and_never_in_the_first_minute() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     world.demand(PLANE, demand(function, 8, 0, 0));
