@@ -1,0 +1,6 @@
+//! The pure machines against small models of the world around them, under random events.
+
+#[cfg(test)]
+mod gate;
+#[cfg(test)]
+mod worker;
