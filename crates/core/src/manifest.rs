@@ -198,6 +198,7 @@ impl Manifest {
 
 /// Bounds that protect the platform from slips of the pen, far above any use.
 const MAX_SANDBOXES: u32 = 100_000;
+const MAX_CONCURRENCY: u32 = 10_000;
 const MAX_QUEUE: u32 = 1_000_000;
 const MAX_TIME: Duration = Duration::from_hours(7 * 24);
 const MAX_TEXT: usize = 64 << 10;
@@ -267,7 +268,13 @@ impl ManifestResources {
 
 impl Scaling {
     fn check(self) -> Result<(), ManifestError> {
-        let Self { min, max, concurrency: _, keep_alive } = self;
+        let Self { min, max, concurrency, keep_alive } = self;
+        if concurrency > MAX_CONCURRENCY {
+            return broken(
+                "scaling.concurrency",
+                format!("must be at most {MAX_CONCURRENCY}, or 0 for no limit"),
+            );
+        }
         if !(1..=MAX_SANDBOXES).contains(&max) {
             return broken("scaling.max", format!("must be 1 to {MAX_SANDBOXES}"));
         }
@@ -312,13 +319,18 @@ fn at_most(key: &'static str, time: Duration) -> Result<(), ManifestError> {
 /// Values are secrets: no message repeats one.
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), ManifestError> {
     for (name, value) in env {
-        if name.is_empty() || name.contains(['=', '\0']) {
+        let word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !word || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
             return broken(
                 "env",
-                format!("has a variable named `{name}`, which no process can have"),
+                format!(
+                    "has a variable named {name:?}: use letters, digits and `_`, not starting \
+                     with a digit"
+                ),
             );
         }
-        if matches!(name.as_str(), "PORT" | "HOST") || name.starts_with("K_") {
+        let ours = ["K_", "DIRIGENT_", "LISTEN_"];
+        if matches!(name.as_str(), "PORT" | "HOST") || ours.iter().any(|p| name.starts_with(p)) {
             return broken("env", format!("sets `{name}`, which the platform sets"));
         }
         if value.contains('\0') {
@@ -369,7 +381,14 @@ mod tests {
             ("invocation.max_queue = 0", "invocation.max_queue"),
             ("env.PORT = \"1\"", "env"),
             ("env.K_SERVICE = \"1\"", "env"),
+            ("env.DIRIGENT_TOKEN = \"1\"", "env"),
+            ("env.LISTEN_FDS = \"1\"", "env"),
             ("env.\"A=B\" = \"1\"", "env"),
+            ("env.\"1A\" = \"1\"", "env"),
+            ("env.\"\" = \"1\"", "env"),
+            ("env.\"a\\u0000\" = \"1\"", "env"),
+            ("scaling.concurrency = 10001", "scaling.concurrency"),
+            ("scaling.keep_alive = \"8days\"", "scaling.keep_alive"),
         ] {
             assert!(said(rest).starts_with(&format!("`{key}` ")), "{rest}: {}", said(rest));
         }
