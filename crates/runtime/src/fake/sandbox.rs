@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,21 +155,39 @@ impl Sandbox {
         };
         if let Some(Order::Stop { grace }) = order {
             drop(listener);
-            let spec = &self.inside.create.order.spec;
-            if spec.env.get("FAKE_IGNORE_TERM").is_some_and(|v| v == "1") {
-                sleep(grace).await;
-            } else {
-                drain.cancel();
-                let over =
-                    timeout(grace, async { while connections.join_next().await.is_some() {} });
-                if over.await.is_err() {
-                    tracing::debug!("a fake sandbox is killed after its grace");
-                }
-            }
+            drain.cancel();
+            self.end(connections, grace).await;
         }
-        // Dropping the set cuts what is still open, as a killed process does.
+        // The set was dropped: what is still open is cut, as by a killed process.
         ended_by(order)
     }
+
+    /// From SIGTERM to the end: when the last call is answered, or at the latest when the grace is
+    /// over, which a later order can bring forward.
+    async fn end(&mut self, mut connections: JoinSet<()>, grace: Duration) {
+        let env = &self.inside.create.order.spec.env;
+        let ignores = env.get("FAKE_IGNORE_TERM").is_some_and(|value| value == "1");
+        let mut kill_at = after(grace);
+        loop {
+            if connections.is_empty() && !ignores {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = sleep_until(kill_at) => return,
+                order = self.orders.recv() => match order {
+                    Some(Order::Stop { grace }) => kill_at = kill_at.min(after(grace)),
+                    Some(Order::Exit { .. } | Order::Kill { .. }) | None => return,
+                },
+                Some(_closed) = connections.join_next() => {}
+            }
+        }
+    }
+}
+
+/// A grace may be longer than an instant can tell.
+fn after(grace: Duration) -> Instant {
+    Instant::now() + grace.min(Duration::from_secs(86_400))
 }
 
 async fn connection(inside: Arc<Inside>, stream: TcpStream, drain: CancellationToken) {

@@ -1,0 +1,44 @@
+//! What every runtime does, run on each of them.
+//!
+//! This program is also the function that runs in the sandboxes of these tests, and the keeper of
+//! the process runtime: which of them is its first argument. What cannot run on this machine is
+//! counted as ignored, with the reason printed.
+
+#![cfg(test)]
+
+mod cases;
+mod function;
+mod subject;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use subject::Subject;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("function") => return function::main(),
+        Some("keeper") => return subject::keeper(args),
+        _ => {}
+    }
+    let mut trials = Vec::new();
+    for subject in Subject::ALL {
+        let missing = subject.missing();
+        if let Some(reason) = &missing {
+            println!("skipped on {}: {reason}", subject.name());
+        }
+        for case in cases::ALL {
+            if !(case.applies)(subject) {
+                continue;
+            }
+            let trial = Trial::test(format!("{}::{}", subject.name(), case.name), move || {
+                case.run(subject);
+                Ok(())
+            });
+            trials.push(trial.with_ignored_flag(missing.is_some()));
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

@@ -1,0 +1,255 @@
+//! The runtimes under test, each with one owner that can be restarted.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dirigent_core::{
+    Address, Bytes, Digest, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
+    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
+    frame::{LogQuery, StartSandbox},
+    worker::CreateSandbox,
+};
+use dirigent_runtime::{
+    Event, Runtime,
+    fake::{FakeConfig, FakeRuntime},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
+
+/// Nothing here takes this long unless it hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A runtime under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Fake,
+}
+
+impl Subject {
+    pub(crate) const ALL: [Self; 1] = [Self::Fake];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fake => "fake",
+        }
+    }
+
+    /// Why it cannot be tested on this machine.
+    pub(crate) fn missing(self) -> Option<String> {
+        match self {
+            Self::Fake => None,
+        }
+    }
+}
+
+pub(crate) fn keeper(_args: impl Iterator<Item = String>) -> ExitCode {
+    ExitCode::FAILURE
+}
+
+/// A runtime at work.
+pub(crate) struct Harness {
+    pub(crate) subject: Subject,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    fake: Option<Arc<FakeRuntime>>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Harness {
+    pub(crate) fn new(subject: Subject) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, events) = mpsc::channel(256);
+        let (runtime, fake): (Arc<dyn Runtime>, _) = match subject {
+            Subject::Fake => {
+                let fake = FakeRuntime::start(FakeConfig::default(), sender);
+                (Arc::clone(&fake) as _, Some(fake))
+            }
+        };
+        let harness = Self { subject, dir, runtime, fake, events };
+        assert_eq!(harness.runtime.recover().unwrap(), [], "nothing is left of others");
+        harness
+    }
+
+    /// The worker's process is gone; `meanwhile` happens; another one comes.
+    pub(crate) async fn restart(&mut self, meanwhile: impl Future<Output = ()>) {
+        let (sender, events) = mpsc::channel(256);
+        match self.subject {
+            Subject::Fake => {
+                let before = self.fake.take().expect("the fake has one");
+                let after = before.taken_over(sender);
+                meanwhile.await;
+                self.runtime = Arc::clone(&after) as _;
+                self.fake = Some(after);
+            }
+        }
+        self.events = events;
+    }
+
+    pub(crate) async fn next(&mut self) -> Event {
+        let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
+        event.expect("an event comes in time").expect("the runtime goes on")
+    }
+
+    /// An order that nothing is special about; its program is this one.
+    pub(crate) fn order(&self, env: &[(&str, &str)]) -> CreateSandbox {
+        static SANDBOXES: AtomicU64 = AtomicU64::new(1);
+        let kind = match self.subject {
+            Subject::Fake => RuntimeKind::Fake,
+        };
+        let spec = Spec {
+            sandbox: SandboxSpec {
+                runtime: kind,
+                command: vec!["dirigent".to_owned(), "function".to_owned()],
+                image: None,
+                component: None,
+                port: None,
+                protocol: Protocol::Http1,
+                isolation: self.isolation(),
+                listen: Listen::Port,
+            },
+            resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
+            env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+            concurrency: 0,
+            artifact: None,
+        };
+        CreateSandbox {
+            order: StartSandbox {
+                sandbox: SandboxId::new(Epoch(1), SANDBOXES.fetch_add(1, Ordering::Relaxed)),
+                revision: RevisionId { function: function(), number: 1 },
+                name: FunctionName::new("default", "conform").unwrap(),
+                spec: Arc::new(spec),
+                start_timeout: DEADLINE,
+            },
+            port: free_port(),
+        }
+    }
+
+    fn isolation(&self) -> Option<Isolation> {
+        match self.subject {
+            Subject::Fake => None,
+        }
+    }
+
+    /// Create a sandbox and wait until it listens.
+    pub(crate) async fn ready(&mut self, create: CreateSandbox) -> (SandboxId, SocketAddr) {
+        let (id, port) = (create.order.sandbox, create.port);
+        self.runtime.create(create);
+        assert_eq!(self.next().await, Event::Created { sandbox: id });
+        match self.next().await {
+            Event::Listening { sandbox, address: Address::Tcp(address), init } => {
+                assert_eq!((sandbox, address.port()), (id, port));
+                assert!(init < DEADLINE, "{init:?}");
+                (sandbox, address)
+            }
+            other => panic!("not listening: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn gone(&mut self, sandbox: SandboxId) -> StartFailure {
+        loop {
+            match self.next().await {
+                Event::Gone { sandbox: gone, failure } if gone == sandbox => return failure,
+                _ => {}
+            }
+        }
+    }
+
+    /// Create one that is to fail, and see how it does.
+    pub(crate) async fn failure(&mut self, create: CreateSandbox) -> StartFailure {
+        let sandbox = create.order.sandbox;
+        self.runtime.create(create);
+        self.gone(sandbox).await
+    }
+
+    pub(crate) async fn stop(&mut self, sandbox: SandboxId) -> StartFailure {
+        self.runtime.destroy(sandbox, Duration::from_secs(10));
+        self.gone(sandbox).await
+    }
+
+    /// What the function wrote, read in a thread as the worker does.
+    pub(crate) async fn logged(&self, sandbox: Option<SandboxId>, tail: u32) -> Vec<String> {
+        let mut lines = self.log(sandbox, tail, false);
+        let mut texts = Vec::new();
+        while let Some(batch) = lines.recv().await {
+            texts.extend(batch.into_iter().map(|line| line.text));
+        }
+        texts
+    }
+
+    pub(crate) fn log(
+        &self,
+        sandbox: Option<SandboxId>,
+        tail: u32,
+        follow: bool,
+    ) -> mpsc::Receiver<Vec<dirigent_core::frame::LogLine>> {
+        let (out, lines) = mpsc::channel(16);
+        let runtime = Arc::clone(&self.runtime);
+        let (since_ms, until_ms) = (None, None);
+        let query =
+            LogQuery { id: 1, function: function(), sandbox, since_ms, until_ms, tail, follow };
+        drop(tokio::task::spawn_blocking(move || runtime.logs(query, out)));
+        lines
+    }
+
+    /// An archive to be unpacked, and its digest.
+    pub(crate) fn archive(&self) -> (Digest, PathBuf) {
+        let files = self.dir.path().join("files");
+        std::fs::create_dir_all(&files).unwrap();
+        std::fs::write(files.join("data.txt"), "from the artifact").unwrap();
+        let packed = dirigent_runtime::artifact::pack(&files).unwrap();
+        let path = self.dir.path().join("archive");
+        std::fs::copy(packed.archive.path(), &path).unwrap();
+        (packed.digest, path)
+    }
+}
+
+pub(crate) fn function() -> FunctionId {
+    FunctionId::new(Epoch(1), 1)
+}
+
+/// A port that nobody has now, of the range that sandboxes have.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 89).unwrap() * 100;
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20000 + (offset + n) % 9900;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// What the function answers; `None` if the connection broke.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let call = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: f\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    };
+    tokio::time::timeout(DEADLINE, call).await.expect("an answer comes in time")
+}
+
+/// Wait until `holds`, looking often.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let over = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < over, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
