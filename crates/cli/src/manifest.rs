@@ -90,10 +90,8 @@ fn hints(message: &str) -> Vec<String> {
     let mut words = message.split('`').skip(1).step_by(2);
     if message.starts_with("unknown field") || message.starts_with("unknown variant") {
         let wrong = words.next().unwrap_or_default();
-        return match nearest(wrong, words) {
-            Some(near) => vec![format!("did you mean `{near}`?")],
-            None => vec!["the manifest's keys are listed in docs/reference/manifest.md".to_owned()],
-        };
+        let near = nearest(wrong, words).map(|near| format!("did you mean `{near}`?"));
+        return near.into_iter().collect();
     }
     if message.contains("missing field `name`") {
         return vec!["begin with: name = \"hello\"".to_owned()];
@@ -104,7 +102,15 @@ fn hints(message: &str) -> Vec<String> {
     if message.contains("expected a sequence") {
         return vec!["write a list: [\"python3\", \"app.py\"]".to_owned()];
     }
-    Vec::new()
+    let simple = [
+        ("expected a string with a unit", "write it with a unit: \"128MiB\", \"100m\""),
+        ("expected a string", "write it in quotes"),
+        ("expected u32", "write a whole number, 0 or more"),
+        ("expected u16", "write a port, 1 to 65535"),
+        ("expected a boolean", "write true or false"),
+    ];
+    let found = simple.iter().find(|(words, _)| message.contains(words));
+    found.map(|(_, hint)| (*hint).to_owned()).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,340 @@
+//! Runs the real binary on a temporary state directory and free ports, and makes sure that nothing
+//! of it is left.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+pub const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
+/// No condition takes that long on a working system; it only ends a test that hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `dirigent up`.
+#[derive(Debug)]
+pub struct Up {
+    child: Option<Child>,
+    pub state: Arc<State>,
+    /// Where functions are called, as `HOST:PORT`.
+    pub functions: String,
+    pub api: String,
+    pub stderr: Arc<Mutex<String>>,
+}
+
+/// A state directory with a name of its own, by which all that belongs to it is found.
+#[derive(Debug)]
+pub struct State {
+    dir: tempfile::TempDir,
+}
+
+impl State {
+    pub fn new() -> Arc<Self> {
+        let dir = tempfile::Builder::new().prefix("dirigent-e2e-").tempdir().unwrap();
+        Arc::new(Self { dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Processes whose command line or environment has this directory in it, and all below them.
+    pub fn processes(&self) -> BTreeSet<i32> {
+        let wanted = self.path().to_str().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let all = processes();
+        let mut found: BTreeSet<i32> = all
+            .iter()
+            .filter(|(pid, _)| *pid != own)
+            .filter(|(pid, _)| {
+                ["cmdline", "environ"].iter().any(|file| {
+                    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                    String::from_utf8_lossy(&bytes).contains(wanted)
+                })
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        loop {
+            let more: Vec<i32> = all
+                .iter()
+                .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+                .map(|(pid, _)| *pid)
+                .collect();
+            if more.is_empty() {
+                return found;
+            }
+            found.extend(more);
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Only what this test started has the directory's random name.
+        for pid in self.processes() {
+            kill(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Every process with its parent, zombies left out.
+fn processes() -> Vec<(i32, i32)> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+            let state = fields.next()?;
+            let parent = fields.next()?.parse().ok()?;
+            (!matches!(state, "Z" | "X")).then_some((pid, parent))
+        })
+        .collect()
+}
+
+pub fn kill(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It may be gone already, which is as well.
+        kill_process(pid, signal).ok();
+    }
+}
+
+impl Up {
+    pub fn start(args: &[&str]) -> Self {
+        Self::on(State::new(), args)
+    }
+
+    /// Starts on a directory and waits for its ready line.
+    pub fn on(state: Arc<State>, args: &[&str]) -> Self {
+        let mut child = Self::command(&state, args).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let kept = Arc::clone(&stderr);
+        thread::spawn(move || {
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|count| count > 0) {
+                kept.lock().unwrap().push_str(&line);
+                line.clear();
+            }
+        });
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let mut this = Self {
+            child: Some(child),
+            state,
+            functions: String::new(),
+            api: String::new(),
+            stderr,
+        };
+        let Ok(ready) = serde_json::from_str::<serde_json::Value>(&line) else {
+            let status = this.wait();
+            panic!("not ready: {status}\n{}", this.said());
+        };
+        let place = |key: &str| ready[key].as_str().unwrap().replace("http://", "");
+        this.functions = place("functions");
+        this.api = place("api");
+        this
+    }
+
+    /// The command, with ports that are free and nothing of the caller's environment.
+    pub fn command(state: &State, args: &[&str]) -> Command {
+        let mut command = Command::new(DIRIGENT);
+        command
+            .args(["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+            .arg(state.path())
+            .args(args)
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub fn said(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal);
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if begin.elapsed() > PATIENCE {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("it does not end:\n{}", self.said());
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// A verb against this one.
+    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+        let output = Command::new(DIRIGENT)
+            .args(args)
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("DIRIGENT_STATE", self.state.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+    }
+
+    /// A verb that must succeed; what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.cli(args);
+        assert_eq!(code, 0, "{args:?}\n{out}\n{err}\n{}", self.said());
+        out
+    }
+
+    /// A verb that must succeed and prints one JSON value.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        serde_json::from_str(&self.ok(&args)).unwrap()
+    }
+
+    pub fn get(&self, host: &str, path: &str) -> Response {
+        call(&self.functions, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n")).unwrap()
+    }
+
+    /// A GET whose 200 is the point; the body.
+    pub fn body(&self, host: &str, path: &str) -> String {
+        let response = self.get(host, path);
+        assert_eq!(response.status, 200, "{response:?}\n{}", self.said());
+        response.body
+    }
+
+    /// Waits until `condition` holds.
+    pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+        until(&format!("{what}\n{}", self.state.path().display()), condition);
+    }
+
+    /// Numbers of a function's sandboxes: ready and all.
+    pub fn sandboxes(&self, name: &str) -> (u64, usize) {
+        let description = self.json(&["describe", name]);
+        let ready = description["summary"]["ready"].as_u64().unwrap();
+        (ready, description["sandboxes"].as_array().unwrap().len())
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// Waits until `condition` holds, looking often.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
+        thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(key, _)| key == name);
+        found.map_or("", |(_, value)| value.as_str())
+    }
+}
+
+/// One request on a connection of its own: `head` ends with its last header's line end.
+pub fn call(place: &str, head: &str) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(place)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes())?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    parse(&text).ok_or_else(|| std::io::Error::other(format!("cut answer: {text:?}")))
+}
+
+fn parse(text: &str) -> Option<Response> {
+    let (head, rest) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.lines();
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut response = Response { status, headers, body: rest.to_owned() };
+    if response.header("transfer-encoding") == "chunked" {
+        response.body = unchunk(rest)?;
+    } else if let Ok(length) = response.header("content-length").parse::<usize>() {
+        (rest.len() == length).then_some(())?;
+    }
+    Some(response)
+}
+
+fn unchunk(mut rest: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (size, data) = rest.split_once("\r\n")?;
+        let size = usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.push_str(data.get(..size)?);
+        rest = data.get(size + 2..)?;
+    }
+}
+
+/// The repository's examples.
+pub fn example(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
+    path.canonicalize().unwrap().to_str().unwrap().to_owned()
+}
+
+/// Whether a program is there; says so if it is not.
+pub fn has(program: &str) -> bool {
+    let found = env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if !found {
+        println!("skipped: {program} is not installed");
+    }
+    found
+}
+
+/// A function's folder with these files.
+pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
