@@ -29,6 +29,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run everything in one process on this machine
+    // The last of a flag wins, so that scripts can put the user's behind their own.
+    #[command(args_override_self = true)]
+    Up(Box<UpArgs>),
     /// Show what Dirigent does, in 90 seconds and a temporary directory
     Demo(DemoArgs),
     /// Measure Dirigent beside its floor or a rival

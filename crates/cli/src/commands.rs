@@ -27,6 +27,7 @@ use crate::{
 /// Runs a verb to its end.
 pub(crate) fn run(command: Command, printer: Printer) -> Result {
     match command {
+        Command::Up(args) => up::run(&args, printer),
         Command::Config(ConfigCommand::Show { origin, up }) => {
             up::config::show(&up, origin, printer)
         }
@@ -70,7 +71,7 @@ fn busy(verb: impl Future<Output = Result>) -> Result {
 }
 
 /// A function's place in the API.
-fn path(name: &FunctionName) -> String {
+pub(crate) fn path(name: &FunctionName) -> String {
     format!("/v1/functions/{}/{}", name.namespace(), name.name())
 }
 

@@ -107,6 +107,7 @@ impl Fail {
         self
     }
 
+    #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

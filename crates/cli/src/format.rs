@@ -9,13 +9,19 @@ pub(crate) fn duration(time: Duration) -> String {
         if value < 10.0 { format!("{value:.1}{unit}") } else { format!("{value:.0}{unit}") }
     };
     match time.as_secs() {
+        0 if time.is_zero() => "0s".to_owned(),
         0 if time < Duration::from_millis(1) => format!("{}us", time.as_micros()),
         0 => short(seconds * 1e3, "ms"),
+        whole @ 1..60 if time.subsec_millis() == 0 => format!("{whole}s"),
         1..60 => short(seconds, "s"),
-        whole @ 60..3600 => format!("{}m{}s", whole / 60, whole % 60),
-        whole @ 3600..86_400 => format!("{}h{}m", whole / 3600, whole / 60 % 60),
-        whole => format!("{}d{}h", whole / 86_400, whole / 3600 % 24),
+        whole @ 60..3600 => two((whole / 60, "m"), (whole % 60, "s")),
+        whole @ 3600..86_400 => two((whole / 3600, "h"), (whole / 60 % 60, "m")),
+        whole => two((whole / 86_400, "d"), (whole / 3600 % 24, "h")),
     }
+}
+
+fn two((large, unit): (u64, &str), (small, smaller): (u64, &str)) -> String {
+    if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit}{small}{smaller}") }
 }
 
 /// A number of bytes: `12B`, `3.4KiB`, `120MiB`.
@@ -84,6 +90,8 @@ mod tests {
             .map(|us| duration(Duration::from_micros(us)))
             .into();
         assert_eq!(shown, ["340us", "1.2ms", "35ms", "4.1s", "3m20s", "2h5m"]);
+        let whole: Vec<_> = [0, 5, 60, 3600].map(|s| duration(Duration::from_secs(s))).into();
+        assert_eq!(whole, ["0s", "5s", "1m", "1h"]);
     }
 
     #[test]

@@ -1,3 +1,172 @@
-//! `dirigent up`: every role in one process.
+//! `dirigent up`: every role in one process. The roles exchange frames over channels and nothing
+//! else; this file starts them, says what works, and ends them so that nothing is left.
+//!
+//! ```text
+//! control plane -> data plane -> runtime and worker -> `hello` -> ready
+//! signal: data plane drains -> worker destroys every sandbox -> the rest stops
+//! ```
+//!
+//! The worker comes last: what most often fails, a port that is taken, fails before anything that
+//! would have to be cleaned up is started.
 
 pub(crate) mod config;
+mod ready;
+mod roles;
+
+use std::{
+    num::NonZero,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use dirigent_service::{Tasks, state, telemetry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    args::UpArgs,
+    fail::{Fail, Kind, OrFail as _, Result},
+    format::duration,
+    printer::Printer,
+};
+use config::UpConfig;
+use roles::Roles;
+
+/// Where `up` says where functions are called; written when everything is ready.
+pub(crate) const FUNCTIONS_FILE: &str = "functions";
+/// What a function that ignores SIGTERM may delay the end by.
+const STOP_SANDBOXES: Duration = Duration::from_secs(12);
+/// After a second Ctrl-C.
+const STOP_AT_ONCE: Duration = Duration::from_secs(1);
+/// What the tasks have to do at the end is short.
+const STOP_TASKS: Duration = Duration::from_secs(5);
+
+/// Runs until a signal comes or a role fails.
+pub(crate) fn run(args: &UpArgs, printer: Printer) -> Result {
+    let begin = Instant::now();
+    let config = config::read(args)?.value;
+    telemetry::init(config.log_format, &config.log).or_fail(Kind::Config, || "--log")?;
+    raise_open_files();
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        // Readers of logs and the unpacking of artifacts; more of them would only compete.
+        .max_blocking_threads(4 * cores + 8)
+        .thread_keep_alive(Duration::from_secs(2))
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(up(&config, begin, printer));
+    // A reader of a log that waits for a line must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+async fn up(config: &UpConfig, begin: Instant, printer: Printer) -> Result {
+    let mut signals = Signals::new()?;
+    let dir = config.state_dir();
+    let tasks = Tasks::new();
+    let roles = match Roles::start(config, &dir, &tasks).await {
+        Ok(roles) => roles,
+        Err(fail) => {
+            tasks.stop();
+            tasks.wait(STOP_TASKS).await;
+            return Err(fail);
+        }
+    };
+    let result = match ready::announce(config, &dir, &roles, begin, printer).await {
+        Ok(()) => serve(config, &roles, &tasks, &mut signals, printer).await,
+        Err(fail) => {
+            roles.worker.stop_all(STOP_AT_ONCE).await;
+            Err(fail)
+        }
+    };
+    forget(&dir.join(FUNCTIONS_FILE));
+    tasks.stop();
+    if !tasks.wait(STOP_TASKS).await {
+        tracing::warn!("some tasks did not end in {STOP_TASKS:?}");
+    }
+    result
+}
+
+/// Waits for the end and makes it an orderly one.
+async fn serve(
+    config: &UpConfig,
+    roles: &Roles,
+    tasks: &Tasks,
+    signals: &mut Signals,
+    printer: Printer,
+) -> Result {
+    tokio::select! {
+        () = signals.next() => {}
+        () = tasks.shutdown().cancelled() => {
+            let reason = tasks.failure().unwrap_or("it was told to stop");
+            // What runs is left running: the next `up` adopts it.
+            return Err(Fail::internal(format!("a role failed: {reason}"))
+                .hint("sandboxes are left running; the next `dirigent up` adopts them"));
+        }
+    }
+    printer.note(&format_args!(
+        "stopping: calls may go on for {}; press Ctrl-C again to stop at once",
+        duration(config.drain)
+    ));
+    let orderly = async {
+        roles.proxy.drain(config.drain).await;
+        roles.worker.stop_all(STOP_SANDBOXES).await
+    };
+    let (left, is_hurried) = tokio::select! {
+        left = orderly => (left, false),
+        () = signals.next() => (roles.worker.stop_all(STOP_AT_ONCE).await, true),
+    };
+    if left > 0 {
+        return Err(Fail::internal(format!("{left} sandboxes could not be stopped"))
+            .hint("the next `dirigent up` on this state directory finds them"));
+    }
+    if is_hurried { Err(Fail::interrupted()) } else { Ok(()) }
+}
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next one. Cancellation safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Connections and sandboxes cost descriptors; the soft limit is often 1024.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Removes a file that may not be there.
+fn forget(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot be removed");
+    }
+}
+
+/// Writes a file of the state directory.
+fn remember(path: &Path, text: &str) -> Result {
+    let written = state::atomic_write(path, text.as_bytes(), 0o600);
+    written.or_fail(Kind::Unavailable, || "the state directory cannot be written")
+}

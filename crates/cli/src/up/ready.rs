@@ -1,0 +1,127 @@
+//! What `up` does when its roles run: makes sure that there is a function to call, and says what
+//! can be done.
+
+use std::{net::SocketAddr, path::Path, time::Instant};
+
+use dirigent_core::{FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
+use dirigent_runtime::Facts;
+use http::Method;
+use serde_json::json;
+
+use super::{FUNCTIONS_FILE, config::UpConfig, remember, roles::Roles};
+use crate::{
+    client::{Client, default_state},
+    fail::{Fail, Kind, OrFail as _, Result},
+    format::duration,
+    printer::Printer,
+    project::built_in,
+};
+
+/// The function that is there from the beginning.
+const HELLO: &str = "hello";
+
+/// Deploys `hello` if it is not there, writes where functions are called, and tells the user.
+pub(super) async fn announce(
+    config: &UpConfig,
+    dir: &Path,
+    roles: &Roles,
+    begin: Instant,
+    printer: Printer,
+) -> Result {
+    if config.hello {
+        hello(config, dir, roles.control.api).await?;
+    }
+    let functions = roles.proxy.address;
+    remember(&dir.join(FUNCTIONS_FILE), &format!("http://{functions}\n"))?;
+    if printer.is_json() {
+        return printer.json(&report(dir, roles, begin));
+    }
+    for line in lines(config, dir, roles, begin) {
+        printer.problem(&line);
+    }
+    Ok(())
+}
+
+/// Through the API, as a user would: there is no other way to deploy.
+async fn hello(config: &UpConfig, dir: &Path, api: SocketAddr) -> Result {
+    let name = FunctionName::new(DEFAULT_NAMESPACE, HELLO)
+        .or_fail(Kind::Internal, || "`hello` is a name")?;
+    let client = Client::find(Some(&api.to_string()), dir, None)?;
+    let path = crate::commands::path(&name);
+    let known = client.try_send(Method::GET, &path, crate::client::full(bytes::Bytes::new()));
+    if known.await?.status().is_success() {
+        return Ok(());
+    }
+    let mut manifest = built_in(name, HELLO);
+    manifest.sandbox.runtime = config.runtime;
+    // Without a check: the first call starts it, and `up` is ready at once.
+    let put = json!({ "manifest": manifest, "artifact": null });
+    match client.call(Method::PUT, &format!("{path}?check=false&wait=false"), Some(&put)).await? {
+        Answer::Deployed { .. } => Ok(()),
+        other => Err(Fail::internal(format!("`hello` was not deployed: {other:?}"))),
+    }
+}
+
+fn report(dir: &Path, roles: &Roles, begin: Instant) -> serde_json::Value {
+    let facts = |facts: &Facts| json!({ "runtime": facts.kind, "isolation": facts.best, "missing": facts.missing });
+    let runtimes: Vec<_> = roles.worker.facts.iter().map(facts).collect();
+    json!({
+        "functions": format!("http://{}", roles.proxy.address),
+        "api": format!("http://{}", roles.control.api),
+        "state": dir,
+        "pid": std::process::id(),
+        "runtimes": runtimes,
+        "adopted": roles.worker.adopted,
+        "ready_ms": u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// What is printed when it is ready.
+fn lines(config: &UpConfig, dir: &Path, roles: &Roles, begin: Instant) -> Vec<String> {
+    let functions = roles.proxy.address;
+    let port = functions.port();
+    let mut lines = vec![
+        format!("Dirigent is ready ({})", duration(begin.elapsed())),
+        format!("  functions  http://{functions}  (each at http://NAME.localhost:{port}/)"),
+        format!("  API        http://{}", roles.control.api),
+        format!("  state      {}", dir.display()),
+    ];
+    lines.extend(roles.worker.facts.iter().flat_map(facts));
+    let memory = roles.worker.capacity.memory.0;
+    lines.push(format!(
+        "  capacity   {} of memory, {} sandboxes at most",
+        crate::format::bytes(memory),
+        roles.worker.capacity.sandboxes
+    ));
+    if roles.worker.adopted > 0 {
+        lines.push(format!("  adopted    {} sandboxes of an earlier life", roles.worker.adopted));
+    }
+    lines.push("Try:".to_owned());
+    let usual = default_state(rustix::process::geteuid().is_root(), |name| std::env::var_os(name));
+    if dir != usual {
+        lines.push(format!("  export DIRIGENT_STATE={}", dir.display()));
+    }
+    if config.hello {
+        lines.push(format!("  curl http://{HELLO}.localhost:{port}/"));
+    }
+    lines.push("  dirigent deploy examples/hello-python".to_owned());
+    lines.push("  dirigent list".to_owned());
+    lines
+}
+
+/// What a runtime can do, and what it cannot and why.
+fn facts(facts: &Facts) -> Vec<String> {
+    let first = match facts.best {
+        Some(level) => format!("  {:<10} works, isolation `{level}`", facts.kind.to_string()),
+        None => format!("  {:<10} does not work here", facts.kind.to_string()),
+    };
+    let missing = facts.missing.iter().map(|line| format!("             {line}"));
+    let mut lines: Vec<_> = std::iter::once(first).chain(missing).collect();
+    if facts.best == Some(dirigent_core::Isolation::Plain) {
+        lines.push(
+            "warning: `plain` isolation holds against accidents only: run nobody else's code"
+                .to_owned(),
+        );
+    }
+    lines
+}
