@@ -6,6 +6,12 @@
 
 pub mod artifact;
 pub mod fake;
+pub mod keeper;
+mod logs;
+pub mod process;
+mod sys;
+
+pub use sys::listener::passed_listener;
 
 use std::{fmt, time::Duration};
 
@@ -39,6 +45,14 @@ pub enum Event {
         sandbox: SandboxId,
         /// Why.
         failure: StartFailure,
+    },
+    /// Nothing was created: another program of the host holds the port. Takes the place of all
+    /// other events of this attempt.
+    PortTaken {
+        /// Which.
+        sandbox: SandboxId,
+        /// The port in the order.
+        port: u16,
     },
     /// An artifact is unpacked.
     Unpacked {

@@ -202,6 +202,9 @@ impl Driver {
                 self.handle(Event::SandboxListening { sandbox, address, init });
             }
             RuntimeEvent::Gone { sandbox, failure } => self.gone(sandbox, failure),
+            RuntimeEvent::PortTaken { sandbox, port } => {
+                self.handle(Event::PortTaken { sandbox, port });
+            }
             RuntimeEvent::Unpacked { digest, result } => {
                 self.fetching.remove(&digest);
                 self.unpackers.remove(&digest);

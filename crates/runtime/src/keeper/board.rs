@@ -1,0 +1,359 @@
+//! The keeper's state and its loop: events of sandboxes, words of the worker, alarms.
+
+mod cell;
+mod machine;
+mod worker;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    time::{Duration, Instant},
+};
+
+use dirigent_core::{Isolation, SandboxId};
+use rustix::{
+    event::{Timespec, epoll},
+    io::Errno,
+    process::{WaitOptions, wait},
+};
+use seccompiler::BpfProgram;
+
+use super::{
+    Options,
+    cgroup::{Group, Groups},
+    output::{Bounds, Logs, Pumped, Which},
+    protocol::Abilities,
+    root::Template,
+    seccomp,
+};
+use cell::Cell;
+use worker::Connection;
+
+/// How long after a start the next sandbox is prepared: the one that starts comes first.
+const REFILL_AFTER: Duration = Duration::from_millis(5);
+
+/// How long to wait after a sandbox could not be prepared.
+const REFILL_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// How often a group that is still busy is tried to be removed again.
+const SWEEP_EVERY: Duration = Duration::from_millis(10);
+
+/// How often memory is looked at where the kernel does not limit it.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Something to do later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Alarm {
+    /// The grace of a sandbox is over.
+    Grace(u64),
+    /// A sandbox that was told to die and does not.
+    Overdue(u64),
+    /// Read again from one that wrote too fast.
+    Resume(u64, bool),
+    Refill,
+    Sweep,
+    Watch,
+    Idle,
+}
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Listener,
+    Worker,
+    /// A sandbox's init speaks.
+    Socket(u64),
+    /// It ended.
+    End(u64),
+    Pipe(u64, Which),
+}
+
+impl Source {
+    const fn token(self) -> u64 {
+        match self {
+            Self::Listener => 0,
+            Self::Worker => 1,
+            Self::Socket(key) => key * 4,
+            Self::End(key) => key * 4 + 1,
+            Self::Pipe(key, Which::Stdout) => key * 4 + 2,
+            Self::Pipe(key, Which::Stderr) => key * 4 + 3,
+        }
+    }
+
+    const fn of(token: u64) -> Self {
+        let key = token / 4;
+        match (key, token % 4) {
+            (0, 0) => Self::Listener,
+            (0, _) => Self::Worker,
+            (_, 0) => Self::Socket(key),
+            (_, 1) => Self::End(key),
+            (_, 2) => Self::Pipe(key, Which::Stdout),
+            (_, _) => Self::Pipe(key, Which::Stderr),
+        }
+    }
+}
+
+/// Everything that the keeper knows.
+#[derive(Debug)]
+pub(crate) struct Board {
+    options: Options,
+    poll: OwnedFd,
+    listener: UnixListener,
+    /// Held as long as this keeper lives.
+    _lock: OwnedFd,
+    worker: Option<Connection>,
+    cells: HashMap<u64, Cell>,
+    next_key: u64,
+    /// Prepared, or being prepared, in the order in which they were.
+    parked: VecDeque<u64>,
+    by_sandbox: HashMap<SandboxId, u64>,
+    template: Option<Template>,
+    groups: Groups,
+    /// Of sandboxes that are gone, not removable yet.
+    dead_groups: Vec<Group>,
+    abilities: Abilities,
+    filter: BpfProgram,
+    logs: Logs,
+    alarms: BinaryHeap<Reverse<(Instant, Alarm)>>,
+    buffer: Vec<u8>,
+    as_root: bool,
+    /// Since when there is neither a sandbox nor a worker.
+    idle_since: Option<Instant>,
+    /// Alarms that are set already, of those that need ringing only once.
+    due: BTreeSet<Alarm>,
+    exiting: bool,
+}
+
+impl Board {
+    /// Look around: end what earlier keepers left, find out what works, prepare the first sandbox.
+    pub(crate) fn new(options: Options, listener: UnixListener, lock: OwnedFd) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let found = machine::look(&options)?;
+        let bounds = Bounds { file: options.log_file, total: options.log_total };
+        let mut board = Self {
+            logs: Logs::new(options.directory.join("logs"), bounds),
+            options,
+            poll,
+            listener,
+            _lock: lock,
+            worker: None,
+            cells: HashMap::new(),
+            next_key: 1,
+            parked: VecDeque::new(),
+            by_sandbox: HashMap::new(),
+            template: found.template,
+            groups: found.groups,
+            dead_groups: Vec::new(),
+            abilities: found.abilities,
+            filter: seccomp::program(),
+            alarms: BinaryHeap::new(),
+            buffer: vec![0; 64 * 1024],
+            as_root: rustix::process::geteuid().is_root(),
+            idle_since: None,
+            due: BTreeSet::new(),
+            exiting: false,
+        };
+        board.probe();
+        epoll::add(
+            &board.poll,
+            &board.listener,
+            epoll::EventData::new_u64(Source::Listener.token()),
+            epoll::EventFlags::IN,
+        )?;
+        Ok(board)
+    }
+
+    /// Prepare one sandbox and wait for the outcome: whether `basic` works is known only then.
+    fn probe(&mut self) {
+        if self.template.is_none() {
+            return;
+        }
+        let outcome = match self.spawn(Isolation::Basic) {
+            Ok(key) => {
+                let outcome = self.cells.get(&key).map_or(Ok(()), Cell::await_parked);
+                self.parked.push_back(key);
+                outcome
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = outcome {
+            for key in std::mem::take(&mut self.parked) {
+                self.discard(key);
+            }
+            self.template = None;
+            self.abilities.no_basic = Some(machine::explain(&reason, self.as_root));
+        }
+    }
+
+    /// Serve until told to exit, or until nobody needs it.
+    pub(crate) fn serve(&mut self) -> io::Result<()> {
+        self.schedule(Duration::ZERO, Alarm::Idle);
+        self.refill();
+        let mut events = Vec::with_capacity(256);
+        while !(self.exiting && self.cells.is_empty()) {
+            let timeout = self.until_next_alarm();
+            events.clear();
+            match epoll::wait(
+                &self.poll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut ended = false;
+            for event in &events {
+                let source = Source::of(event.data.u64());
+                ended |= matches!(source, Source::End(_));
+                self.hear(source, event.flags);
+            }
+            if ended {
+                // Each is known by its pidfd already; this only removes zombies, adopted ones too.
+                while matches!(wait(WaitOptions::NOHANG), Ok(Some(_)) | Err(Errno::INTR)) {}
+            }
+            self.ring();
+        }
+        self.clean_up();
+        Ok(())
+    }
+
+    fn hear(&mut self, source: Source, flags: epoll::EventFlags) {
+        match source {
+            Source::Listener => self.accept(),
+            Source::Worker => self.hear_worker(flags),
+            Source::Socket(key) => self.hear_init(key),
+            Source::End(key) => self.finish(key),
+            Source::Pipe(key, which) => self.pump(key, which),
+        }
+    }
+
+    fn pump(&mut self, key: u64, which: Which) {
+        let Some(output) = self.cells.get_mut(&key).and_then(Cell::output) else { return };
+        match output.pump(which, &mut self.buffer) {
+            Pumped::More | Pumped::Empty | Pumped::Ended => {}
+            Pumped::Flood => {
+                if let Some(pipe) = output.pipe(which) {
+                    let data = epoll::EventData::new_u64(Source::Pipe(key, which).token());
+                    if epoll::modify(&self.poll, pipe, data, epoll::EventFlags::empty()).is_ok() {
+                        let alarm = Alarm::Resume(key, which == Which::Stderr);
+                        self.schedule(super::output::FLOOD_PAUSE, alarm);
+                    }
+                }
+            }
+        }
+        self.logs.tidy();
+    }
+
+    fn schedule(&mut self, after: Duration, alarm: Alarm) {
+        self.alarms.push(Reverse((Instant::now() + after, alarm)));
+    }
+
+    /// As `schedule`, unless that alarm is set already.
+    fn schedule_once(&mut self, after: Duration, alarm: Alarm) {
+        if self.due.insert(alarm) {
+            self.schedule(after, alarm);
+        }
+    }
+
+    fn until_next_alarm(&self) -> Option<Timespec> {
+        let Reverse((at, _)) = self.alarms.peek()?;
+        Timespec::try_from(at.saturating_duration_since(Instant::now())).ok()
+    }
+
+    fn ring(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, alarm))) = self.alarms.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop();
+            self.due.remove(&alarm);
+            match alarm {
+                Alarm::Grace(key) => self.kill(key),
+                Alarm::Overdue(key) => self.kill_hard(key),
+                Alarm::Resume(key, stderr) => self.resume(key, stderr),
+                Alarm::Refill => self.refill(),
+                Alarm::Sweep => self.sweep_groups(),
+                Alarm::Watch => self.watch(),
+                Alarm::Idle => self.look_idle(now),
+            }
+        }
+    }
+
+    fn resume(&mut self, key: u64, stderr: bool) {
+        let which = if stderr { Which::Stderr } else { Which::Stdout };
+        let Some(output) = self.cells.get_mut(&key).and_then(Cell::output) else { return };
+        if let Some(pipe) = output.pipe(which) {
+            let data = epoll::EventData::new_u64(Source::Pipe(key, which).token());
+            if let Err(error) = epoll::modify(&self.poll, pipe, data, epoll::EventFlags::IN) {
+                tracing::warn!(%error, "a pipe is not read any more");
+            }
+        }
+    }
+
+    /// Prepare one more sandbox if there are too few, and come back for the next.
+    fn refill(&mut self) {
+        if self.template.is_none() || self.exiting || self.parked.len() >= self.options.parked {
+            return;
+        }
+        let next = match self.spawn(Isolation::Basic) {
+            Ok(key) => {
+                self.parked.push_back(key);
+                REFILL_AFTER
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no sandbox could be prepared");
+                REFILL_AFTER_FAILURE
+            }
+        };
+        self.refill_later(next);
+    }
+
+    fn refill_later(&mut self, after: Duration) {
+        self.schedule_once(after, Alarm::Refill);
+    }
+
+    /// Remove the groups of those who are gone.
+    fn sweep_groups(&mut self) {
+        self.dead_groups.retain_mut(|group| !group.remove());
+        if !self.dead_groups.is_empty() {
+            self.schedule_once(SWEEP_EVERY, Alarm::Sweep);
+        }
+    }
+
+    /// A keeper that nobody needs goes.
+    fn look_idle(&mut self, now: Instant) {
+        if self.worker.is_some() || !self.by_sandbox.is_empty() {
+            self.idle_since = None;
+        } else if self.idle_since.is_none() {
+            self.idle_since = Some(now);
+        }
+        let idle = self.options.idle();
+        if self.idle_since.is_some_and(|since| now.duration_since(since) >= idle) {
+            self.exit();
+        } else {
+            self.schedule((idle / 2).max(Duration::from_millis(10)), Alarm::Idle);
+        }
+    }
+
+    /// Kill everything; the loop ends when all are gone.
+    fn exit(&mut self) {
+        self.exiting = true;
+        let keys: Vec<u64> = self.cells.keys().copied().collect();
+        for key in keys {
+            self.kill(key);
+        }
+    }
+
+    fn clean_up(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.dead_groups.is_empty() && Instant::now() < deadline {
+            self.dead_groups.retain_mut(|group| !group.remove());
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        self.groups.remove();
+        machine::leave(&self.options);
+    }
+}

@@ -1,0 +1,236 @@
+//! What the keeper finds at its start, and what it leaves at its end.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+};
+
+use rustix::process::{WaitOptions, getegid, geteuid, waitpid};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    keeper::{Options, cgroup::Groups, leftover, protocol::Abilities, root::Template, socket_path},
+    sys::process::{Forked, exit_now, fork, unshare},
+};
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) groups: Groups,
+    pub(super) template: Option<Template>,
+    pub(super) abilities: Abilities,
+}
+
+/// End what earlier keepers left and find out what works.
+pub(super) fn look(options: &Options) -> io::Result<Found> {
+    let (groups, mut missing) = Groups::find(&group_name(options), options.processes);
+    leftover::sweep(&options.directory.join("sandboxes"))?;
+    groups.sweep();
+    if !groups.limit_memory() {
+        missing.push(
+            "memory: not limited by the kernel here; looked at every second instead".to_owned(),
+        );
+    }
+    let as_root = geteuid().is_root();
+    let mut abilities = Abilities { own_uids: as_root, ..Abilities::default() };
+    let template = if options.basic {
+        match template(options, as_root) {
+            Ok(template) => Some(template),
+            Err(error) => {
+                abilities.no_basic = Some(explain(&error.to_string(), as_root));
+                None
+            }
+        }
+    } else {
+        abilities.no_basic = Some("switched off by configuration".to_owned());
+        None
+    };
+    if as_root && let Err(reason) = fence(options) {
+        missing.push(format!(
+            "network rules: {reason}; sandboxes can connect to each other's ports and to the API \
+             (which asks for a token)"
+        ));
+    }
+    if !as_root {
+        missing.push(
+            "uids: sandboxes share yours; start as root to give each its own, and rules for \
+             their network"
+                .to_owned(),
+        );
+    }
+    abilities.missing = missing;
+    Ok(Found { groups, template, abilities })
+}
+
+/// Say what to do about a refusal.
+pub(super) fn explain(reason: &str, as_root: bool) -> String {
+    if as_root {
+        return format!("{reason} (is this a container without CAP_SYS_ADMIN?)");
+    }
+    let mut hint = String::new();
+    for (file, wanted) in [
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "1"),
+    ] {
+        if fs::read_to_string(file).is_ok_and(|now| now.trim() != wanted) {
+            hint =
+                format!("; `sysctl {}={wanted}` allows it", file.rsplit('/').next().unwrap_or(""));
+        }
+    }
+    format!("{reason} (user namespaces are restricted here{hint}; or start as root)")
+}
+
+/// A name that is the same for every keeper of one state directory and for no other.
+fn group_name(options: &Options) -> String {
+    use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
+    let path = options.directory.canonicalize().unwrap_or_else(|_| options.directory.clone());
+    let mut name = "dirigent-".to_owned();
+    for byte in Sha256::digest(path.as_os_str().as_bytes()).iter().take(8) {
+        // Writing to a string cannot fail.
+        if write!(name, "{byte:02x}").is_err() {
+            break;
+        }
+    }
+    name
+}
+
+/// A mount namespace of our own with the template in it; as an ordinary user also a user namespace.
+fn template(options: &Options, as_root: bool) -> io::Result<Template> {
+    if !as_root {
+        // Halfway into a user namespace one is nobody: it is tried by somebody else first.
+        rehearse(options)?;
+    }
+    enter_namespaces(as_root)?;
+    Template::make(options.directory.join("root"))
+}
+
+fn enter_namespaces(as_root: bool) -> io::Result<()> {
+    if as_root {
+        return unshare(libc::CLONE_NEWNS)
+            .map_err(|error| io::Error::new(error.kind(), format!("mount namespace: {error}")));
+    }
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+        .map_err(|error| io::Error::new(error.kind(), format!("user namespace: {error}")))?;
+    let write = |file: &str, text: String| {
+        fs::write(file, text)
+            .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))
+    };
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Do it in a child that ends: its error, if it has one.
+fn rehearse(options: &Options) -> io::Result<()> {
+    let (mut ours, theirs) = io::pipe()?;
+    match fork(0)? {
+        Forked::Child => {
+            let mut theirs = theirs;
+            let outcome = enter_namespaces(false)
+                .and_then(|()| Template::make(options.directory.join("root")).map(drop));
+            let code = match outcome {
+                Ok(()) => 0,
+                Err(error) => match theirs.write_all(error.to_string().as_bytes()) {
+                    Ok(()) | Err(_) => 1,
+                },
+            };
+            exit_now(code)
+        }
+        Forked::Parent { pid, .. } => {
+            drop(theirs);
+            let mut reason = String::new();
+            ours.read_to_string(&mut reason)?;
+            let pid = rustix::process::Pid::from_raw(pid);
+            let status = waitpid(pid, WaitOptions::empty())?;
+            match status.and_then(|(_, status)| status.exit_status()) {
+                Some(0) => Ok(()),
+                _ => Err(io::Error::other(reason)),
+            }
+        }
+    }
+}
+
+/// The table's name, one per keeper.
+fn table(options: &Options) -> String {
+    group_name(options).replace('-', "_")
+}
+
+/// Rules that keep sandboxes from the protected ports and from each other's, and other hosts from
+/// theirs. Made once; `nft` is not on the path of a start.
+fn fence(options: &Options) -> Result<(), String> {
+    let first = options.uid_base;
+    let last = options.uid_base.saturating_add(u32::from(u16::MAX));
+    let ports: Vec<String> = options.protected_ports.iter().map(u16::to_string).collect();
+    let protected = if ports.is_empty() {
+        String::new()
+    } else {
+        format!("meta skuid {first}-{last} tcp dport {{ {} }} reject\n", ports.join(", "))
+    };
+    let table = table(options);
+    // Answers of a sandbox to who called it have its uid too, but a source port of the range, and
+    // are no first packets: only new connections are judged.
+    let rules = format!(
+        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
+         chain out {{ type filter hook output priority 0; policy accept;\n\
+         ct state established,related accept\n{protected}\
+         meta skuid {first}-{last} tcp dport 20000-29999 reject\n}}\n\
+         chain in {{ type filter hook input priority 0; policy accept;\n\
+         iifname != \"lo\" tcp dport 20000-29999 ct state new reject\n}}\n}}\n"
+    );
+    nft(&rules)
+}
+
+fn nft(rules: &str) -> Result<(), String> {
+    let child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "`nft` is not installed (package nftables)".to_owned(),
+        _ => format!("nft: {error}"),
+    })?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(rules.as_bytes()).map_err(|error| format!("nft: {error}"))?;
+    }
+    let output = child.wait_with_output().map_err(|error| format!("nft: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(format!("nft: {}", text.lines().next().unwrap_or("failed")))
+}
+
+/// Remove what does not vanish with the process.
+pub(super) fn leave(options: &Options) {
+    if geteuid().is_root() {
+        let table = table(options);
+        if let Err(reason) = nft(&format!("table inet {table}\ndelete table inet {table}\n")) {
+            tracing::debug!(%reason, "no rules removed");
+        }
+    }
+    for path in [socket_path(&options.directory), options.directory.join("keeper.lock")] {
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::debug!(path = %path.display(), %error, "stays");
+        }
+    }
+}
+
+/// A listener on a port of loopback, made as servers make theirs.
+pub(super) fn listen(port: u16) -> io::Result<std::os::fd::OwnedFd> {
+    use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+    let socket = net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        Some(net::ipproto::TCP),
+    )?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    net::bind(&socket, &std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    net::listen(&socket, 4096)?;
+    Ok(socket)
+}

@@ -1,0 +1,154 @@
+//! The keeper's side of the connection to its worker: one at a time, the newest counts.
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use dirigent_core::{SandboxId, StartFailure};
+use rustix::event::epoll;
+
+use super::{Alarm, Board, Cell, Source};
+use crate::keeper::protocol::{
+    FromKeeper, Greeting, Inbox, ToKeeper, VERSION, Welcome, check_version, encode,
+};
+
+/// What may wait for a worker that does not read; then it must attach anew, and asks for everything.
+const MAX_BACKLOG: usize = 64 << 20;
+
+/// A worker.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: UnixStream,
+    inbox: Inbox,
+    outbox: Vec<u8>,
+    greeted: bool,
+}
+
+impl Board {
+    pub(super) fn accept(&mut self) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => return tracing::debug!(%error, "nobody to accept"),
+        };
+        let registered = stream.set_nonblocking(true).is_ok() && {
+            // The former worker is dead, or this would not be its state directory's new one.
+            self.worker = None;
+            let data = epoll::EventData::new_u64(Source::Worker.token());
+            epoll::add(&self.poll, &stream, data, epoll::EventFlags::IN).is_ok()
+        };
+        if registered {
+            let (inbox, outbox) = (Inbox::default(), Vec::new());
+            self.worker = Some(Connection { stream, inbox, outbox, greeted: false });
+        }
+    }
+
+    pub(super) fn hear_worker(&mut self, flags: epoll::EventFlags) {
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.flush();
+        }
+        loop {
+            let Some(worker) = &mut self.worker else { return };
+            match worker.stream.read(&mut self.buffer) {
+                Ok(0) => return self.lose_worker(),
+                Ok(length) => worker.inbox.push(&self.buffer[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::debug!(%error, "the worker is gone");
+                    return self.lose_worker();
+                }
+            }
+        }
+        if let Err(error) = self.obey_all() {
+            tracing::warn!(%error, "the worker is not understood");
+            self.lose_worker();
+        }
+    }
+
+    fn obey_all(&mut self) -> std::io::Result<()> {
+        while let Some(worker) = &mut self.worker {
+            if worker.greeted {
+                let Some(message) = worker.inbox.next::<ToKeeper>()? else { return Ok(()) };
+                self.obey(message);
+            } else {
+                let Some(greeting) = worker.inbox.next::<Greeting>()? else { return Ok(()) };
+                worker.greeted = true;
+                let welcome = Welcome {
+                    version: VERSION,
+                    abilities: self.abilities.clone(),
+                    sandboxes: self.cells.values().filter_map(Cell::adopted).collect(),
+                };
+                self.send(&encode(&welcome)?);
+                check_version(greeting.version)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, message: ToKeeper) {
+        match message {
+            ToKeeper::Start(start) => self.start(*start),
+            ToKeeper::Stop { sandbox, grace_ms } => {
+                self.stop(sandbox, Duration::from_millis(grace_ms));
+            }
+            ToKeeper::Listening { sandbox, address } => self.listening(sandbox, address),
+            ToKeeper::Exit => self.exit(),
+        }
+    }
+
+    /// Tell the worker, if there is one; else it will ask.
+    pub(super) fn tell(&mut self, message: &FromKeeper) {
+        match encode(message) {
+            Ok(frame) => self.send(&frame),
+            Err(error) => tracing::error!(%error, "a message cannot be sent"),
+        }
+    }
+
+    pub(super) fn tell_gone(&mut self, sandbox: SandboxId, failure: StartFailure) {
+        self.tell(&FromKeeper::Gone { sandbox, failure });
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let Some(worker) = self.worker.as_mut().filter(|w| w.greeted) else { return };
+        worker.outbox.extend_from_slice(frame);
+        if worker.outbox.len() > MAX_BACKLOG {
+            return self.lose_worker();
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let Some(worker) = &mut self.worker else { return };
+        while !worker.outbox.is_empty() {
+            match worker.stream.write(&worker.outbox) {
+                Ok(length) => drop(worker.outbox.drain(..length)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::debug!(%error, "the worker is gone");
+                    return self.lose_worker();
+                }
+            }
+        }
+        let mut wanted = epoll::EventFlags::IN;
+        if !worker.outbox.is_empty() {
+            wanted |= epoll::EventFlags::OUT;
+        }
+        let data = epoll::EventData::new_u64(Source::Worker.token());
+        if let Err(error) = epoll::modify(&self.poll, &worker.stream, data, wanted) {
+            tracing::debug!(%error, "the worker cannot be waited for");
+        }
+    }
+
+    fn lose_worker(&mut self) {
+        if let Some(worker) = self.worker.take()
+            && let Err(error) = epoll::delete(&self.poll, &worker.stream)
+        {
+            tracing::debug!(%error, "was not waited for");
+        }
+        self.idle_since = None;
+        self.schedule(Duration::ZERO, Alarm::Idle);
+    }
+}

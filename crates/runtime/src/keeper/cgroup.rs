@@ -1,0 +1,367 @@
+//! Control groups: limits of memory, processor weight and number of processes, in versions 1, 2 and
+//! mixed.
+//!
+//! All groups of a keeper are below one directory per hierarchy, named after its state directory,
+//! below the keeper's own group where that is possible: limits that hold for the keeper hold for its
+//! sandboxes. A process is put into its group while it is parked, never on the path of a start.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use dirigent_core::{Bytes, MilliCpu};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Controller {
+    Memory,
+    Cpu,
+    Pids,
+}
+
+const CONTROLLERS: [(Controller, &str); 3] =
+    [(Controller::Memory, "memory"), (Controller::Cpu, "cpu"), (Controller::Pids, "pids")];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// A directory that limits something.
+#[derive(Clone, Debug)]
+struct Directory {
+    path: PathBuf,
+    version: Version,
+    controllers: Vec<Controller>,
+}
+
+impl Directory {
+    fn has(&self, controller: Controller) -> bool {
+        self.controllers.contains(&controller)
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        fs::write(self.path.join(file), value)
+    }
+}
+
+/// The keeper's directories.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    parents: Vec<Directory>,
+    /// The number of processes in one sandbox.
+    most_processes: u32,
+}
+
+impl Groups {
+    /// Find out what can be limited, and make the keeper's directories; with what is missing.
+    pub(crate) fn find(name: &str, most_processes: u32) -> (Self, Vec<String>) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut parents: Vec<Directory> = Vec::new();
+        let mut missing = Vec::new();
+        for (controller, word) in CONTROLLERS {
+            if parents.iter().any(|p| p.has(controller)) {
+                continue;
+            }
+            let Some(place) = locate(&mounts, &own, word) else {
+                missing.push(format!("cgroup {word}: this machine has no such controller"));
+                continue;
+            };
+            match make_parent(&place, name, word) {
+                Ok(path) => match parents.iter_mut().find(|p| p.path == path) {
+                    Some(parent) => parent.controllers.push(controller),
+                    None => parents.push(Directory {
+                        path,
+                        version: place.version,
+                        controllers: vec![controller],
+                    }),
+                },
+                Err(error) => missing.push(format!(
+                    "cgroup {word}: {} cannot be used: {error}; run as root, or where it is \
+                     delegated to you",
+                    place.own.display()
+                )),
+            }
+        }
+        (Self { parents, most_processes }, missing)
+    }
+
+    /// Whether memory is limited by the kernel.
+    pub(crate) fn limit_memory(&self) -> bool {
+        self.parents.iter().any(|p| p.has(Controller::Memory))
+    }
+
+    /// A new group.
+    pub(crate) fn make(&self, name: &str) -> io::Result<Group> {
+        let mut group = Group { directories: Vec::with_capacity(self.parents.len()) };
+        for parent in &self.parents {
+            let directory = Directory { path: parent.path.join(name), ..parent.clone() };
+            fs::create_dir(&directory.path)?;
+            if directory.has(Controller::Pids) {
+                directory.write("pids.max", &self.most_processes.to_string())?;
+            }
+            group.directories.push(directory);
+        }
+        Ok(group)
+    }
+
+    /// Kill and remove every group that an earlier keeper left.
+    pub(crate) fn sweep(&self) {
+        for parent in &self.parents {
+            let children = fs::read_dir(&parent.path).into_iter().flatten().flatten();
+            for child in children.filter(|c| c.file_type().is_ok_and(|t| t.is_dir())) {
+                let directory = Directory { path: child.path(), ..parent.clone() };
+                let mut group = Group { directories: vec![directory] };
+                group.remove_within(Duration::from_secs(5));
+            }
+        }
+    }
+
+    /// Remove the keeper's own directories, once all groups are gone.
+    pub(crate) fn remove(&self) {
+        for parent in &self.parents {
+            if let Err(error) = fs::remove_dir(&parent.path) {
+                tracing::debug!(path = %parent.path.display(), %error, "cgroup stays");
+            }
+        }
+    }
+}
+
+/// The group of one sandbox.
+#[derive(Debug)]
+pub(crate) struct Group {
+    directories: Vec<Directory>,
+}
+
+impl Group {
+    /// The files into which a process writes "0" to join.
+    pub(crate) fn doors(&self) -> Vec<PathBuf> {
+        self.directories.iter().map(|d| d.path.join("cgroup.procs")).collect()
+    }
+
+    /// Set the limits of a start.
+    pub(crate) fn limit(&self, memory: Bytes, cpu: MilliCpu) -> io::Result<()> {
+        for directory in &self.directories {
+            if directory.has(Controller::Memory) {
+                let bytes = memory.0.to_string();
+                match directory.version {
+                    Version::V1 => {
+                        directory.write("memory.limit_in_bytes", &bytes)?;
+                        // Not there without accounting of swap.
+                        ignore_absent(directory.write("memory.memsw.limit_in_bytes", &bytes))?;
+                    }
+                    Version::V2 => {
+                        directory.write("memory.max", &bytes)?;
+                        ignore_absent(directory.write("memory.swap.max", "0"))?;
+                        ignore_absent(directory.write("memory.oom.group", "1"))?;
+                    }
+                }
+            }
+            if directory.has(Controller::Cpu) {
+                match directory.version {
+                    Version::V1 => directory.write("cpu.shares", &shares(cpu).to_string())?,
+                    Version::V2 => directory.write("cpu.weight", &weight(cpu).to_string())?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel killed something here for want of memory.
+    pub(crate) fn out_of_memory(&self) -> bool {
+        self.directories.iter().filter(|d| d.has(Controller::Memory)).any(|directory| {
+            let file = match directory.version {
+                Version::V1 => "memory.oom_control",
+                Version::V2 => "memory.events",
+            };
+            let text = fs::read_to_string(directory.path.join(file)).unwrap_or_default();
+            text.lines()
+                .filter_map(|line| line.strip_prefix("oom_kill "))
+                .any(|count| count.trim() != "0")
+        })
+    }
+
+    /// Kill what is left inside and remove the directories; whether all are gone.
+    pub(crate) fn remove(&mut self) -> bool {
+        self.directories.retain(|directory| match fs::remove_dir(&directory.path) {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(_busy) => {
+                kill_inside(&directory.path);
+                true
+            }
+        });
+        self.directories.is_empty()
+    }
+
+    /// As `remove`, again and again until a deadline.
+    fn remove_within(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while !self.remove() {
+            if Instant::now() >= deadline {
+                tracing::warn!(group = ?self.directories, "cgroup cannot be removed");
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+}
+
+fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Refused by kernels without the feature compiled in.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other,
+    }
+}
+
+fn kill_inside(path: &Path) {
+    let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+        if let Err(error) = kill_process(pid, Signal::KILL) {
+            tracing::debug!(?pid, %error, "not killed");
+        }
+    }
+}
+
+/// Version 1: 1024 is a core.
+fn shares(cpu: MilliCpu) -> u64 {
+    (u64::from(cpu.0) * 1024 / 1000).clamp(2, 262_144)
+}
+
+/// Version 2: as Kubernetes translates shares.
+fn weight(cpu: MilliCpu) -> u64 {
+    1 + (shares(cpu) - 2) * 9999 / 262_142
+}
+
+/// Where a controller is.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    version: Version,
+    /// The root of the hierarchy, as far as we see it.
+    root: PathBuf,
+    /// Our own group in it.
+    own: PathBuf,
+}
+
+/// Find a controller in what `/proc/self/mountinfo` and `/proc/self/cgroup` say; version 1 first,
+/// since a controller that is there cannot be in version 2.
+fn locate(mounts: &str, own: &str, controller: &str) -> Option<Place> {
+    let parsed = mounts.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let left: Vec<&str> = left.split(' ').collect();
+        let mut right = right.split(' ');
+        let (kind, _source, options) = (right.next()?, right.next()?, right.next()?);
+        Some((*left.get(3)?, *left.get(4)?, kind, options))
+    });
+    let mut second = None;
+    for (root, point, kind, options) in parsed {
+        let version = match kind {
+            "cgroup" if options.split(',').any(|o| o == controller) => Version::V1,
+            "cgroup2" => Version::V2,
+            _ => continue,
+        };
+        let own = own.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':');
+            let (_number, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let here = match version {
+                Version::V1 => names.split(',').any(|name| name == controller),
+                Version::V2 => names.is_empty(),
+            };
+            here.then_some(path)
+        });
+        let below = own.and_then(|own| Path::new(own).strip_prefix(root).ok());
+        let point = PathBuf::from(point);
+        let own = below.map_or_else(|| point.clone(), |below| point.join(below));
+        let place = Place { version, root: point, own };
+        match version {
+            Version::V1 => return Some(place),
+            Version::V2 => second = Some(place),
+        }
+    }
+    second.filter(|place| {
+        fs::read_to_string(place.root.join("cgroup.controllers"))
+            .or_else(|_not_the_root| fs::read_to_string(place.own.join("cgroup.controllers")))
+            .is_ok_and(|all| all.split_whitespace().any(|name| name == controller))
+    })
+}
+
+/// Make the keeper's directory for a controller, below our own group or else below the root.
+fn make_parent(place: &Place, name: &str, controller: &str) -> io::Result<PathBuf> {
+    make_parent_in(&place.own, place.version, name, controller).or_else(
+        |first| match make_parent_in(&place.root, place.version, name, controller) {
+            Ok(path) => Ok(path),
+            Err(_second) => Err(first),
+        },
+    )
+}
+
+fn make_parent_in(
+    below: &Path,
+    version: Version,
+    name: &str,
+    controller: &str,
+) -> io::Result<PathBuf> {
+    let path = below.join(name);
+    if version == Version::V2 {
+        // Refused where a group other than the root has processes of its own.
+        fs::write(below.join("cgroup.subtree_control"), format!("+{controller}"))?;
+    }
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if version == Version::V2 {
+        fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"))?;
+    }
+    // A directory may be there and still not be ours to use.
+    let probe = path.join("probe");
+    fs::create_dir(&probe)?;
+    fs::remove_dir(&probe)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const OWN: &str = "8:pids:/\n4:memory:/service/one\n1:cpu,cpuacct:/\n0::/\n";
+
+    #[test]
+    fn controllers_are_found_where_they_are_mounted() {
+        let memory = locate(HYBRID, OWN, "memory").expect("is there");
+        assert_eq!(memory.version, Version::V1);
+        assert_eq!(memory.own, Path::new("/sys/fs/cgroup/memory/service/one"));
+        let cpu = locate(HYBRID, OWN, "cpu").expect("is there");
+        assert_eq!(cpu.own, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(locate("", OWN, "memory"), None);
+    }
+
+    #[test]
+    fn a_mount_of_a_part_of_the_hierarchy_is_understood() {
+        let mounts = "35 31 0:32 /service /mnt/memory rw - cgroup cgroup rw,memory\n";
+        let place = locate(mounts, OWN, "memory").expect("is there");
+        assert_eq!(place.own, Path::new("/mnt/memory/one"));
+    }
+
+    #[test]
+    fn weights_grow_with_the_share_and_stay_in_their_range() {
+        assert_eq!(shares(MilliCpu(1000)), 1024);
+        assert_eq!(shares(MilliCpu(0)), 2);
+        assert_eq!(weight(MilliCpu(0)), 1);
+        assert_eq!(weight(MilliCpu(1000)), 39);
+        assert_eq!(weight(MilliCpu(u32::MAX)), 10_000);
+    }
+}

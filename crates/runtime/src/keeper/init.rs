@@ -1,0 +1,358 @@
+//! The first process of a sandbox: a fork of the keeper that prepares namespaces, mounts and group,
+//! waits for its start, executes the function, and buries the dead.
+//!
+//! In `basic` it is pid 1 of the sandbox, so its end is the end of everything inside; in `plain` it
+//! is the reaper of its descendants and kills them by walking their tree. It ends when the function
+//! ends, when it is told to, and when the keeper is gone: a sandbox without a keeper has nobody to
+//! read its output. It can be neither traced nor dumped: it is a copy of the keeper.
+
+use std::{
+    ffi::CString,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::Mode,
+    io::Errno,
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
+    process::{
+        DumpableBehavior, Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper,
+        set_dumpable_behavior, setsid, umask, wait,
+    },
+    thread::{CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set},
+};
+use seccompiler::sock_filter;
+
+use crate::{
+    keeper::{
+        launch::{self, Identity, Launch},
+        protocol::{Exit, FromInit, Run, ToInit},
+        root::Template,
+    },
+    sys::{
+        process::{close_from, exit_now, kill_all_others, own, place},
+        signal,
+    },
+};
+
+/// The longest message to an init; bounds the environment of a function.
+pub(crate) const MAX_MESSAGE: usize = 192 * 1024;
+
+/// The keeper's socket in an init.
+const SOCKET: i32 = 3;
+
+/// What an init prepares.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    /// The root file system; none in `plain`.
+    pub(crate) template: Option<&'a Template>,
+    /// The groups to join.
+    pub(crate) doors: Vec<PathBuf>,
+    /// The system calls allowed.
+    pub(crate) filter: &'a [sock_filter],
+}
+
+/// Be an init. The caller is a new child with one thread, which never returns from here.
+pub(crate) fn main(socket: OwnedFd, plan: &Plan<'_>) -> ! {
+    // From here on, what the keeper had open is closed behind its owners' backs: nothing of the
+    // keeper's state may be used or dropped any more.
+    if place(socket.into_raw_fd(), SOCKET).is_err() {
+        exit_now(1);
+    }
+    close_from(SOCKET + 1);
+    let socket = own(SOCKET);
+    match prepare(plan) {
+        Ok(children) => {
+            say(&socket, &FromInit::Parked);
+            let mut init = Init { socket, children, plan, main: None, state: State::Running };
+            init.serve();
+        }
+        Err(error) => say(&socket, &FromInit::Unable(error.to_string())),
+    }
+    exit_now(0)
+}
+
+fn prepare(plan: &Plan<'_>) -> io::Result<OwnedFd> {
+    setsid()?;
+    umask(Mode::WGRP | Mode::WOTH);
+    let children = signal::child_signals()?;
+    for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        signal::ignore(number);
+    }
+    // Functions are killed before daemons where a machine is out of memory.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
+        tracing::debug!(%error, "oom_score_adj not set");
+    }
+    for door in &plan.doors {
+        std::fs::write(door, "0").map_err(|error| {
+            io::Error::new(error.kind(), format!("joining {}: {error}", door.display()))
+        })?;
+    }
+    if let Some(template) = plan.template {
+        rustix::system::sethostname(b"sandbox")?;
+        template.prepare()?;
+    } else {
+        set_child_subreaper(Some(getpid()))?;
+    }
+    drop_bounds();
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(children)
+}
+
+/// Take all capabilities out of reach of whatever is executed from here on.
+fn drop_bounds() {
+    for bit in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << bit);
+        // The first number that the kernel does not know, or no right to: then there is nothing
+        // that could be gained either, since nothing is held.
+        if remove_capability_from_bounding_set(one).is_err() {
+            break;
+        }
+    }
+    if let Err(error) = clear_ambient_capability_set() {
+        tracing::debug!(%error, "no ambient capabilities here");
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// Told to stop: waits until everybody has ended.
+    Terminating,
+    Over,
+}
+
+struct Init<'a> {
+    socket: OwnedFd,
+    children: OwnedFd,
+    plan: &'a Plan<'a>,
+    main: Option<Pid>,
+    state: State,
+}
+
+impl Init<'_> {
+    fn serve(&mut self) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        while self.state != State::Over {
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.children, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+            let (told, died) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+            if told {
+                match receive(self.socket.as_fd(), &mut buffer) {
+                    Ok(Some((message, descriptors))) => self.obey(message, &descriptors),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            if died {
+                drain_signals(&self.children);
+                self.bury();
+            }
+        }
+        self.kill_rest();
+    }
+
+    fn obey(&mut self, message: ToInit, descriptors: &[OwnedFd]) {
+        match message {
+            ToInit::Run(run) => match self.run(&run, descriptors) {
+                Ok((pid, at_ns)) => {
+                    self.main = Some(pid);
+                    say(&self.socket, &FromInit::Started { at_ns });
+                }
+                Err(Failure { function, message }) => {
+                    say(&self.socket, &FromInit::NotStarted { function, message });
+                    self.state = State::Over;
+                }
+            },
+            ToInit::Terminate => {
+                self.state = State::Terminating;
+                if self.plan.template.is_some() {
+                    kill_all_others(libc::SIGTERM);
+                } else {
+                    signal_all(&descendants(getpid()), Signal::TERM);
+                }
+            }
+            ToInit::Kill => self.state = State::Over,
+        }
+    }
+
+    fn run(&self, run: &Run, descriptors: &[OwnedFd]) -> Result<(Pid, u64), Failure> {
+        let [stdout, stderr, listener @ ..] = descriptors else {
+            return Err(Failure::ours("descriptors are missing"));
+        };
+        let directory: &Path = if let Some(template) = self.plan.template {
+            template
+                .enter(run.artifact.as_deref(), run.temporary, run.uid)
+                .map_err(|error| Failure::ours(format!("no root file system: {error}")))?;
+            Path::new(super::root::WORK)
+        } else {
+            run.artifact.as_deref().unwrap_or(&run.home)
+        };
+        let directory = c_string(&directory.to_string_lossy())?;
+        let launch = Launch::new(run, directory, self.plan.filter)?;
+        let pid = launch.execute(&launch::Descriptors {
+            stdout: stdout.as_raw_fd(),
+            stderr: stderr.as_raw_fd(),
+            listener: listener.first().map(OwnedFd::as_raw_fd),
+        })?;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        Ok((pid, seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)))
+    }
+
+    /// Reap everybody who has ended.
+    fn bury(&mut self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if Some(pid) == self.main => {
+                    let exit = match status.terminating_signal() {
+                        Some(signal) => Exit::Signal(signal),
+                        None => Exit::Code(status.exit_status().unwrap_or(-1)),
+                    };
+                    say(&self.socket, &FromInit::Exited(exit));
+                    if self.state == State::Running {
+                        self.state = State::Over;
+                    }
+                }
+                Ok(Some(_orphan)) => {}
+                Ok(None) | Err(Errno::INTR) => return,
+                Err(_nobody_left) => {
+                    if self.main.is_some() {
+                        self.state = State::Over;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// In `basic` the kernel kills everybody when this process ends.
+    fn kill_rest(&self) {
+        if self.plan.template.is_some() {
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            signal_all(&descendants(getpid()), Signal::KILL);
+            loop {
+                match wait(WaitOptions::NOHANG) {
+                    Ok(Some(_)) | Err(Errno::INTR) => {}
+                    Ok(None) => break,
+                    Err(_nobody_left) => return,
+                }
+            }
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Why a function could not be executed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Whether it is the function's fault.
+    pub(crate) function: bool,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn ours(message: impl Into<String>) -> Self {
+        Self { function: false, message: message.into() }
+    }
+
+    pub(crate) fn theirs(message: impl Into<String>) -> Self {
+        Self { function: true, message: message.into() }
+    }
+}
+
+/// Text for a system call.
+pub(crate) fn c_string(text: &str) -> Result<CString, Failure> {
+    CString::new(text)
+        .map_err(|_nul| Failure::theirs("a NUL byte in the command or the environment"))
+}
+
+impl Identity {
+    /// Who runs the function.
+    pub(crate) fn of(run: &Run) -> Self {
+        run.uid.map_or(Self::Inherited, Self::Own)
+    }
+}
+
+fn drain_signals(children: &OwnedFd) {
+    let mut buffer = [0; 1024];
+    while rustix::io::read(children, &mut buffer).is_ok_and(|n| n > 0) {}
+}
+
+fn signal_all(processes: &[Pid], signal: Signal) {
+    for &pid in processes {
+        if let Err(error) = kill_process(pid, signal) {
+            tracing::trace!(?pid, %error, "not signalled");
+        }
+    }
+}
+
+/// All descendants of a process, as far as can be seen at this moment.
+pub(crate) fn descendants(of: Pid) -> Vec<Pid> {
+    let mut all = vec![of];
+    let mut next = 0;
+    while let Some(&pid) = all.get(next) {
+        next += 1;
+        let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+        for task in std::fs::read_dir(tasks).into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(task.path().join("children"));
+            let children = children.unwrap_or_default();
+            let new = children.split_whitespace().filter_map(|c| Pid::from_raw(c.parse().ok()?));
+            all.extend(new);
+        }
+    }
+    all.remove(0);
+    all
+}
+
+/// Tell the keeper. If it is gone, the socket says so to the loop.
+fn say(socket: &OwnedFd, message: &FromInit) {
+    if let Ok(bytes) = serde_json::to_vec(message)
+        && let Err(error) = send(socket, &bytes, SendFlags::NOSIGNAL)
+    {
+        tracing::debug!(%error, "the keeper is gone");
+    }
+}
+
+/// The next message and its descriptors; `None` once the keeper is gone.
+fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut parts = [IoSliceMut::new(buffer)];
+        match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&buffer[..received.bytes])?;
+    Ok(Some((message, descriptors)))
+}

@@ -1,0 +1,242 @@
+//! What worker and keeper say to each other, and what the keeper says to a sandbox's init.
+//!
+//! Worker and keeper may be of different builds (a keeper outlives upgrades of its worker): the
+//! first message of each side carries a version, and nothing else is read if they differ. Frames on
+//! the Unix stream are a length (u32, little endian) and JSON. Init is a fork of the keeper, so that
+//! protocol has no version.
+
+use std::{io, path::PathBuf};
+
+use dirigent_core::{Address, Isolation, SandboxId, StartFailure, worker::Adopted};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Raised with every change of this file, or of a core type used in it.
+pub(crate) const VERSION: u32 = 1;
+
+/// The longest frame.
+const MAX_FRAME: usize = 16 << 20;
+
+/// The first message of the worker. Its form never changes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Greeting {
+    /// The sender's [`VERSION`].
+    pub(crate) version: u32,
+}
+
+/// The first message of the keeper. The form of `version` never changes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// The sender's [`VERSION`].
+    pub(crate) version: u32,
+    /// What works here.
+    pub(crate) abilities: Abilities,
+    /// The sandboxes that it holds.
+    pub(crate) sandboxes: Vec<Adopted>,
+}
+
+/// What the keeper found out about its machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Abilities {
+    /// Why `basic` does not work; `None` if it does.
+    pub(crate) no_basic: Option<String>,
+    /// What else is missing, a line each, with what to do.
+    pub(crate) missing: Vec<String>,
+    /// Whether each sandbox has a uid of its own.
+    pub(crate) own_uids: bool,
+}
+
+/// What the worker tells the keeper.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum ToKeeper {
+    /// Start a sandbox; answered by `Created` and `Gone`, or `Gone` alone.
+    Start(Box<Start>),
+    /// SIGTERM, after the grace SIGKILL; answered by `Gone`. Unknown sandboxes are ignored.
+    Stop { sandbox: SandboxId, grace_ms: u64 },
+    /// It listens; kept for the next worker.
+    Listening { sandbox: SandboxId, address: Address },
+    /// Kill everything, remove what is left, exit. Answered by closing the connection.
+    Exit,
+}
+
+/// What the keeper tells the worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum FromKeeper {
+    /// The program was executed.
+    Created {
+        sandbox: SandboxId,
+        /// The sandbox's first process.
+        init: i32,
+        /// When: nanoseconds of the machine's monotonic clock.
+        at_ns: u64,
+    },
+    /// The last word on a sandbox.
+    Gone { sandbox: SandboxId, failure: StartFailure },
+}
+
+/// Everything needed to start a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    /// What the next worker is told of it.
+    pub(crate) adopted: Adopted,
+    /// How it is separated.
+    pub(crate) isolation: Isolation,
+    /// The program and its arguments.
+    pub(crate) command: Vec<String>,
+    /// Whether the program is the keeper's own binary.
+    pub(crate) builtin: bool,
+    /// Its whole environment, apart from what only the keeper knows.
+    pub(crate) environment: Vec<(String, String)>,
+    /// The unpacked artifact.
+    pub(crate) artifact: Option<PathBuf>,
+    /// Where `$PORT` points; bound by the keeper if `pass_listener`.
+    pub(crate) port: u16,
+    /// Whether a listener is passed.
+    pub(crate) pass_listener: bool,
+}
+
+/// What the keeper tells an init.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// Start the function. Comes with descriptors: stdout, stderr, and the listener if there is one.
+    Run(Box<Run>),
+    /// SIGTERM to the function.
+    Terminate,
+    /// SIGKILL to everything.
+    Kill,
+}
+
+/// What an init needs to start its function.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) artifact: Option<PathBuf>,
+    /// Bytes of temporary space.
+    pub(crate) temporary: u64,
+    /// Run as this uid and gid.
+    pub(crate) uid: Option<u32>,
+    pub(crate) pass_listener: bool,
+    /// Where it finds itself, for `plain`.
+    pub(crate) home: PathBuf,
+}
+
+/// What an init tells the keeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// Namespaces, mounts and cgroups are ready.
+    Parked,
+    /// They cannot be had.
+    Unable(String),
+    /// The program was executed.
+    Started { at_ns: u64 },
+    /// It could not be: whose fault, and why.
+    NotStarted { function: bool, message: String },
+    /// It ended.
+    Exited(Exit),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// A message as a frame.
+pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - 4;
+    if length > MAX_FRAME {
+        return Err(io::Error::other(format!("a message of {length} bytes is too long")));
+    }
+    let length = u32::try_from(length).map_err(io::Error::other)?;
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    Ok(frame)
+}
+
+/// Bytes that have come, cut into frames.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    bytes: Vec<u8>,
+}
+
+impl Inbox {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some(body) = self.body()? else { return Ok(None) };
+        let (message, end) = (serde_json::from_slice(body)?, body.len() + 4);
+        self.bytes.drain(..end);
+        Ok(Some(message))
+    }
+
+    /// The next whole message, read as something simpler, which stays the next one.
+    pub(crate) fn peek<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+        Ok(match self.body()? {
+            Some(body) => Some(serde_json::from_slice(body)?),
+            None => None,
+        })
+    }
+
+    fn body(&self) -> io::Result<Option<&[u8]>> {
+        let Some((length, rest)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(io::Error::other)?;
+        if length > MAX_FRAME {
+            return Err(io::Error::other(format!("a message of {length} bytes is too long")));
+        }
+        Ok(rest.get(..length))
+    }
+}
+
+/// Whether the other side speaks our version.
+///
+/// # Errors
+/// If not, saying what to do.
+pub(crate) fn check_version(theirs: u32) -> io::Result<()> {
+    if theirs == VERSION {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "the keeper that runs here speaks version {theirs} of its protocol, this dirigent {VERSION}: \
+         stop its sandboxes with the dirigent that started it (`dirigent up`, then Ctrl-C), or end \
+         the process `dirigent keeper`, which ends its sandboxes"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_cut_wherever_they_arrive() {
+        let mut bytes = encode(&FromInit::Parked).expect("encodes");
+        bytes.extend(encode(&FromInit::Exited(Exit::Code(3))).expect("encodes"));
+        let mut inbox = Inbox::default();
+        let mut seen = Vec::new();
+        for byte in bytes {
+            inbox.push(&[byte]);
+            while let Some(message) = inbox.next::<FromInit>().expect("reads") {
+                seen.push(message);
+            }
+        }
+        assert_eq!(seen, [FromInit::Parked, FromInit::Exited(Exit::Code(3))]);
+    }
+
+    #[test]
+    fn a_frame_too_long_is_an_error() {
+        let mut inbox = Inbox::default();
+        inbox.push(&u32::MAX.to_le_bytes());
+        assert!(inbox.next::<FromInit>().is_err());
+    }
+
+    #[test]
+    fn another_version_is_told_with_what_to_do() {
+        assert!(check_version(VERSION).is_ok());
+        let error = check_version(VERSION + 1).expect_err("differs").to_string();
+        assert!(error.contains("dirigent keeper"), "{error}");
+    }
+}

@@ -1,0 +1,409 @@
+//! The process runtime: sandboxes are processes of this machine, kept by the keeper.
+//!
+//! Here is what needs no parenthood: what to start, readiness, deadlines, artifacts, reading logs.
+//! One thread owns it all (`driver.rs`), so that what is told of a sandbox is told in order.
+
+mod driver;
+mod link;
+mod listeners;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc as std_mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use dirigent_core::{
+    Bytes, Cause, Digest, Fault, Isolation, Listen, RuntimeKind, SandboxId, StartFailure,
+    frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
+    worker::{Adopted, CreateSandbox},
+};
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::sync::mpsc;
+
+use crate::{
+    Event, Facts, Runtime,
+    artifact::ArtifactStore,
+    keeper::{
+        Options,
+        launch::PATH,
+        protocol::{Abilities, Start, ToKeeper},
+    },
+    logs,
+};
+use driver::{Driver, Entry, Order};
+use link::Link;
+use listeners::Listeners;
+
+/// How the process runtime works.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// The worker's part of the state directory: artifacts, logs and the keeper's files go here.
+    pub directory: PathBuf,
+    /// The program that calls [`crate::keeper::main`], and what comes before the keeper's own
+    /// arguments: usually this binary and the word `keeper`.
+    pub keeper_command: Vec<String>,
+    /// The strongest isolation to use; for tests and for machines where `basic` gets in the way.
+    pub max_isolation: Isolation,
+    /// Sandboxes with less are refused.
+    pub min_isolation: Isolation,
+    /// Sandboxes kept prepared.
+    pub parked: usize,
+    /// As root, a sandbox's uid is this and its port. The default is a range that no allocation of
+    /// uids in use hands out.
+    pub uid_base: u32,
+    /// Processes in one sandbox.
+    pub processes: u32,
+    /// Of one log file; a function has two.
+    pub log_file: Bytes,
+    /// Of all log files.
+    pub log_total: Bytes,
+    /// How long a keeper stays that has neither sandboxes nor a worker.
+    pub keeper_idle: Duration,
+    /// Ports of this machine that sandboxes must not reach, such as the API's.
+    pub protected_ports: Vec<u16>,
+}
+
+impl ProcessConfig {
+    /// The defaults, for a directory and a keeper.
+    #[must_use]
+    pub fn new(directory: &Path, keeper_command: Vec<String>) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            keeper_command,
+            max_isolation: Isolation::Basic,
+            min_isolation: Isolation::Plain,
+            parked: 8,
+            uid_base: 1_900_000_000,
+            processes: 1024,
+            log_file: Bytes::mib(8),
+            log_total: Bytes::mib(512),
+            keeper_idle: Duration::from_secs(600),
+            protected_ports: Vec::new(),
+        }
+    }
+
+    fn options(&self) -> io::Result<Options> {
+        Ok(Options {
+            directory: std::path::absolute(&self.directory)?,
+            parked: self.parked,
+            uid_base: self.uid_base,
+            processes: self.processes,
+            log_file: self.log_file.0,
+            log_total: self.log_total.0,
+            idle_ms: u64::try_from(self.keeper_idle.as_millis()).unwrap_or(u64::MAX),
+            basic: self.max_isolation >= Isolation::Basic,
+            protected_ports: self.protected_ports.clone(),
+        })
+    }
+}
+
+/// Sandboxes as processes of this machine.
+pub struct ProcessRuntime {
+    shared: Arc<Shared>,
+    /// What the keeper had at the start, until it is asked for.
+    found: Mutex<Option<Vec<Adopted>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for ProcessRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessRuntime")
+            .field("config", &self.shared.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What callers and the driver share.
+struct Shared {
+    config: ProcessConfig,
+    store: ArtifactStore,
+    link: Link,
+    abilities: Mutex<Abilities>,
+    orders: std_mpsc::Sender<Order>,
+    wake: rustix::fd::OwnedFd,
+    listeners: Mutex<Listeners>,
+    closing: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is replaced whole: a panic elsewhere leaves it usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Tell the driver, and wake it.
+    fn order(&self, order: Order) {
+        if self.orders.send(order).is_ok()
+            && let Err(error) = rustix::io::write(&self.wake, &1_u64.to_ne_bytes())
+        {
+            tracing::warn!(%error, "the runtime's thread cannot be woken");
+        }
+    }
+
+    fn report(&self, event: Event) {
+        self.order(Order::Report(event));
+    }
+}
+
+impl ProcessRuntime {
+    /// Connect to the keeper of this state directory, which is started if there is none. Blocking.
+    ///
+    /// # Errors
+    /// If there is no keeper and none can be started, or it speaks another version.
+    pub fn start(config: ProcessConfig, events: mpsc::Sender<Event>) -> io::Result<Arc<Self>> {
+        let options = config.options()?;
+        let store = ArtifactStore::open(&options.directory.join("artifacts"))?;
+        let (stream, welcome) = link::connect(&config.keeper_command, &options)?;
+        let (orders, inbox) = std_mpsc::channel();
+        let shared = Arc::new(Shared {
+            store,
+            link: Link::new(&stream)?,
+            abilities: Mutex::new(welcome.abilities),
+            orders,
+            listeners: Mutex::new(Listeners::new()),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            closing: AtomicBool::new(false),
+            config,
+        });
+        let driver =
+            Driver::new(Arc::clone(&shared), options, stream, inbox, events, &welcome.sandboxes)?;
+        let thread = std::thread::Builder::new()
+            .name("process-runtime".to_owned())
+            .spawn(move || driver.run())?;
+        Ok(Arc::new(Self {
+            shared,
+            found: Mutex::new(Some(welcome.sandboxes)),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// Kill whatever is left and let the keeper end; for a clean exit, after the sandboxes were
+    /// destroyed. Blocking.
+    pub fn close(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+        if let Err(error) = self.shared.link.send(&ToKeeper::Exit) {
+            tracing::debug!(%error, "there is no keeper");
+        }
+        self.shared.order(Order::Close);
+        self.join();
+    }
+
+    /// Let go of the keeper and its sandboxes, which go on, as the death of this process would.
+    /// Blocking.
+    pub fn detach(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.link.close();
+        self.join();
+    }
+
+    fn join(&self) {
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the runtime's thread panicked");
+        }
+    }
+
+    /// The level for a spec, or why it cannot be had.
+    fn level(&self, wanted: Option<Isolation>) -> Result<Isolation, (String, Fault)> {
+        let ProcessConfig { min_isolation, max_isolation, .. } = self.shared.config;
+        let no_basic = lock(&self.shared.abilities).no_basic.clone();
+        let best = match no_basic {
+            None => Isolation::Basic.min(max_isolation),
+            Some(_) => Isolation::Plain,
+        };
+        let level = wanted.unwrap_or(best);
+        if level == Isolation::Strict || min_isolation == Isolation::Strict {
+            let message = "isolation `strict` does not exist yet: use `basic`".to_owned();
+            return Err((message, Fault::Function));
+        }
+        if level > best {
+            let why = no_basic.unwrap_or_else(|| "switched off by configuration".to_owned());
+            return Err((format!("isolation `{level}` does not work here: {why}"), Fault::Worker));
+        }
+        if level < min_isolation {
+            let fault = if wanted.is_some() { Fault::Function } else { Fault::Worker };
+            let message = format!(
+                "isolation `{level}` is less than the `{min_isolation}` that this worker demands"
+            );
+            return Err((message, fault));
+        }
+        Ok(level)
+    }
+
+    /// Everything that the keeper needs for a start.
+    fn plan(&self, create: &CreateSandbox) -> Result<Start, StartFailure> {
+        let fail = |message: String, fault| StartFailure {
+            cause: Cause::CreateFailed { message },
+            fault,
+            log_tail: Vec::new(),
+        };
+        let StartSandbox { sandbox, revision, spec, .. } = &create.order;
+        let isolation =
+            self.level(spec.sandbox.isolation).map_err(|(message, fault)| fail(message, fault))?;
+        let artifact = match &spec.artifact {
+            None => None,
+            Some(digest) => Some(self.shared.store.path(digest).ok_or_else(|| {
+                fail(format!("artifact {digest} is not unpacked here"), Fault::Worker)
+            })?),
+        };
+        let pass_listener = spec.sandbox.listen == Listen::Fd;
+        Ok(Start {
+            adopted: Adopted {
+                report: SandboxReport {
+                    sandbox: *sandbox,
+                    revision: *revision,
+                    memory: spec.resources.memory,
+                    cpu: spec.resources.cpu,
+                    address: None,
+                    stopping: false,
+                },
+                port: Some(create.port),
+                artifact: spec.artifact,
+            },
+            isolation,
+            builtin: spec.sandbox.command.first().is_some_and(|program| program == "dirigent"),
+            command: spec.sandbox.command.clone(),
+            environment: environment(create),
+            artifact,
+            port: create.port,
+            pass_listener,
+        })
+    }
+}
+
+/// What a function finds in its environment: defaults, then the user's, then the contract.
+fn environment(create: &CreateSandbox) -> Vec<(String, String)> {
+    let StartSandbox { revision, name, spec, .. } = &create.order;
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
+    set("PATH", PATH.to_owned());
+    set("LANG", "C.UTF-8".to_owned());
+    for (name, value) in &spec.env {
+        set(name, value.clone());
+    }
+    set("PORT", create.port.to_string());
+    set("HOST", "127.0.0.1".to_owned());
+    set("K_SERVICE", name.name().to_owned());
+    set("K_REVISION", format!("{}-{:05}", name.name(), revision.number));
+    set("K_CONFIGURATION", name.name().to_owned());
+    if spec.sandbox.listen == Listen::Fd {
+        set("LISTEN_FDS", "1".to_owned());
+    }
+    all.into_iter().collect()
+}
+
+impl Runtime for ProcessRuntime {
+    fn facts(&self) -> Facts {
+        let abilities = lock(&self.shared.abilities).clone();
+        let mut missing = Vec::new();
+        let best = match abilities.no_basic {
+            None => Isolation::Basic,
+            Some(why) => {
+                missing.push(format!("basic: {why}"));
+                Isolation::Plain
+            }
+        };
+        missing.extend(abilities.missing);
+        missing.push("strict: does not exist yet (a network of its own per sandbox)".to_owned());
+        Facts { kind: RuntimeKind::Process, best: Some(best), missing }
+    }
+
+    fn recover(&self) -> io::Result<Vec<Adopted>> {
+        let found = lock(&self.found).take().unwrap_or_default();
+        let (running, half_made): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|adopted| adopted.report.address.is_some());
+        let (done, wait) = std_mpsc::channel();
+        self.shared.order(Order::Remove {
+            sandboxes: half_made.iter().map(|adopted| adopted.report.sandbox).collect(),
+            done,
+        });
+        wait.recv_timeout(Duration::from_secs(30)).map_err(|_timeout| {
+            io::Error::other("sandboxes that were being started when the worker ended do not end")
+        })?;
+        Ok(running)
+    }
+
+    fn artifacts(&self) -> Vec<Digest> {
+        self.shared.store.list().unwrap_or_else(|error| {
+            tracing::warn!(%error, "artifacts cannot be listed");
+            Vec::new()
+        })
+    }
+
+    fn unpack(&self, digest: Digest, path: PathBuf) {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let result = shared.store.unpack(digest, &path).map_err(|error| error.to_string());
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "an unpacked archive stays");
+            }
+            shared.report(Event::Unpacked { digest, result });
+        };
+        if let Err(error) = std::thread::Builder::new().name("unpack".to_owned()).spawn(work) {
+            self.shared.report(Event::Unpacked { digest, result: Err(error.to_string()) });
+        }
+    }
+
+    fn discard(&self, digest: Digest) {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            if let Err(error) = shared.store.discard(&digest) {
+                tracing::warn!(%digest, %error, "an artifact stays");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(work) {
+            tracing::warn!(%digest, %error, "an artifact stays");
+        }
+    }
+
+    fn create(&self, create: CreateSandbox) {
+        let sandbox = create.order.sandbox;
+        let port = create.port;
+        if lock(&self.shared.listeners).at(port).is_some() {
+            return self.shared.report(Event::PortTaken { sandbox, port });
+        }
+        let start = match self.plan(&create) {
+            Ok(start) => start,
+            Err(failure) => return self.shared.report(Event::Gone { sandbox, failure }),
+        };
+        let own_uids = lock(&self.shared.abilities).own_uids;
+        let entry = Entry::new(&start, own_uids, create.order.start_timeout, Instant::now());
+        // The driver knows of it before the keeper can answer; it is woken by that answer.
+        if self.shared.orders.send(Order::Expect { sandbox, entry: Box::new(entry) }).is_err() {
+            return;
+        }
+        if let Err(error) = self.shared.link.send(&ToKeeper::Start(Box::new(start))) {
+            self.shared.order(Order::Unsent { sandbox, error: error.to_string() });
+        }
+    }
+
+    fn destroy(&self, sandbox: SandboxId, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        if let Err(error) = self.shared.link.send(&ToKeeper::Stop { sandbox, grace_ms }) {
+            // Its sandboxes end with the keeper; the driver tells of them.
+            tracing::debug!(%sandbox, %error, "there is no keeper");
+        }
+    }
+
+    fn logs(&self, query: LogQuery, lines: mpsc::Sender<Vec<LogLine>>) {
+        logs::read(&self.shared.config.directory.join("logs"), &query, &lines);
+    }
+}
+
+impl Drop for ProcessRuntime {
+    fn drop(&mut self) {
+        // The thread ends when it sees that; what it holds is closed with it.
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.link.close();
+    }
+}

@@ -1,0 +1,442 @@
+//! The runtime's thread: what the keeper says, who listens by now, and whose time is over.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, Read as _},
+    os::unix::net::UnixStream,
+    sync::{Arc, atomic::Ordering, mpsc as std_mpsc},
+    time::{Duration, Instant},
+};
+
+use dirigent_core::{Address, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Shared, link,
+    listeners::{Listeners, Owner},
+    lock,
+};
+use crate::{
+    Event,
+    keeper::{
+        Options,
+        protocol::{FromKeeper, Inbox, Start, ToKeeper},
+    },
+};
+
+/// How long the driver sleeps at most: a start that the keeper never answers has a deadline too.
+const NAP: Duration = Duration::from_secs(1);
+
+/// How long after a keeper could not be started the next attempt is made.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What callers tell the driver.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The keeper is about to be told to start this one.
+    Expect { sandbox: SandboxId, entry: Box<Entry> },
+    /// It could not be told.
+    Unsent { sandbox: SandboxId, error: String },
+    /// Tell the worker.
+    Report(Event),
+    /// Remove these without a word, and say when that is done.
+    Remove { sandboxes: Vec<SandboxId>, done: std_mpsc::Sender<()> },
+    /// The end is near.
+    Close,
+}
+
+/// A sandbox.
+#[derive(Debug)]
+pub(super) struct Entry {
+    port: u16,
+    pass_listener: bool,
+    own_uid: bool,
+    deadline: Instant,
+    start_timeout: Duration,
+    state: State,
+    /// Why we ended it, where that is more than "stopped".
+    verdict: Option<Cause>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The keeper was told.
+    Creating,
+    /// It runs and does not listen yet.
+    Starting { init: i32, at_ns: u64, since: Instant, next_look: Instant },
+    /// It listens, or nobody waits for that any more.
+    Settled,
+}
+
+impl Entry {
+    pub(super) fn new(
+        start: &Start,
+        own_uids: bool,
+        start_timeout: Duration,
+        now: Instant,
+    ) -> Self {
+        Self {
+            port: start.port,
+            pass_listener: start.pass_listener,
+            own_uid: own_uids && start.isolation == Isolation::Basic,
+            deadline: now + start_timeout,
+            start_timeout,
+            state: State::Creating,
+            verdict: None,
+        }
+    }
+
+    fn adopted(adopted: &Adopted, now: Instant) -> Self {
+        Self {
+            port: adopted.port.unwrap_or(0),
+            pass_listener: false,
+            own_uid: false,
+            deadline: now,
+            start_timeout: Duration::ZERO,
+            state: State::Settled,
+            verdict: None,
+        }
+    }
+
+    const fn starting(&self) -> bool {
+        matches!(self.state, State::Creating | State::Starting { .. })
+    }
+}
+
+/// How long to wait before looking again at a sandbox that has run for `age`: natively compiled
+/// servers listen within a few milliseconds, interpreters within tenths of a second.
+const fn pause(age: Duration) -> Duration {
+    match age.as_millis() {
+        0..20 => Duration::from_micros(200),
+        20..1_000 => Duration::from_micros(500),
+        1_000..10_000 => Duration::from_millis(5),
+        _ => Duration::from_millis(20),
+    }
+}
+
+/// See the module.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    options: Options,
+    stream: Option<UnixStream>,
+    inbox: Inbox,
+    orders: std_mpsc::Receiver<Order>,
+    events: mpsc::Sender<Event>,
+    sandboxes: HashMap<SandboxId, Entry>,
+    /// Being removed without a word.
+    unspoken: HashSet<SandboxId>,
+    waiting: Vec<std_mpsc::Sender<()>>,
+    listeners: Listeners,
+    /// What one round of looking cost; looking takes at most a fifth of a processor.
+    cost: Duration,
+    next_attempt: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        options: Options,
+        stream: UnixStream,
+        orders: std_mpsc::Receiver<Order>,
+        events: mpsc::Sender<Event>,
+        found: &[Adopted],
+    ) -> io::Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let now = Instant::now();
+        let sandboxes = found.iter().map(|a| (a.report.sandbox, Entry::adopted(a, now))).collect();
+        Ok(Self {
+            shared,
+            options,
+            stream: Some(stream),
+            inbox: Inbox::default(),
+            orders,
+            events,
+            sandboxes,
+            unspoken: HashSet::new(),
+            waiting: Vec::new(),
+            listeners: Listeners::new(),
+            cost: Duration::ZERO,
+            next_attempt: now,
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
+            tracing::debug!(%error, "timers are coarse");
+        }
+        loop {
+            let (readable, woken) = self.wait();
+            if woken {
+                let mut count = [0; 8];
+                if let Err(error) = rustix::io::read(&self.shared.wake, &mut count) {
+                    tracing::trace!(%error, "woken for nothing");
+                }
+            }
+            // Orders first: a sandbox is expected before the keeper tells of it.
+            while let Ok(order) = self.orders.try_recv() {
+                self.obey(order);
+            }
+            if readable && let Err(error) = self.hear() {
+                if self.shared.closing.load(Ordering::Acquire) {
+                    return;
+                }
+                tracing::warn!(%error, "the keeper is gone");
+                self.stream = None;
+                self.shared.link.close();
+            }
+            let now = Instant::now();
+            if self.stream.is_none() {
+                if self.shared.closing.load(Ordering::Acquire) {
+                    return;
+                }
+                self.reconnect(now);
+            }
+            self.look(now);
+            self.expire(now);
+        }
+    }
+
+    /// Sleep until there is something to do: whether the keeper and whether a caller has spoken.
+    fn wait(&self) -> (bool, bool) {
+        let now = Instant::now();
+        let mut until = now + NAP;
+        for entry in self.sandboxes.values().filter(|entry| entry.starting()) {
+            until = until.min(entry.deadline);
+            if let State::Starting { next_look, .. } = entry.state {
+                until = until.min(next_look);
+            }
+        }
+        if self.stream.is_none() {
+            until = until.min(self.next_attempt);
+        }
+        let timeout = Timespec::try_from(until.saturating_duration_since(now)).ok();
+        let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
+        fds.extend(self.stream.as_ref().map(|stream| PollFd::new(stream, PollFlags::IN)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return (false, false),
+            Err(error) => {
+                // Out of memory, at worst: nothing is lost by looking again.
+                tracing::error!(%error, "poll");
+                return (false, false);
+            }
+        }
+        let heard = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
+        (heard(1), heard(0))
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Expect { sandbox, entry } => {
+                self.sandboxes.insert(sandbox, *entry);
+            }
+            Order::Unsent { sandbox, error } => {
+                let message = format!("the keeper cannot be told: {error}");
+                self.gone(sandbox, failure(Cause::CreateFailed { message }, Fault::Worker));
+            }
+            Order::Report(event) => self.report(event),
+            Order::Remove { sandboxes, done } => {
+                for sandbox in sandboxes {
+                    if self.sandboxes.contains_key(&sandbox) {
+                        self.unspoken.insert(sandbox);
+                        self.stop(sandbox);
+                    }
+                }
+                self.waiting.push(done);
+                self.release();
+            }
+            Order::Close => {}
+        }
+    }
+
+    fn report(&self, event: Event) {
+        if self.events.blocking_send(event).is_err() {
+            tracing::debug!("nobody hears of a sandbox");
+        }
+    }
+
+    /// Kill it.
+    fn stop(&self, sandbox: SandboxId) {
+        if let Err(error) = self.shared.link.send(&ToKeeper::Stop { sandbox, grace_ms: 0 }) {
+            tracing::debug!(%sandbox, %error, "there is no keeper");
+        }
+    }
+
+    fn hear(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => self.inbox.push(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        while let Some(message) = self.inbox.next()? {
+            match message {
+                FromKeeper::Created { sandbox, init, at_ns } => self.created(sandbox, init, at_ns),
+                FromKeeper::Gone { sandbox, failure } => self.gone(sandbox, failure),
+            }
+        }
+        Ok(())
+    }
+
+    fn created(&mut self, sandbox: SandboxId, init: i32, at_ns: u64) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let now = Instant::now();
+        entry.state = State::Starting { init, at_ns, since: now, next_look: now };
+        let passed = entry.pass_listener;
+        self.report(Event::Created { sandbox });
+        if passed {
+            self.listening(sandbox);
+        }
+    }
+
+    fn listening(&mut self, sandbox: SandboxId) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let State::Starting { at_ns, .. } = entry.state else { return };
+        let init = if entry.pass_listener {
+            Duration::ZERO
+        } else {
+            Duration::from_nanos(monotonic().saturating_sub(at_ns))
+        };
+        entry.state = State::Settled;
+        let address = Address::Tcp(([127, 0, 0, 1], entry.port).into());
+        let told = ToKeeper::Listening { sandbox, address: address.clone() };
+        self.report(Event::Listening { sandbox, address, init });
+        if let Err(error) = self.shared.link.send(&told) {
+            tracing::debug!(%sandbox, %error, "there is no keeper");
+        }
+    }
+
+    fn gone(&mut self, sandbox: SandboxId, mut failure: StartFailure) {
+        let Some(entry) = self.sandboxes.remove(&sandbox) else { return };
+        if let Some(verdict) = entry.verdict {
+            failure.cause = verdict;
+            failure.fault = Fault::Function;
+        }
+        if self.unspoken.remove(&sandbox) {
+            self.release();
+        } else {
+            self.report(Event::Gone { sandbox, failure });
+        }
+    }
+
+    /// Tell those who wait that all is removed.
+    fn release(&mut self) {
+        if self.unspoken.is_empty() {
+            for done in self.waiting.drain(..) {
+                if done.send(()).is_err() {
+                    tracing::debug!("whoever asked has given up waiting");
+                }
+            }
+        }
+    }
+
+    /// Who listens by now?
+    fn look(&mut self, now: Instant) {
+        let mut ready = Vec::new();
+        let mut looked = false;
+        let least = self.cost * 4;
+        for (sandbox, entry) in &mut self.sandboxes {
+            let State::Starting { init, since, next_look, .. } = &mut entry.state else { continue };
+            if *next_look > now {
+                continue;
+            }
+            looked = true;
+            let uid = entry.own_uid.then_some(self.options.uid_base + u32::from(entry.port));
+            let owner = Owner { init: *init, uid };
+            if self.listeners.at(entry.port).is_some_and(|listener| owner.owns(&listener)) {
+                ready.push(*sandbox);
+            } else {
+                *next_look = now + pause(now.saturating_duration_since(*since)).max(least);
+            }
+        }
+        if looked {
+            self.cost = now.elapsed();
+        }
+        for sandbox in ready {
+            self.listening(sandbox);
+        }
+    }
+
+    /// Whose time is over?
+    fn expire(&mut self, now: Instant) {
+        let mut over = Vec::new();
+        for (sandbox, entry) in &mut self.sandboxes {
+            if !entry.starting() || entry.deadline > now {
+                continue;
+            }
+            let owner = match entry.state {
+                State::Starting { init, .. } => {
+                    let uid =
+                        entry.own_uid.then_some(self.options.uid_base + u32::from(entry.port));
+                    Some(Owner { init, uid })
+                }
+                State::Creating | State::Settled => None,
+            };
+            let places = owner.map(|owner| owner.listens_at()).unwrap_or_default();
+            let message = never_listened(entry.port, entry.start_timeout, &places);
+            entry.verdict = Some(Cause::NeverListened { message });
+            entry.state = State::Settled;
+            over.push(*sandbox);
+        }
+        for sandbox in over {
+            self.stop(sandbox);
+        }
+    }
+
+    /// The keeper is gone, and with it its sandboxes: the next one has seen to that when it answers.
+    fn reconnect(&mut self, now: Instant) {
+        if now < self.next_attempt {
+            return;
+        }
+        self.next_attempt = now + RETRY;
+        let connected = link::connect(&self.shared.config.keeper_command, &self.options);
+        let kept: HashSet<SandboxId> = match connected {
+            Ok((stream, welcome)) => {
+                if let Err(error) = self.shared.link.replace(&stream) {
+                    return tracing::warn!(%error, "the keeper cannot be used");
+                }
+                self.inbox = Inbox::default();
+                self.stream = Some(stream);
+                *lock(&self.shared.abilities) = welcome.abilities;
+                welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox).collect()
+            }
+            Err(error) => return tracing::error!(%error, "no keeper"),
+        };
+        // Orders given meanwhile have failed; those are told by `Unsent`.
+        while let Ok(order) = self.orders.try_recv() {
+            self.obey(order);
+        }
+        let lost: Vec<SandboxId> =
+            self.sandboxes.keys().filter(|sandbox| !kept.contains(sandbox)).copied().collect();
+        for sandbox in lost {
+            self.gone(sandbox, failure(Cause::WorkerLost, Fault::Worker));
+        }
+    }
+}
+
+fn failure(cause: Cause, fault: Fault) -> StartFailure {
+    StartFailure { cause, fault, log_tail: Vec::new() }
+}
+
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// What users read when a function runs without listening.
+fn never_listened(port: u16, timeout: Duration, places: &[String]) -> String {
+    let waited = format!("did not listen on 127.0.0.1:{port} ($PORT) within {timeout:?}");
+    if places.is_empty() {
+        format!("{waited}; it listens nowhere")
+    } else {
+        format!("{waited}; it listens on {} instead: listen on $PORT", places.join(", "))
+    }
+}
