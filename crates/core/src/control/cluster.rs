@@ -8,7 +8,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
         timers::{Timer, Timers},
     },
     frame::{Share, ToDataPlane},
+    policy::kpa::STABLE_WINDOW,
 };
 
 /// Callers that may wait for a revision at once, in the whole cluster.
@@ -59,10 +59,6 @@ pub(crate) struct Cluster {
     pub(crate) recovering: bool,
     /// From here on the windows may scale down.
     pub(crate) steady_from: Time,
-    /// Many workers were lost at once: until here, starts are for queued invocations only.
-    pub(crate) storm_until: Time,
-    /// When workers were lost, the last 10 s.
-    pub(crate) losses: VecDeque<Time>,
     /// Functions to look at when there is time for it.
     pub(crate) attention: BTreeSet<FunctionId>,
     /// Functions whose starts wait for room.
@@ -102,8 +98,6 @@ impl Cluster {
             artifacts: Artifacts::default(),
             recovering: true,
             steady_from: now.after(STABLE_WINDOW),
-            storm_until: Time::ZERO,
-            losses: VecDeque::new(),
             attention: BTreeSet::new(),
             starved: BTreeSet::new(),
             spare: BTreeSet::new(),
@@ -176,15 +170,7 @@ impl Cluster {
         self.attention.insert(function);
         self.timers.start(Timer::Attention, self.now);
     }
-
-    /// Whether many workers were lost just now.
-    pub(crate) fn in_storm(&self) -> bool {
-        self.now < self.storm_until
-    }
 }
-
-/// Averages over this long decide about scaling down.
-pub(crate) const STABLE_WINDOW: Duration = Duration::from_secs(60);
 
 /// How many revisions name each artifact.
 #[derive(Debug, Default)]

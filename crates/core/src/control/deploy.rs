@@ -525,6 +525,14 @@ impl Function {
         let now = c.now;
         let Some(rollout) = active.rollout.as_mut() else { return };
         let late = matches!(rollout.phase, Phase::Building { until } if until <= now);
+        if late && new.ready == 0 {
+            let last = active.failures.front().map(|failure| failure.failure.clone());
+            let cause = Cause::CreateFailed { message: "it did not stay ready".to_owned() };
+            let fault = Fault::Function;
+            let unknown = || StartFailure { cause, fault, log_tail: Vec::new() };
+            self.fail_rollout(c, last.unwrap_or_else(unknown));
+            return;
+        }
         if new.ready >= goal || active.no_room || late {
             rollout.phase = Phase::Switching;
             c.timers.cancel(Timer::Rollout(self.id()));

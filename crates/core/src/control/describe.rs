@@ -18,9 +18,9 @@ impl Control {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.names
             .range((from, Bound::Unbounded))
-            .take(limit.min(MAX_LIMIT) as usize)
             .filter_map(|(_, id)| self.functions.get(id))
             .filter(|function| !function.record.revisions.is_empty())
+            .take(limit.min(MAX_LIMIT) as usize)
             .map(Function::summary)
             .collect()
     }

@@ -101,8 +101,9 @@ impl Crashes {
     }
 
     pub(crate) fn count(&mut self, now: Time) {
-        self.in_row += 1;
-        if self.looping() {
+        self.in_row = self.in_row.saturating_add(1);
+        // Starts that were on their way when it began say nothing new.
+        if self.looping() && now >= self.probe_at {
             self.back_off = (self.back_off * 2).clamp(FIRST_BACK_OFF, LONGEST_BACK_OFF);
             self.probe_at = now.after(self.back_off);
         }

@@ -113,6 +113,7 @@ impl Function {
     pub(crate) fn put_to_use(&mut self, c: &mut Cluster, sandbox: SandboxId, number: u32) {
         if self.is_target(number) {
             self.serve(c);
+            self.share_open(c, sandbox);
             self.offer(c, sandbox);
         } else if self.is_rolling_out(number) {
             self.roll_out(c);
@@ -120,6 +121,25 @@ impl Function {
             c.look_at(self.id());
         } else {
             self.recall(c, sandbox);
+        }
+    }
+
+    /// A sandbox without a limit is granted to every data plane that has invocations.
+    fn share_open(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let Some(active) = self.active.as_deref() else { return };
+        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        if entry.concurrency > 0 || entry.free() == 0 {
+            return;
+        }
+        let busy: Vec<DataPlaneId> = active
+            .levels
+            .iter()
+            .filter(|(id, level)| level.demand.busy > 0 && entry.held_by(**id) == 0)
+            .map(|(id, _)| *id)
+            .filter(|id| c.peers.is_attached(*id))
+            .collect();
+        for data_plane in busy {
+            self.grant(c, sandbox, data_plane, 1);
         }
     }
 

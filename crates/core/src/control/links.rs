@@ -10,11 +10,12 @@ use crate::{
     Time, WorkerId, Write,
     control::{
         Control, Effect, Measure,
-        cluster::Author,
+        cluster::{Author, Cluster},
         fleet::Output,
         function::Function,
         lifecycle::worker_lost,
         peers::{Line, MAX_NAMES},
+        slots::nothing,
         timers::Timer,
     },
     frame::{
@@ -22,9 +23,6 @@ use crate::{
         SandboxReport, Share, ToDataPlane, Welcome,
     },
 };
-
-/// Workers lost within this time are counted together.
-const STORM: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Control {
     // ------------------------------------------------------------------------ data planes
@@ -147,11 +145,14 @@ impl Control {
         let office = self.cluster.office;
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
-        self.subscribe(id, hello.names);
+        let unheld = self.subscribe(id, hello.names);
         let mut touched = self.claim(id, &hello.holdings);
         touched.append(&mut self.hear_all(id, hello.demands));
         for function in touched {
             self.settle(function);
+        }
+        for function in unheld {
+            self.with(function, Function::offer_unheld);
         }
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
@@ -165,14 +166,20 @@ impl Control {
         }
     }
 
-    fn subscribe(&mut self, id: DataPlaneId, names: Vec<FunctionName>) {
+    /// The names of a `Hello`. Gives back functions with sandboxes that nobody holds.
+    fn subscribe(&mut self, id: DataPlaneId, names: Vec<FunctionName>) -> BTreeSet<FunctionId> {
         let names: BTreeSet<FunctionName> = names.into_iter().take(MAX_NAMES).collect();
+        let mut unheld = BTreeSet::new();
         for name in &names {
             self.tell_resolved(id, name);
+            let function = self.names.get(name).and_then(|id| self.functions.get(id));
+            let active = function.and_then(|f| Some((f.id(), f.active.as_deref()?)));
+            unheld.extend(active.filter(|(_, a)| !a.books.unheld.is_empty()).map(|(id, _)| id));
         }
         if let Some(peer) = self.cluster.peers.get_mut(id) {
             peer.names = names;
         }
+        unheld
     }
 
     /// The holdings of a `Hello` replace what the books say of this data plane.
@@ -210,7 +217,7 @@ impl Control {
         }
         self.cluster.claims.retain(|_, claims| !claims.is_empty());
         for (sandbox, home) in freed {
-            self.with(home, |f, c| f.after_return(c, sandbox, Some(by)));
+            self.with(home, |f, c| f.freed(c, sandbox, by));
         }
         touched
     }
@@ -229,7 +236,7 @@ impl Control {
             self.cluster.peers.get(from).map(|peer| peer.functions.clone()).unwrap_or_default();
         for function in &touched {
             if let Some(f) = self.functions.get_mut(function) {
-                f.hush(&mut self.cluster, from);
+                f.hear_anew(&mut self.cluster, from);
             }
         }
         for demand in demands {
@@ -304,7 +311,7 @@ impl Control {
         &mut self,
         stream: StreamId,
         sandbox: SandboxId,
-        call: impl FnOnce(&mut Function, &mut super::cluster::Cluster),
+        call: impl FnOnce(&mut Function, &mut Cluster),
     ) {
         let Some(worker) = self.cluster.fleet.worker_of(stream) else { return };
         let there = self.cluster.on_worker.get(&worker);
@@ -377,22 +384,11 @@ impl Control {
     }
 
     fn lost(&mut self, worker: WorkerId, sandboxes: Vec<SandboxId>) {
-        let now = self.cluster.now;
         self.cluster.measure(Measure::WorkerLost);
-        self.cluster.losses.push_back(now);
-        self.cluster.losses.retain(|at| now.since(*at) <= STORM);
-        let workers = self.cluster.fleet.summaries().len();
-        if self.cluster.losses.len() * 3 > workers && workers > 1 {
-            self.cluster.storm_until = now.after(STORM);
-            self.cluster.timers.set(Timer::Attention, self.cluster.storm_until);
-        }
         let mut there = self.cluster.on_worker.get(&worker).cloned().unwrap_or_default();
         there.extend(sandboxes);
         for sandbox in there {
             if let Some(&home) = self.cluster.homes.get(&sandbox) {
-                if self.cluster.in_storm() {
-                    self.cluster.attention.insert(home);
-                }
                 self.with(home, |f, c| f.lost(c, sandbox));
             }
         }
@@ -422,11 +418,8 @@ impl Control {
     /// Looks at some of the functions that need it; the rest comes with the next deadline.
     pub(super) fn attend(&mut self) {
         const AT_ONCE: usize = 256;
-        if self.cluster.recovering || self.cluster.in_storm() {
-            let at = self.cluster.storm_until.max(self.cluster.now);
-            if !self.cluster.recovering {
-                self.cluster.timers.set(Timer::Attention, at);
-            }
+        if self.cluster.recovering {
+            // The end of the recovery sets the deadline anew.
             return;
         }
         for _ in 0..AT_ONCE {
@@ -480,13 +473,13 @@ impl Control {
 
 impl Function {
     /// A data plane detached: what it asked for counts no more, what it holds does.
-    fn hush(&mut self, c: &mut super::cluster::Cluster, data_plane: DataPlaneId) {
+    fn hush(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         let now = c.now;
         let Some(active) = self.active.as_deref_mut() else { return };
         if let Some(level) = active.levels.get_mut(&data_plane) {
             level.demand.queued = 0;
             level.recalling = 0;
-            level.told = crate::frame::Status::Flowing;
+            level.told = None;
             level.at = now;
         }
         if let Some(kpa) = active.kpa.as_mut() {
@@ -495,8 +488,29 @@ impl Function {
         self.settle_lent(c);
     }
 
+    /// A data plane attached: only what it says now counts.
+    fn hear_anew(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
+        self.hush(c, data_plane);
+        let level = self.active.as_deref_mut().and_then(|a| a.levels.get_mut(&data_plane));
+        if let Some(level) = level {
+            level.demand = nothing(level.demand.function);
+        }
+    }
+
+    /// A data plane attached without slots that the books say it holds: they are free.
+    fn freed(&mut self, c: &mut Cluster, sandbox: SandboxId, by: DataPlaneId) {
+        let ready = self.active.as_ref().is_some_and(|a| a.books.unheld.contains(&sandbox));
+        if ready {
+            // It was not idle for its keep-alive: it is of use to somebody still.
+            self.serve(c);
+            self.offer(c, sandbox);
+        } else {
+            self.after_return(c, sandbox, Some(by));
+        }
+    }
+
     /// Its worker attached without it.
-    fn missed(&mut self, c: &mut super::cluster::Cluster, sandbox: SandboxId) {
+    fn missed(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         use super::sandbox::Stage;
         let stage = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)).map(|s| s.stage);
         match stage {

@@ -243,13 +243,20 @@ pub(crate) struct Level {
     pub(crate) recalling: u32,
     /// Slots that were moved here rest until then.
     pub(crate) rest_until: Time,
-    /// What it was told last.
-    pub(crate) told: Status,
+    /// What it was told last; `None` if what it believes is not known.
+    pub(crate) told: Option<Status>,
 }
 
 impl Level {
     pub(crate) fn new(at: Time, demand: Demand) -> Self {
-        Self { demand, at, books: 0, recalling: 0, rest_until: Time::ZERO, told: Status::Flowing }
+        Self {
+            demand,
+            at,
+            books: 0,
+            recalling: 0,
+            rest_until: Time::ZERO,
+            told: Some(Status::Flowing),
+        }
     }
 
     /// Invocations queued there for which no slot is on its way.

@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// A data plane that first heard of a function at most so many nanoseconds ago has no status from before.
+const NEWBORN: u64 = 1_000_000_000;
+
 /// A data plane with a queue.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
@@ -42,6 +45,11 @@ impl Function {
     ) {
         let now = c.now;
         let level = self.level(c, from);
+        let first = level.demand.elapsed == 0;
+        if fresh || (first && demand.elapsed > NEWBORN) {
+            // What it was told by an earlier leader, or before a silence, is not known.
+            level.told = None;
+        }
         let before = std::mem::replace(&mut level.demand, *demand);
         level.at = now;
         let active = self.activate();
@@ -124,7 +132,8 @@ impl Function {
                 // With nobody else waiting a whole sandbox stays together.
                 let slots = if alone { free } else { free.min(unserved) };
                 self.grant(c, sandbox, data_plane, slots);
-                unserved = if open { 0 } else { unserved.saturating_sub(slots) };
+                // Without a limit it gets its share of every sandbox.
+                unserved = unserved.saturating_sub(if open { 0 } else { slots });
             }
         }
     }
@@ -194,8 +203,12 @@ impl Function {
             start: active.start_time.get(),
         };
         let for_queue = outstanding(&inputs);
-        let quiet = c.recovering || c.in_storm();
-        let for_min = if quiet { 0 } else { settings.min.saturating_sub(tally.ready) };
+        let mut for_min = settings.min.saturating_sub(tally.ready);
+        if c.recovering && for_min > 0 {
+            // Some may be running where nobody has said so yet.
+            c.attention.insert(self.id());
+            for_min = 0;
+        }
         let room = settings.max.saturating_sub(tally.ready);
         let (mut wanted, mut rule, mut explained) = if for_queue >= for_min {
             (for_queue, "queued", inputs.explain())
@@ -286,10 +299,11 @@ impl Function {
             let waits = level.demand.queued > 0;
             // Who does not wait only needs to hear that an earlier obstacle is gone, or that
             // callers are to be answered at once.
+            let told = level.told.as_ref();
             let matters =
-                waits || level.told != Status::Flowing || matches!(status, Status::CrashLoop(_));
-            if matters && level.told != status && c.peers.is_attached(*data_plane) {
-                level.told = status.clone();
+                waits || told != Some(&Status::Flowing) || matches!(status, Status::CrashLoop(_));
+            if matters && told != Some(&status) && c.peers.is_attached(*data_plane) {
+                level.told = Some(status.clone());
                 c.tell(*data_plane, ToDataPlane::Status { function, status: status.clone() });
             }
         }
@@ -378,9 +392,9 @@ impl Function {
         let Some(kpa) = active.kpa.as_mut() else { return };
         let desired = kpa.desired(c.now, concurrency, tally.ready);
         let want = desired.count.min(max).max(min);
-        let grow_to = desired.grow_to.min(max).max(min);
+        let grow_to = desired.grow_to.min(max);
         let have = tally.ready + tally.starting;
-        if grow_to > have && !c.recovering && !c.in_storm() && !looping {
+        if grow_to > have && !c.recovering && !looping {
             let busiest = self.busiest_holder();
             let causes: Vec<_> = busiest.map(|id| (id, grow_to - have)).into_iter().collect();
             self.start(c, grow_to - have, Reason::Windows, &causes);

@@ -306,6 +306,9 @@ impl Function {
             Stage::Wanted => {
                 if c.fleet.withdraw(sandbox) {
                     self.drop_sandbox(c, sandbox);
+                } else {
+                    // It has a worker already, which is about to be heard.
+                    c.look_at(self.id());
                 }
             }
             Stage::Starting => self.stop(c, sandbox),
@@ -337,6 +340,11 @@ impl Function {
     pub(crate) fn stop(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         let grace = self.record.settings.grace;
         let Some(active) = self.active.as_deref_mut() else { return };
+        if active.sandboxes.get(&sandbox).is_some_and(|entry| entry.lost) {
+            // Nobody is there to be told; should it come back, it is adopted and judged anew.
+            self.bury(c, sandbox);
+            return;
+        }
         let before = active.change(sandbox, |entry| {
             let before = entry.stage;
             entry.stage = Stage::Stopping;
@@ -444,7 +452,7 @@ fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
 }
 
 /// A level without anything in it.
-const fn nothing(function: FunctionId) -> Demand {
+pub(crate) const fn nothing(function: FunctionId) -> Demand {
     Demand {
         function,
         queued: 0,
