@@ -41,6 +41,11 @@ impl Host {
         Self { running, token, dir, tasks }
     }
 
+    /// For peers that are played beside it: they end with it.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
