@@ -29,6 +29,9 @@ fn main() -> ExitCode {
         let rest: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
         return example::main(&rest);
     }
+    if first.as_deref().is_some_and(|first| first == "keeper") {
+        return dirigent_runtime::keeper::main(args.map(|arg| arg.to_string_lossy().into_owned()));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

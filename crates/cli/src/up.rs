@@ -31,7 +31,7 @@ use crate::{
     printer::Printer,
 };
 use config::UpConfig;
-use roles::Roles;
+use roles::{End, Roles};
 
 /// Where `up` says where functions are called; written when everything is ready.
 pub(crate) const FUNCTIONS_FILE: &str = "functions";
@@ -74,13 +74,14 @@ async fn up(config: &UpConfig, begin: Instant, printer: Printer) -> Result {
             return Err(fail);
         }
     };
-    let result = match ready::announce(config, &dir, &roles, begin, printer).await {
+    let (result, end) = match ready::announce(config, &dir, &roles, begin, printer).await {
         Ok(()) => serve(config, &roles, &tasks, &mut signals, printer).await,
         Err(fail) => {
             roles.worker.stop_all(STOP_AT_ONCE).await;
-            Err(fail)
+            (Err(fail), End::Close)
         }
     };
+    roles.end(end).await;
     forget(&dir.join(FUNCTIONS_FILE));
     tasks.stop();
     if !tasks.wait(STOP_TASKS).await {
@@ -96,14 +97,14 @@ async fn serve(
     tasks: &Tasks,
     signals: &mut Signals,
     printer: Printer,
-) -> Result {
+) -> (Result, End) {
     tokio::select! {
         () = signals.next() => {}
         () = tasks.shutdown().cancelled() => {
             let reason = tasks.failure().unwrap_or("it was told to stop");
-            // What runs is left running: the next `up` adopts it.
-            return Err(Fail::internal(format!("a role failed: {reason}"))
-                .hint("sandboxes are left running; the next `dirigent up` adopts them"));
+            let fail = Fail::internal(format!("a role failed: {reason}"))
+                .hint("sandboxes are left running; the next `dirigent up` adopts them");
+            return (Err(fail), End::Detach);
         }
     }
     printer.note(&format_args!(
@@ -118,11 +119,11 @@ async fn serve(
         left = orderly => (left, false),
         () = signals.next() => (roles.worker.stop_all(STOP_AT_ONCE).await, true),
     };
+    // What did not stop in time is killed with the keeper.
     if left > 0 {
-        return Err(Fail::internal(format!("{left} sandboxes could not be stopped"))
-            .hint("the next `dirigent up` on this state directory finds them"));
+        printer.problem(&format!("warning: {left} sandboxes did not stop in time: killed"));
     }
-    if is_hurried { Err(Fail::interrupted()) } else { Ok(()) }
+    (if is_hurried { Err(Fail::interrupted()) } else { Ok(()) }, End::Close)
 }
 
 /// SIGTERM and Ctrl-C.

@@ -6,12 +6,13 @@ use dirigent_core::{RuntimeKind, name::HostRules};
 use dirigent_runtime::{
     Event, Runtime,
     fake::{FakeConfig, FakeRuntime},
+    process::{ProcessConfig, ProcessRuntime},
 };
 use dirigent_service::{Tasks, listen::ListenError};
 use tokio::sync::mpsc;
 
 use super::{FUNCTIONS_FILE, config::UpConfig, forget};
-use crate::fail::{Fail, Kind, Result};
+use crate::fail::{Fail, Kind, OrFail as _, Result};
 
 /// Events of a runtime that its worker has not taken yet; full makes the runtime wait.
 const EVENTS: usize = 1024;
@@ -22,6 +23,7 @@ pub(super) struct Roles {
     pub(super) control: dirigent_control::Running,
     pub(super) proxy: dirigent_proxy::Running,
     pub(super) worker: dirigent_worker::Running,
+    process: Option<Arc<ProcessRuntime>>,
 }
 
 impl Roles {
@@ -45,16 +47,47 @@ impl Roles {
         .await
         .map_err(failed("the data plane"))?;
         control.set_functions(proxy.address);
+        let Started { runtime, events, process } = runtime(config, dir, control.api.port()).await?;
         let worker = dirigent_worker::start(
             worker_config(config, dir),
-            vec![runtime(config)?],
+            vec![(runtime, events)],
             control.workers.clone(),
             control.workers_bulk.clone(),
             tasks,
         )
-        .await
-        .map_err(failed("the worker"))?;
-        Ok(Self { control, proxy, worker })
+        .await;
+        match worker {
+            Ok(worker) => Ok(Self { control, proxy, worker, process }),
+            Err(error) => {
+                leave(process, End::Detach).await;
+                Err(failed("the worker")(error))
+            }
+        }
+    }
+
+    /// Ends what is no task: the runtime's thread and the keeper.
+    pub(super) async fn end(self, how: End) {
+        leave(self.process, how).await;
+    }
+}
+
+/// What becomes of the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It ends, and whatever it still has is killed.
+    Close,
+    /// It goes on with its sandboxes; the next `up` adopts them.
+    Detach,
+}
+
+async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
+    let Some(process) = process else { return };
+    let left = tokio::task::spawn_blocking(move || match how {
+        End::Close => process.close(),
+        End::Detach => process.detach(),
+    });
+    if let Err(error) = left.await {
+        tracing::error!(%error, "the runtime did not end well");
     }
 }
 
@@ -80,17 +113,29 @@ fn worker_config(config: &UpConfig, dir: &Path) -> dirigent_worker::Config {
     }
 }
 
-/// The runtime asked for, with the channel on which it reports.
-fn runtime(config: &UpConfig) -> Result<(Arc<dyn Runtime>, mpsc::Receiver<Event>)> {
+/// A runtime, the channel on which it reports, and what is needed to end it.
+struct Started {
+    runtime: Arc<dyn Runtime>,
+    events: mpsc::Receiver<Event>,
+    process: Option<Arc<ProcessRuntime>>,
+}
+
+async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started> {
     let (sender, events) = mpsc::channel(EVENTS);
-    let runtime: Arc<dyn Runtime> = match config.runtime {
-        RuntimeKind::Fake => FakeRuntime::start(FakeConfig::default(), sender),
-        kind => {
-            return Err(Fail::config(format!("the {kind} runtime is not built in"))
-                .hint("use --runtime fake"));
-        }
-    };
-    Ok((runtime, events))
+    if config.runtime == RuntimeKind::Fake {
+        let runtime = FakeRuntime::start(FakeConfig::default(), sender);
+        return Ok(Started { runtime, events, process: None });
+    }
+    let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
+    let command = vec![program.display().to_string(), "keeper".to_owned()];
+    let mut process = ProcessConfig::new(&dir.join("worker"), command);
+    process.min_isolation = config.min_isolation.unwrap_or(process.min_isolation);
+    process.protected_ports = vec![api_port];
+    // It looks around for what an earlier life left, which takes system calls that block.
+    let started = tokio::task::spawn_blocking(move || ProcessRuntime::start(process, sender));
+    let started = started.await.or_fail(Kind::Internal, || "the runtime panicked")?;
+    let runtime = started.or_fail(Kind::Internal, || "the process runtime does not start")?;
+    Ok(Started { runtime: runtime.clone(), events, process: Some(runtime) })
 }
 
 /// A role that does not start: somebody else has what it needs, or the machine does not do what
