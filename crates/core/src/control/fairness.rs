@@ -12,6 +12,7 @@ use crate::{
     control::{
         Control,
         cluster::Cluster,
+        fleet::Promise,
         function::{Decided, Function},
         sandbox::Stage,
     },
@@ -41,13 +42,12 @@ impl Room {
 }
 
 impl Control {
-    /// Makes the largest functions give up sandboxes for these, if a worker is set aside for them.
-    pub(super) fn give_way(&mut self, starved: &[FunctionId]) {
-        for id in starved {
-            let Some((worker, missing)) = self.cluster.fleet.promised(*id) else { continue };
+    /// Makes the largest functions give up sandboxes on workers that are set aside.
+    pub(super) fn give_way(&mut self) {
+        for Promise { function: id, worker, missing } in self.cluster.fleet.promises() {
             for (home, sandbox) in self.victims(worker, &missing) {
                 if let Some(function) = self.functions.get_mut(&home) {
-                    function.give_up(&mut self.cluster, sandbox, *id);
+                    function.give_up(&mut self.cluster, sandbox, id);
                 }
             }
         }
@@ -97,6 +97,13 @@ impl Control {
 }
 
 impl Function {
+    /// The memory of one of its sandboxes, as a measure of what it takes and gives.
+    pub(super) fn weight(&self) -> u64 {
+        let newest = self.record.revisions.last().map(|revision| revision.number);
+        let revision = self.next_target().or(newest).and_then(|number| self.revision(number));
+        revision.map_or(0, |revision| revision.spec.resources.memory.0).max(1)
+    }
+
     /// Ready sandboxes beyond one, and beyond `min`.
     fn excess(&self) -> u32 {
         let Some(active) = self.active.as_deref().filter(|active| active.rollout.is_none()) else {

@@ -91,6 +91,15 @@ pub(crate) enum Output {
     Close { stream: StreamId, reason: String },
 }
 
+/// A worker set aside for a function's first sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Promise {
+    pub(crate) function: FunctionId,
+    pub(crate) worker: WorkerId,
+    /// What must come free there; nothing, if it is full by the number of sandboxes.
+    pub(crate) missing: Resources,
+}
+
 /// A sandbox in the books.
 #[derive(Debug)]
 struct Booking {

@@ -437,35 +437,39 @@ impl Control {
             return;
         }
         const LOOKED_AT: usize = 16;
-        let wanted: usize = self
-            .cluster
-            .starved
-            .iter()
-            .take(LOOKED_AT)
-            .filter_map(|id| self.functions.get(id)?.active.as_deref())
-            .map(|active| active.books.wanted.len())
-            .sum();
-        let coming = self.cluster.stopping.saturating_add(self.cluster.lent);
-        let mut missing = u32::try_from(wanted).unwrap_or(u32::MAX).saturating_sub(coming);
+        let (mut wanted, mut memory) = (0_u64, 0_u64);
+        for id in self.cluster.starved.iter().take(LOOKED_AT) {
+            let Some(function) = self.functions.get(id) else { continue };
+            let waiting = function.active.as_ref().map_or(0, |active| active.books.wanted.len());
+            let waiting = u64::try_from(waiting).unwrap_or(u64::MAX);
+            wanted += waiting;
+            memory = memory.saturating_add(waiting.saturating_mul(function.weight()));
+        }
+        // What is leaving already counts like one of those that wait.
+        let coming = u64::from(self.cluster.stopping.saturating_add(self.cluster.lent));
+        let mut missing = memory / wanted.max(1) * wanted.saturating_sub(coming);
         let lenders: Vec<(Time, FunctionId)> =
-            self.cluster.spare.iter().take(missing as usize).copied().collect();
+            self.cluster.spare.iter().take(LOOKED_AT).copied().collect();
         for (_, lender) in lenders {
             if missing == 0 {
                 break;
             }
             if let Some(function) = self.functions.get_mut(&lender) {
-                missing = missing.saturating_sub(function.lend(&mut self.cluster, missing));
+                let weight = function.weight();
+                let n = u32::try_from(missing.div_ceil(weight)).unwrap_or(u32::MAX);
+                let lent = u64::from(function.lend(&mut self.cluster, n));
+                missing = missing.saturating_sub(lent.saturating_mul(weight));
             }
         }
         if missing > 0 {
             let starved: Vec<FunctionId> =
                 self.cluster.starved.iter().take(LOOKED_AT).copied().collect();
-            for &id in &starved {
+            for id in starved {
                 if let Some(function) = self.functions.get_mut(&id) {
                     function.make_room(&mut self.cluster);
                 }
             }
-            self.give_way(&starved);
+            self.give_way();
         }
         self.cluster.reclaim = false;
     }

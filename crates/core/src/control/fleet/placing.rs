@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    Booking, Fleet, Output, Want,
-    waiting::{Left, Rank, Shape, Why},
-    worker::{Need, Worker},
+    Booking, Fleet, Output, Promise, Want,
+    waiting::{Group, Left, Rank, Shape, Why},
+    worker::Need,
 };
 use crate::{
-    Bytes, FunctionId, MilliCpu, Resources, SandboxId, Time, WorkerId,
+    FunctionId, Resources, SandboxId, Time, WorkerId,
     frame::{StartSandbox, ToWorker},
 };
 
@@ -272,16 +272,15 @@ impl Fleet {
         self.release(old);
     }
 
-    /// The worker set aside for a function's first sandbox, and what is missing there.
-    pub(crate) fn promised(&self, function: FunctionId) -> Option<(WorkerId, Resources)> {
-        let (id, need) = self.waiting.promise(function)?;
-        let worker = self.workers.get(&id)?;
-        let capacity = worker.capacity.as_ref()?;
-        let memory = need.memory.saturating_sub(worker.memory_free());
-        let cpu =
-            need.cpu.saturating_sub(Worker::cpu_offered(capacity).saturating_sub(worker.used.cpu));
-        let cpu = MilliCpu(u32::try_from(cpu).unwrap_or(u32::MAX));
-        Some((id, Resources { cpu, memory: Bytes(memory) }))
+    /// What is set aside for whom.
+    pub(crate) fn promises(&self) -> Vec<Promise> {
+        let promise = |(shape, group): (&Shape, &Group)| {
+            let (id, _) = group.earmark?;
+            let worker = self.workers.get(&id)?;
+            let missing = worker.missing_for(&shape.need)?;
+            Some(Promise { function: group.head()?.function(), worker: id, missing })
+        };
+        self.waiting.groups.iter().filter_map(promise).collect()
     }
 
     /// What was set aside on a worker may be used by all again.

@@ -287,11 +287,13 @@ fn room_is_set_aside_for_a_large_first_sandbox() {
     fleet.want(ms(1), sized(want(50, 2), 200));
     fleet.want(ms(1), want(11, 1));
     drain(&mut fleet);
-    let missing =
-        |memory| Some((WorkerId(1), Resources { cpu: MilliCpu(0), memory: Bytes::mib(memory) }));
-    assert_eq!((fleet.promised(function(2)), fleet.promised(function(1))), (missing(200), None));
+    let promise = |memory| {
+        let missing = Resources { cpu: MilliCpu(0), memory: Bytes::mib(memory) };
+        vec![Promise { function: function(2), worker: WorkerId(1), missing }]
+    };
+    assert_eq!(fleet.promises(), promise(200));
     fleet.gone(ms(2), sandbox(1));
-    assert_eq!(fleet.promised(function(2)), missing(100));
+    assert_eq!(fleet.promises(), promise(100));
     assert_eq!(placed(&drain(&mut fleet)), [], "not to the one that has ten");
     fleet.want(ms(2), want(60, 3));
     assert_eq!(placed(&drain(&mut fleet)), [(60, 1)], "another's first may pass");

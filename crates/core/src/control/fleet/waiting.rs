@@ -34,6 +34,12 @@ pub(super) struct Rank {
     revision: RevisionId,
 }
 
+impl Rank {
+    pub(super) const fn function(&self) -> FunctionId {
+        self.revision.function
+    }
+}
+
 /// Why a group waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -175,16 +181,6 @@ impl Waiting {
         self.keys(function).any(|key| {
             let group = self.lines.get(&key).and_then(|line| self.groups.get(&line.shape));
             group.is_some_and(|group| group.why == Why::Room)
-        })
-    }
-
-    /// The worker set aside for a function that is next in its group, and what it needs.
-    pub(super) fn promise(&self, function: FunctionId) -> Option<(WorkerId, Need)> {
-        self.keys(function).find_map(|key| {
-            let shape = self.lines.get(&key)?.shape;
-            let group = self.groups.get(&shape)?;
-            let next = group.head().is_some_and(|head| head.revision.function == function);
-            group.earmark.filter(|_| next).map(|(worker, _)| (worker, shape.need))
         })
     }
 

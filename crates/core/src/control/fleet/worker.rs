@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    Bytes, Digest, Isolation, MilliCpu, RuntimeKind, SandboxId, Spec, StreamId, Time, WorkerRecord,
+    Bytes, Digest, Isolation, MilliCpu, Resources, RuntimeKind, SandboxId, Spec, StreamId, Time,
+    WorkerRecord,
     control::WorkerSummary,
     frame::{Capacity, Incarnation, Load},
     policy::placement::Candidate,
@@ -139,7 +140,7 @@ impl Worker {
         if self.failures >= QUARANTINE_AFTER { offered.min(1) } else { offered }
     }
 
-    pub(super) fn cpu_offered(capacity: &Capacity) -> u64 {
+    fn cpu_offered(capacity: &Capacity) -> u64 {
         u64::from(capacity.cpu.0) * u64::from(capacity.cpu_overcommit.max(1))
     }
 
@@ -173,6 +174,15 @@ impl Worker {
             && self
                 .isolation(need.runtime)
                 .is_some_and(|best| need.isolation.is_none_or(|demanded| demanded <= best))
+    }
+
+    /// What would have to come free for it.
+    pub(super) fn missing_for(&self, need: &Need) -> Option<Resources> {
+        let capacity = self.capacity.as_ref()?;
+        let cpu_free = Self::cpu_offered(capacity).saturating_sub(self.used.cpu);
+        let cpu = u32::try_from(need.cpu.saturating_sub(cpu_free)).unwrap_or(u32::MAX);
+        let memory = Bytes(need.memory.saturating_sub(self.memory_free()));
+        Some(Resources { cpu: MilliCpu(cpu), memory })
     }
 
     /// How it looks to a placement policy.

@@ -284,6 +284,28 @@ fn a_flooding_function_gives_up_one_sandbox_for_a_function_that_has_none() {
 }
 
 #[test]
+fn a_large_function_is_lent_as_many_small_sandboxes_as_it_takes() {
+    let mut world = World::new();
+    world.room = 4;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let (small, _) = world.deploy("small", &spec("a", 1), &Settings::default(), false);
+    let mut wide = spec("b", 1);
+    wide.resources.memory = Bytes::mib(3 * 128);
+    let (large, _) = world.deploy("large", &wide, &Settings::default(), false);
+    world.demand(PLANE, demand(small, 4, 0, 0));
+    for sandbox in world.started() {
+        world.ready(sandbox);
+    }
+    world.demand(PLANE, demand(small, 0, 0, 4));
+    world.said();
+    world.demand(PLANE, demand(large, 1, 0, 0));
+    let wanted = to_plane(PLANE, ToDataPlane::Recall { function: small, n: 3, idle_only: true });
+    let said = world.said();
+    assert!(said.contains(&wanted), "{said:?}");
+}
+
+#[test]
 fn a_function_with_one_sandbox_keeps_it() {
     let mut world = World::new();
     world.room = 1;
