@@ -92,6 +92,7 @@ pub(crate) struct Relay {
     /// The client's connection, if nothing but a reset shows it that the response was cut.
     line: Option<Arc<Line>>,
     over: bool,
+    broken: bool,
 }
 
 impl Relay {
@@ -103,12 +104,15 @@ impl Relay {
         idle_timeout: Duration,
     ) -> Self {
         let patience = Patience::new(idle_timeout);
-        Self { first, running, patience, call, line, over: false }
+        Self { first, running, patience, call, line, over: false, broken: false }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
+        }
+        if self.broken {
+            return Poll::Ready(Some(Err(Cut)));
         }
         let Some(exchange) = self.running.exchange() else { return Poll::Ready(None) };
         match exchange.poll_body(cx) {
@@ -130,26 +134,30 @@ impl Relay {
                 if let RecvError::Closed = error {
                     self.running.closed();
                 }
-                Poll::Ready(Some(Err(self.cut(&error.to_string()))))
+                self.cut(cx, &error.to_string())
             }
             Poll::Pending => {
                 ready!(self.patience.poll_over(cx));
-                Poll::Ready(Some(Err(self.cut("silent for longer than idle_timeout"))))
+                self.cut(cx, "silent for longer than idle_timeout")
             }
         }
     }
 
-    fn cut(&mut self, why: &str) -> Cut {
+    /// The error follows with the next poll: what was relayed so far is flushed before, so that the
+    /// client sees a response that broke off and not a connection that closed.
+    fn cut<T>(&mut self, cx: &Context<'_>, why: &str) -> Poll<T> {
         tracing::debug!(request_id = ?self.call.request_id, why, "a response was cut");
         if let Some((exchange, lease)) = self.running.take() {
             lease.abandon(Some(exchange.into_conn()));
         }
         self.call.cut();
         self.over = true;
+        self.broken = true;
         if let Some(line) = &self.line {
             line.reset.store(true, Relaxed);
         }
-        Cut
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn rest(&self) -> Option<u64> {
@@ -169,6 +177,7 @@ pub(crate) struct Stream {
     patience: Patience,
     call: Call,
     line: Option<Arc<Line>>,
+    broken: bool,
 }
 
 impl Stream {
@@ -179,10 +188,20 @@ impl Stream {
         line: Option<Arc<Line>>,
         idle_timeout: Duration,
     ) -> Self {
-        Self { incoming, lease: Some(lease), patience: Patience::new(idle_timeout), call, line }
+        Self {
+            incoming,
+            lease: Some(lease),
+            patience: Patience::new(idle_timeout),
+            call,
+            line,
+            broken: false,
+        }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.broken {
+            return Poll::Ready(Some(Err(Cut)));
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if self.incoming.is_end_stream() {
@@ -197,11 +216,11 @@ impl Stream {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.finish();
-                Poll::Ready(Some(Err(self.cut(&error.to_string()))))
+                self.cut(cx, &error.to_string())
             }
             Poll::Pending => {
                 ready!(self.patience.poll_over(cx));
-                Poll::Ready(Some(Err(self.cut("silent for longer than idle_timeout"))))
+                self.cut(cx, "silent for longer than idle_timeout")
             }
         }
     }
@@ -212,16 +231,18 @@ impl Stream {
         }
     }
 
-    fn cut(&mut self, why: &str) -> Cut {
+    fn cut<T>(&mut self, cx: &Context<'_>, why: &str) -> Poll<T> {
         tracing::debug!(request_id = ?self.call.request_id, why, "a response was cut");
         if let Some(lease) = self.lease.take() {
             lease.abandon(None);
         }
         self.call.cut();
+        self.broken = true;
         if let Some(line) = &self.line {
             line.reset.store(true, Relaxed);
         }
-        Cut
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -263,8 +284,8 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(data) => data.is_empty(),
-            Self::Relay(relay) => relay.over && relay.first.is_none(),
-            Self::Stream(stream) => stream.incoming.is_end_stream(),
+            Self::Relay(relay) => relay.over && !relay.broken && relay.first.is_none(),
+            Self::Stream(stream) => !stream.broken && stream.incoming.is_end_stream(),
         }
     }
 

@@ -86,10 +86,19 @@ impl Front {
         };
         let call = Call::new(shared, &self.line, request_id, arrived);
         let grpc = is_grpc(&request);
+        let version = request.version();
         let request_id = call.request_id.clone();
         match self.invoke(call, request).await {
             Ok(response) => response,
-            Err(failure) => failure.response(&request_id, grpc),
+            Err(failure) => {
+                let mut response = failure.response(&request_id, grpc);
+                if failure.code == Code::BadRequest && version < Version::HTTP_2 {
+                    // Whoever sends such a thing may mean something else by what follows.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+                response
+            }
         }
     }
 

@@ -52,9 +52,9 @@ struct Head {
     hosts: u32,
     length: Option<u64>,
     chunked: bool,
-    upgrade: bool,
+    /// The protocol may be switched.
+    switches: bool,
     old: bool,
-    connect: bool,
 }
 
 /// See the module.
@@ -172,7 +172,7 @@ impl Scanner {
                 return Ok(());
             }
             self.head.old = line.ends_with(b"HTTP/1.0");
-            self.head.connect = line.starts_with(b"CONNECT ");
+            self.head.switches = line.starts_with(b"CONNECT ");
             self.head.lines = 1;
             return Ok(());
         }
@@ -196,7 +196,7 @@ impl Scanner {
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.head.hosts += 1,
-            7 if name.eq_ignore_ascii_case(b"upgrade") => self.head.upgrade = true,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => self.head.switches = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let twice = self.head.length.replace(decimal(value)?).is_some();
                 if twice {
@@ -228,7 +228,7 @@ impl Scanner {
         if head.hosts > 1 || (head.hosts == 0 && !head.old) {
             return Err(bad("exactly one Host is needed"));
         }
-        self.state = if head.upgrade || head.connect {
+        self.state = if head.switches {
             State::Open
         } else if head.chunked {
             State::Size

@@ -47,6 +47,7 @@ pub(crate) enum Answer {
     Refused(Refusal),
 }
 
+#[expect(clippy::large_enum_variant, reason = "a warm invocation saves the allocation")]
 pub(crate) enum Admission {
     Bound(Bound),
     Queued(oneshot::Receiver<Answer>),

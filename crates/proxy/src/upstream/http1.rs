@@ -88,6 +88,7 @@ enum Rest {
 
 /// One invocation on a connection.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that are learned independently")]
 pub(crate) struct Exchange {
     conn: Conn,
     source: Source,
@@ -389,7 +390,8 @@ impl Exchange {
             let text = std::str::from_utf8(name).unwrap_or_default();
             let switches =
                 text.eq_ignore_ascii_case("connection") || text.eq_ignore_ascii_case("upgrade");
-            if !headers::goes_back(text) && !(switching && switches) {
+            let goes = headers::goes_back(text) || (switching && switches);
+            if !goes {
                 continue;
             }
             let value = raw.slice(span.value.0..span.value.1);
