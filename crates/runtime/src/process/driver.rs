@@ -307,10 +307,12 @@ impl Driver {
         entry.state = State::Settled;
         let address = Address::Tcp(([127, 0, 0, 1], entry.port).into());
         let told = ToKeeper::Listening { sandbox, address: address.clone() };
-        self.report(Event::Listening { sandbox, address, init });
+        // The keeper hears of it first: if this process dies once the sandbox is in use, the next
+        // one must find it as listening, not as half made.
         if let Err(error) = self.shared.link.send(&told) {
             tracing::debug!(%sandbox, %error, "there is no keeper");
         }
+        self.report(Event::Listening { sandbox, address, init });
     }
 
     fn gone(&mut self, sandbox: SandboxId, mut failure: StartFailure) {

@@ -33,7 +33,9 @@ impl Board {
             Err(error) => return tracing::debug!(%error, "nobody to accept"),
         };
         let registered = stream.set_nonblocking(true).is_ok() && {
-            // The former worker is dead, or this would not be its state directory's new one.
+            // The former worker is dead, or this would not be its state directory's new one. What
+            // it said before its death still counts.
+            self.hear_worker(epoll::EventFlags::IN);
             self.worker = None;
             let data = epoll::EventData::new_u64(Source::Worker.token());
             epoll::add(&self.poll, &stream, data, epoll::EventFlags::IN).is_ok()
@@ -48,21 +50,25 @@ impl Board {
         if flags.contains(epoll::EventFlags::OUT) {
             self.flush();
         }
-        loop {
+        let open = loop {
             let Some(worker) = &mut self.worker else { return };
             match worker.stream.read(&mut self.buffer) {
-                Ok(0) => return self.lose_worker(),
+                Ok(0) => break false,
                 Ok(length) => worker.inbox.push(&self.buffer[..length]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break true,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     tracing::debug!(%error, "the worker is gone");
-                    return self.lose_worker();
+                    break false;
                 }
             }
-        }
+        };
+        // Its last words came with its end: they are obeyed all the same.
         if let Err(error) = self.obey_all() {
             tracing::warn!(%error, "the worker is not understood");
+            return self.lose_worker();
+        }
+        if !open {
             self.lose_worker();
         }
     }
