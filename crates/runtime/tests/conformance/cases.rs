@@ -103,7 +103,9 @@ async fn the_environment_has_nothing_of_ours(mut harness: Harness) {
     // Cargo sets this one for the worker, which is this process.
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
     assert!(!env.contains_key("CARGO_MANIFEST_DIR"), "{env:?}");
-    assert!(!env.keys().any(|key| key.starts_with("DIRIGENT_")), "{env:?}");
+    // Save the random mark by which what is left of a sandbox is found.
+    let ours = env.keys().filter(|key| key.starts_with("DIRIGENT_"));
+    assert!(ours.clone().all(|key| key == "DIRIGENT_SANDBOX"), "{env:?}");
 }
 
 async fn environment(address: std::net::SocketAddr) -> BTreeMap<String, String> {
@@ -157,6 +159,9 @@ async fn a_signal_from_elsewhere_is_told_apart(mut harness: Harness) {
 }
 
 async fn too_much_memory_is_told_as_such(mut harness: Harness) {
+    if harness.lacks("memory: not limited") {
+        return;
+    }
     let failure = harness.failure(harness.order(&[("FAKE_FAIL", "oom")])).await;
     assert_eq!(failure.cause, Cause::OutOfMemory { limit: Bytes::mib(64) });
     assert_eq!(failure.fault, Fault::Function);

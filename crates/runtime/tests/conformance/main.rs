@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     for subject in Subject::ALL {
         let missing = subject.missing();
         if let Some(reason) = &missing {
-            println!("skipped on {}: {reason}", subject.name());
+            println!("skip: all cases on {}: {reason}", subject.name());
         }
         for case in cases::ALL {
             if !(case.applies)(subject) {

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -20,6 +20,7 @@ use dirigent_core::{
 use dirigent_runtime::{
     Event, Runtime,
     fake::{FakeConfig, FakeRuntime},
+    process::{ProcessConfig, ProcessRuntime},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -34,27 +35,58 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     Fake,
+    /// The process runtime, with this isolation.
+    Process(Isolation),
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 1] = [Self::Fake];
+    pub(crate) const ALL: [Self; 3] =
+        [Self::Fake, Self::Process(Isolation::Plain), Self::Process(Isolation::Basic)];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fake => "fake",
+            Self::Process(Isolation::Plain) => "process_plain",
+            Self::Process(_) => "process_basic",
+        }
+    }
+
+    pub(crate) fn kind(self) -> RuntimeKind {
+        match self {
+            Self::Fake => RuntimeKind::Fake,
+            Self::Process(_) => RuntimeKind::Process,
         }
     }
 
     /// Why it cannot be tested on this machine.
     pub(crate) fn missing(self) -> Option<String> {
-        match self {
-            Self::Fake => None,
-        }
+        let Self::Process(isolation) = self else { return None };
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, _events) = mpsc::channel(16);
+        let runtime = match ProcessRuntime::start(config(dir.path(), isolation), sender) {
+            Ok(runtime) => runtime,
+            Err(error) => return Some(error.to_string()),
+        };
+        let facts = runtime.facts();
+        runtime.close();
+        (facts.best < Some(isolation)).then(|| facts.missing.join("; "))
     }
 }
 
-pub(crate) fn keeper(_args: impl Iterator<Item = String>) -> ExitCode {
-    ExitCode::FAILURE
+/// Be the keeper of the process runtime.
+pub(crate) fn keeper(args: impl Iterator<Item = String>) -> ExitCode {
+    dirigent_runtime::keeper::main(args)
+}
+
+fn config(dir: &Path, isolation: Isolation) -> ProcessConfig {
+    let this = std::env::current_exe().unwrap().into_os_string().into_string().unwrap();
+    ProcessConfig {
+        max_isolation: isolation,
+        parked: 1,
+        // It ends by itself also when a test ends in the middle.
+        keeper_idle: Duration::from_secs(5),
+        ..ProcessConfig::new(dir, vec![this, "keeper".to_owned()])
+    }
 }
 
 /// A runtime at work.
@@ -62,21 +94,28 @@ pub(crate) struct Harness {
     pub(crate) subject: Subject,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) runtime: Arc<dyn Runtime>,
-    fake: Option<Arc<FakeRuntime>>,
+    owned: Owned,
     events: mpsc::Receiver<Event>,
+}
+
+/// The same runtime, as its owner knows it.
+enum Owned {
+    Fake(Arc<FakeRuntime>),
+    Process(Arc<ProcessRuntime>),
 }
 
 impl Harness {
     pub(crate) fn new(subject: Subject) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (sender, events) = mpsc::channel(256);
-        let (runtime, fake): (Arc<dyn Runtime>, _) = match subject {
-            Subject::Fake => {
-                let fake = FakeRuntime::start(FakeConfig::default(), sender);
-                (Arc::clone(&fake) as _, Some(fake))
+        let owned = match subject {
+            Subject::Fake => Owned::Fake(FakeRuntime::start(FakeConfig::default(), sender)),
+            Subject::Process(isolation) => {
+                let config = config(dir.path(), isolation);
+                Owned::Process(ProcessRuntime::start(config, sender).unwrap())
             }
         };
-        let harness = Self { subject, dir, runtime, fake, events };
+        let harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
         assert_eq!(harness.runtime.recover().unwrap(), [], "nothing is left of others");
         harness
     }
@@ -84,16 +123,31 @@ impl Harness {
     /// The worker's process is gone; `meanwhile` happens; another one comes.
     pub(crate) async fn restart(&mut self, meanwhile: impl Future<Output = ()>) {
         let (sender, events) = mpsc::channel(256);
-        match self.subject {
-            Subject::Fake => {
-                let before = self.fake.take().expect("the fake has one");
+        self.owned = match (&self.owned, self.subject) {
+            (Owned::Process(before), Subject::Process(isolation)) => {
+                before.detach();
+                meanwhile.await;
+                let config = config(self.dir.path(), isolation);
+                Owned::Process(ProcessRuntime::start(config, sender).unwrap())
+            }
+            (Owned::Fake(before), _) => {
                 let after = before.taken_over(sender);
                 meanwhile.await;
-                self.runtime = Arc::clone(&after) as _;
-                self.fake = Some(after);
+                Owned::Fake(after)
             }
-        }
+            (Owned::Process(_), Subject::Fake) => unreachable!("it is what it was made as"),
+        };
+        self.runtime = self.owned.runtime();
         self.events = events;
+    }
+
+    /// What the keeper says does not work here, which some cases need.
+    pub(crate) fn lacks(&self, what: &str) -> bool {
+        let lacking = self.runtime.facts().missing.into_iter().find(|line| line.contains(what));
+        if let Some(line) = &lacking {
+            println!("skip: a case on {}: {line}", self.subject.name());
+        }
+        lacking.is_some()
     }
 
     pub(crate) async fn next(&mut self) -> Event {
@@ -104,18 +158,18 @@ impl Harness {
     /// An order that nothing is special about; its program is this one.
     pub(crate) fn order(&self, env: &[(&str, &str)]) -> CreateSandbox {
         static SANDBOXES: AtomicU64 = AtomicU64::new(1);
-        let kind = match self.subject {
-            Subject::Fake => RuntimeKind::Fake,
-        };
         let spec = Spec {
             sandbox: SandboxSpec {
-                runtime: kind,
+                runtime: self.subject.kind(),
                 command: vec!["dirigent".to_owned(), "function".to_owned()],
                 image: None,
                 component: None,
                 port: None,
                 protocol: Protocol::Http1,
-                isolation: self.isolation(),
+                isolation: match self.subject {
+                    Subject::Fake => None,
+                    Subject::Process(isolation) => Some(isolation),
+                },
                 listen: Listen::Port,
             },
             resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
@@ -132,12 +186,6 @@ impl Harness {
                 start_timeout: DEADLINE,
             },
             port: free_port(),
-        }
-    }
-
-    fn isolation(&self) -> Option<Isolation> {
-        match self.subject {
-            Subject::Fake => None,
         }
     }
 
@@ -211,6 +259,23 @@ impl Harness {
         let path = self.dir.path().join("archive");
         std::fs::copy(packed.archive.path(), &path).unwrap();
         (packed.digest, path)
+    }
+}
+
+impl Owned {
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        match self {
+            Self::Fake(fake) => Arc::clone(fake) as _,
+            Self::Process(process) => Arc::clone(process) as _,
+        }
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        if let Owned::Process(runtime) = &self.owned {
+            runtime.close();
+        }
     }
 }
 
