@@ -3,4 +3,6 @@
 #[cfg(test)]
 mod gate;
 #[cfg(test)]
+mod together;
+#[cfg(test)]
 mod worker;
