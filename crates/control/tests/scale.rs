@@ -1,0 +1,92 @@
+//! A start with many functions. By command, since it measures:
+//! `cargo test --release -p dirigent-control --test scale -- --ignored --nocapture`
+
+#![cfg(test)]
+
+use std::{sync::Arc, time::Instant};
+
+use dirigent_control::{
+    Config,
+    store::{RedbStore, Store as _},
+};
+use dirigent_core::{
+    Bytes, Epoch, FunctionId, FunctionName, FunctionRecord, Listen, MilliCpu, Protocol, Resources,
+    RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Settings, Spec, Target, Write,
+    control::Outcome,
+};
+use dirigent_service::Tasks;
+
+const FUNCTIONS: u64 = 100_000;
+
+/// Each with settings, spec and name of its own in the file, as deploys leave them.
+fn function(counter: u64) -> FunctionRecord {
+    let command = ["dirigent", "example", "hello"].map(str::to_owned).to_vec();
+    let spec = Spec {
+        sandbox: SandboxSpec {
+            runtime: RuntimeKind::Process,
+            command,
+            image: None,
+            component: None,
+            port: None,
+            protocol: Protocol::Http1,
+            isolation: None,
+            listen: Listen::Port,
+        },
+        resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(16) },
+        env: [("MODE".to_owned(), "fast".to_owned())].into(),
+        concurrency: 1,
+        artifact: None,
+    };
+    FunctionRecord {
+        id: FunctionId::new(Epoch(1), counter),
+        name: FunctionName::new("default", &format!("function-{counter}")).unwrap(),
+        settings: Arc::new(Settings::default()),
+        revisions: vec![RevisionRecord {
+            number: 1,
+            spec: Arc::new(spec),
+            state: RevisionState::Live,
+            created_ms: 1_700_000_000_000,
+            failure: None,
+        }],
+        targets: vec![Target { revision: 1, weight: 1 }],
+    }
+}
+
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[tokio::test]
+#[ignore = "it measures; see the module"]
+async fn a_hundred_thousand_functions_are_loaded_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let mut store = RedbStore::new(&path);
+    store.take_office().unwrap();
+    let numbers: Vec<u64> = (1..=FUNCTIONS).collect();
+    for batch in numbers.chunks(1000) {
+        let writes: Vec<_> =
+            batch.iter().map(|n| Write::PutFunction(Arc::new(function(*n)))).collect();
+        assert!(matches!(store.apply(&writes), Outcome::Ok { .. }));
+    }
+    drop(store);
+    let before = resident_mib();
+
+    let tasks = Tasks::new();
+    let started = Instant::now();
+    let mut config = Config::new(dir.path().to_owned());
+    config.listen = ([127, 0, 0, 1], 0).into();
+    let running = dirigent_control::start(config, &tasks).await.unwrap();
+    println!(
+        "{FUNCTIONS} functions: started in {:?}, resident {} MiB more ({} MiB in all), file {} MiB",
+        started.elapsed(),
+        resident_mib().saturating_sub(before),
+        resident_mib(),
+        std::fs::metadata(&path).unwrap().len() >> 20,
+    );
+    assert_eq!(running.store.functions.load(std::sync::atomic::Ordering::Relaxed), FUNCTIONS);
+    tasks.stop();
+    assert!(tasks.wait(std::time::Duration::from_secs(20)).await);
+}
