@@ -292,3 +292,54 @@ fn schemas() -> Value {
         "Empty": {},
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// The routes as the reference page shows them.
+    fn table() -> String {
+        let mut table = String::from("| Route | Does | Query |\n|---|---|---|\n");
+        for Route { method, path, summary, query, .. } in ROUTES {
+            let names: Vec<_> = query.iter().map(|(name, ..)| format!("`{name}`")).collect();
+            let (method, names) = (method.to_uppercase(), names.join(", "));
+            writeln!(table, "| `{method} {path}` | {summary} | {names} |").unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn the_reference_page_shows_every_route() {
+        let page = include_str!("../../../../docs/reference/api.md");
+        let table = table();
+        assert!(page.contains(&table), "docs/reference/api.md is stale; it should have:\n{table}");
+    }
+
+    #[test]
+    fn every_route_that_is_served_is_documented() {
+        let source = include_str!("../api.rs");
+        let served: Vec<_> = source
+            .split(".route(")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').nth(1))
+            .filter(|path| path.starts_with('/'))
+            .collect();
+        assert!(served.len() >= 12, "{served:?}");
+        for path in served {
+            assert!(ROUTES.iter().any(|route| route.path == path), "{path} is not documented");
+        }
+    }
+
+    #[test]
+    fn every_schema_that_is_named_exists() {
+        let document = render();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let text = document.to_string();
+        for part in text.split("#/components/schemas/").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(schemas.contains_key(name), "{name}");
+        }
+    }
+}
