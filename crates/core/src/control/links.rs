@@ -279,6 +279,8 @@ impl Control {
 
     pub(super) fn worker_said(&mut self, stream: StreamId, frame: FromWorker) {
         let now = self.cluster.now;
+        // Whatever it says, it lives.
+        self.cluster.fleet.heard(now, stream);
         match frame {
             FromWorker::Hello(hello) => {
                 if self.greets(stream, &hello.hello) {

@@ -21,6 +21,10 @@ const LOST_AFTER: Duration = Duration::from_secs(3);
 const GREETING: Duration = Duration::from_secs(10);
 /// A worker's record that the store did not take is written again after this.
 const REWRITE_AFTER: Duration = Duration::from_secs(1);
+/// A deadline that is looked at so much later than it was due tells of a stall of this leader, not
+/// of a worker: what workers said meanwhile lies unread, and their silence proves nothing. Ours:
+/// above any delay of a healthy host, below a missed beat or two.
+const STALL: Duration = Duration::from_millis(500);
 /// Timers looked at in one call.
 const TIMERS_AT_ONCE: usize = 512;
 
@@ -230,13 +234,22 @@ impl Fleet {
         true
     }
 
-    /// A worker is heard.
+    /// A worker says how it is.
     pub(crate) fn beat(&mut self, now: Time, stream: StreamId, load: Load) {
+        if let Some(id) = self.worker_of(stream)
+            && let Some(worker) = self.workers.get_mut(&id)
+        {
+            worker.load = load;
+        }
+        self.heard(now, stream);
+    }
+
+    /// A worker said something: it lives.
+    pub(crate) fn heard(&mut self, now: Time, stream: StreamId) {
         self.now = now;
         let Some(id) = self.worker_of(stream) else { return };
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.heard = now;
-        worker.load = load;
         // The timer stays where it is: it finds the beat when it is due.
         if worker.health == Health::Suspect {
             worker.health = Health::Live;
@@ -262,6 +275,7 @@ impl Fleet {
     }
 
     pub(super) fn expire_workers(&mut self, now: Time) {
+        let stalled = self.timers.first().is_some_and(|(at, _)| at.after(STALL) <= now);
         for _ in 0..TIMERS_AT_ONCE {
             let Some(&(at, id)) = self.timers.first() else { return };
             if at > now {
@@ -271,13 +285,17 @@ impl Fleet {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.timer = None;
             }
-            self.expire_worker(now, id);
+            self.expire_worker(now, id, stalled);
             self.rearm(id);
         }
     }
 
-    fn expire_worker(&mut self, now: Time, id: WorkerId) {
+    fn expire_worker(&mut self, now: Time, id: WorkerId, stalled: bool) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if stalled {
+            worker.heard = now;
+            worker.since = now;
+        }
         let passed = |at: &mut Option<Time>| at.take_if(|at| *at <= now).is_some();
         let freed = passed(&mut worker.quarantine) | passed(&mut worker.refused);
         let rewrite = passed(&mut worker.rewrite);

@@ -2,6 +2,13 @@
 
 use super::*;
 
+/// Meets every deadline up to a time.
+fn run(fleet: &mut Fleet, until: Time) {
+    while let Some(at) = fleet.deadline().filter(|at| *at <= until) {
+        fleet.expire(at);
+    }
+}
+
 #[test]
 fn a_new_worker_is_numbered_recorded_welcomed_and_joined() {
     let mut fleet = Fleet::new(
@@ -65,8 +72,10 @@ fn a_silent_worker_is_suspect_then_lost_and_adopted_when_it_returns() {
         fleet.want(ms(1000), want(n, 1));
     }
     assert!(placed(&drain(&mut fleet)).iter().all(|(_, worker)| *worker == other));
-    beat(&mut fleet, ms(2900), other..=other);
-    fleet.expire(ms(3000));
+    beat(&mut fleet, ms(1800), other..=other);
+    run(&mut fleet, ms(2700));
+    beat(&mut fleet, ms(2700), other..=other);
+    run(&mut fleet, ms(3000));
     let reason = format!("worker w{on} was silent for 3s");
     assert_eq!(
         drain(&mut fleet),
@@ -84,6 +93,26 @@ fn a_silent_worker_is_suspect_then_lost_and_adopted_when_it_returns() {
     );
     let summary = fleet.summaries().into_iter().find(|summary| summary.id.0 == on).unwrap();
     assert_eq!((summary.state.as_str(), summary.sandboxes, summary.starting), ("ready", 1, 0));
+}
+
+#[test]
+fn whatever_a_worker_says_shows_that_it_lives() {
+    let mut fleet = fleet(1);
+    fleet.heard(ms(900), StreamId(1));
+    fleet.expire(ms(1000));
+    assert_eq!(state(&fleet, 1), "ready");
+}
+
+#[test]
+fn a_stall_of_the_leader_is_not_taken_for_silence_of_the_workers() {
+    let mut fleet = fleet(2);
+    assert_eq!(fleet.deadline(), Some(ms(1000)));
+    fleet.expire(ms(60_000));
+    assert_eq!((state(&fleet, 1), state(&fleet, 2)), ("ready".to_owned(), "ready".to_owned()));
+    beat(&mut fleet, ms(60_001), 1..=1);
+    fleet.expire(ms(61_000));
+    assert_eq!((state(&fleet, 1), state(&fleet, 2)), ("ready".to_owned(), "suspect".to_owned()));
+    assert_eq!(drain(&mut fleet), []);
 }
 
 #[test]
@@ -105,9 +134,9 @@ fn a_broken_stream_makes_suspect_at_once_and_lost_after_three_seconds() {
     assert!(fleet.detached(ms(500), StreamId(1)));
     assert!(!fleet.detached(ms(500), StreamId(1)));
     assert_eq!(state(&fleet, 1), "suspect");
-    fleet.expire(ms(3499));
+    run(&mut fleet, ms(3499));
     assert_eq!(drain(&mut fleet), []);
-    fleet.expire(ms(3500));
+    run(&mut fleet, ms(3500));
     assert_eq!(drain(&mut fleet), [Output::Lost { worker: WorkerId(1), sandboxes: vec![] }]);
 }
 
