@@ -260,6 +260,12 @@ impl Runtime for FakeRuntime {
     }
 
     fn create(&self, create: CreateSandbox) {
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        if port != 0 && is_taken(port) {
+            let world = Arc::clone(&self.world);
+            let event = Event::PortTaken { sandbox, port };
+            return self.world.spawn(async move { world.report(event).await });
+        }
         let created = self.world.counts.created.fetch_add(1, Ordering::Relaxed) + 1;
         let (orders, receiver) = mpsc::channel(8);
         let every = self.world.config.fail_every;
@@ -315,6 +321,12 @@ fn adopted(sandbox: SandboxId, entry: &Entry) -> Adopted {
         port: (entry.port != 0).then_some(entry.port),
         artifact: spec.artifact,
     }
+}
+
+/// Whether somebody listens there: their connections would be taken for the sandbox's.
+fn is_taken(port: u16) -> bool {
+    let bound = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port));
+    bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 /// A small generator (SplitMix64): enough for start times, and the same on every machine.

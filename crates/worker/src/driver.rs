@@ -5,14 +5,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
-    net::{Ipv4Addr, TcpListener},
     sync::Arc,
     time::Duration,
 };
 
 use dirigent_core::{
-    Cause, DataPlaneId, Digest, Fault, Listen, RuntimeKind, SandboxId, StartFailure, Time,
+    Cause, DataPlaneId, Digest, Fault, RuntimeKind, SandboxId, StartFailure, Time,
     frame::{FromWorker, ToWorker},
     worker::{Adopted, CreateSandbox, Effect, Event, Worker},
 };
@@ -203,6 +201,8 @@ impl Driver {
             }
             RuntimeEvent::Gone { sandbox, failure } => self.gone(sandbox, failure),
             RuntimeEvent::PortTaken { sandbox, port } => {
+                // The runtime knows it no more; another order to create it may follow.
+                self.owners.remove(&sandbox);
                 self.handle(Event::PortTaken { sandbox, port });
             }
             RuntimeEvent::Unpacked { digest, result } => {
@@ -300,25 +300,14 @@ impl Driver {
     fn create(&mut self, create: CreateSandbox) {
         let sandbox = create.order.sandbox;
         let kind = create.order.spec.sandbox.runtime;
-        let refusal = if let Err(error) = port_is_free(&create) {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                self.handle(Event::PortTaken { sandbox, port: create.port });
-                return;
-            }
-            let message = format!("port {}: {error}", create.port);
-            Some((Cause::CreateFailed { message }, Fault::Worker))
-        } else if let Some(runtime) = self.runtimes.get(kind) {
-            self.owners.insert(sandbox, kind);
-            runtime.create(create);
-            None
-        } else {
+        let Some(runtime) = self.runtimes.get(kind) else {
             let message = format!("the {kind} runtime does not work on this worker");
-            Some((Cause::CreateFailed { message }, Fault::Worker))
+            let cause = Cause::CreateFailed { message };
+            let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
+            return self.handle(Event::SandboxGone { sandbox, failure });
         };
-        if let Some((cause, fault)) = refusal {
-            let failure = StartFailure { cause, fault, log_tail: Vec::new() };
-            self.handle(Event::SandboxGone { sandbox, failure });
-        }
+        self.owners.insert(sandbox, kind);
+        runtime.create(create);
     }
 
     fn destroy(&self, sandbox: SandboxId, grace: Duration) {
@@ -338,15 +327,6 @@ impl Driver {
             self.handle(Event::Settled { sandbox, data_plane });
         }
     }
-}
-
-/// Whether nobody else listens where the sandbox is to listen: it would be given another
-/// program's connections for its own.
-fn port_is_free(create: &CreateSandbox) -> io::Result<()> {
-    if create.port == 0 || create.order.spec.sandbox.listen == Listen::Fd {
-        return Ok(());
-    }
-    TcpListener::bind((Ipv4Addr::LOCALHOST, create.port)).map(drop)
 }
 
 /// About how much memory a frame takes while it waits.

@@ -133,18 +133,6 @@ async fn every_nth_creation_fails_when_told_to() {
     fixture.ready(create(3, 1, &[])).await;
 }
 
-#[tokio::test]
-async fn a_port_taken_by_another_is_the_workers_fault() {
-    let mut fixture = Fixture::new(FakeConfig::default());
-    let address = fixture.ready(create(1, 1, &[])).await;
-    let mut second = create(2, 1, &[]);
-    second.port = address.port();
-    fixture.runtime.create(second);
-    assert!(matches!(fixture.next().await, Event::Created { .. }));
-    let Event::Gone { failure, .. } = fixture.next().await else { panic!() };
-    assert_eq!(failure.fault, Fault::Worker);
-}
-
 #[test]
 fn the_same_seed_draws_the_same_times() {
     let draw = |distribution: Distribution| {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, time::Duration};
 
-use dirigent_core::{Address, Bytes, Cause, Fault};
+use dirigent_core::{Address, Bytes, Cause, Fault, worker::CreateSandbox};
 use dirigent_runtime::Event;
 
 use crate::subject::{DEADLINE, Harness, Subject, free_port, get, until};
@@ -61,6 +61,7 @@ cases! {
     stopping_what_is_not_there_harms_nobody: everywhere,
     the_whole_tree_goes: where_processes_are,
     an_address_is_free_when_its_sandbox_is_gone: everywhere,
+    a_port_that_somebody_holds_is_not_used: everywhere,
     no_such_command_is_the_functions_fault: where_processes_are,
     sandboxes_outlive_the_worker: everywhere,
     one_that_ended_while_no_worker_was_there_is_not_adopted: everywhere,
@@ -258,6 +259,19 @@ async fn an_address_is_free_when_its_sandbox_is_gone(mut harness: Harness) {
     assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_err(), "it is in use");
     harness.stop(sandbox).await;
     drop(std::net::TcpListener::bind(("127.0.0.1", port)).unwrap());
+}
+
+async fn a_port_that_somebody_holds_is_not_used(mut harness: Harness) {
+    for holder in ["127.0.0.1", "0.0.0.0"] {
+        let create = harness.order(&[]);
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        let held = std::net::TcpListener::bind((holder, port)).unwrap();
+        harness.runtime.create(create.clone());
+        assert_eq!(harness.next().await, Event::PortTaken { sandbox, port });
+        // The same order on another port is another attempt.
+        harness.ready(CreateSandbox { port: free_port(), ..create }).await;
+        drop(held);
+    }
 }
 
 async fn no_such_command_is_the_functions_fault(mut harness: Harness) {
