@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 
 class Hello(BaseHTTPRequestHandler):
@@ -32,8 +33,8 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self):
         # HTTPServer would ask the resolver for the host's name, which can take seconds.
-        self.socket.bind(self.server_address)
-        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
 
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
