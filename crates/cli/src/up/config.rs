@@ -54,6 +54,10 @@ pub(crate) struct UpConfig {
     pub(crate) sandboxes: u32,
     /// Starts that may be outstanding at once; four for each core if nothing is said.
     pub(crate) starts: Option<u32>,
+    /// The first port for sandboxes; best outside the range that the kernel hands out.
+    pub(crate) first_port: u16,
+    /// The last port for sandboxes.
+    pub(crate) last_port: u16,
     /// Whether the function `hello` is there from the beginning.
     pub(crate) hello: bool,
     /// What to log: a level, or levels by target.
@@ -88,6 +92,8 @@ impl Default for UpConfig {
             cpu_overcommit: 50,
             sandboxes: 2000,
             starts: None,
+            first_port: 20_000,
+            last_port: 29_999,
             hello: true,
             log: "warn".to_owned(),
             log_format: Format::Text,
@@ -140,6 +146,12 @@ fn check(config: &UpConfig) -> Result {
     if !matches!(config.runtime, RuntimeKind::Process | RuntimeKind::Fake) {
         return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))
             .hint("use `process`"));
+    }
+    if config.first_port < 1024 || config.last_port < config.first_port {
+        return Err(Fail::config(format!(
+            "first_port and last_port: {} to {} is no range of unprivileged ports",
+            config.first_port, config.last_port
+        )));
     }
     if config.cpu_overcommit == 0 || config.sandboxes == 0 || config.starts == Some(0) {
         return Err(Fail::config("cpu_overcommit, sandboxes and starts must be at least 1"));

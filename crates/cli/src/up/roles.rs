@@ -8,7 +8,7 @@ use dirigent_runtime::{
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
-use dirigent_service::{Tasks, listen::ListenError};
+use dirigent_service::{LockError, Tasks, listen::ListenError};
 use tokio::sync::mpsc;
 
 use super::{FUNCTIONS_FILE, config::UpConfig, forget};
@@ -30,7 +30,7 @@ impl Roles {
     pub(super) async fn start(config: &UpConfig, dir: &Path, tasks: &Tasks) -> Result<Self> {
         let control = dirigent_control::start(control_config(config, dir), tasks)
             .await
-            .map_err(failed("the control plane"))?;
+            .map_err(control_failed)?;
         // Left by a life that was killed, it would be taken for this one's.
         forget(&dir.join(FUNCTIONS_FILE));
         let data_plane = dirigent_proxy::Config {
@@ -45,7 +45,7 @@ impl Roles {
             tasks,
         )
         .await
-        .map_err(failed("the data plane"))?;
+        .map_err(proxy_failed)?;
         control.set_functions(proxy.address);
         let Started { runtime, events, process } = runtime(config, dir, control.api.port()).await?;
         let worker = dirigent_worker::start(
@@ -60,7 +60,7 @@ impl Roles {
             Ok(worker) => Ok(Self { control, proxy, worker, process }),
             Err(error) => {
                 leave(process, End::Detach).await;
-                Err(failed("the worker")(error))
+                Err(failed("the worker", false, error))
             }
         }
     }
@@ -108,6 +108,8 @@ fn worker_config(config: &UpConfig, dir: &Path) -> dirigent_worker::Config {
             cpu_overcommit: config.cpu_overcommit,
             sandboxes: config.sandboxes,
             starts: config.starts,
+            first_port: config.first_port,
+            last_port: config.last_port,
             ..dirigent_worker::Settings::default()
         },
     }
@@ -131,6 +133,7 @@ async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started
     let mut process = ProcessConfig::new(&dir.join("worker"), command);
     process.min_isolation = config.min_isolation.unwrap_or(process.min_isolation);
     process.protected_ports = vec![api_port];
+    process.uid_base = uid_base(dir);
     // It looks around for what an earlier life left, which takes system calls that block.
     let started = tokio::task::spawn_blocking(move || ProcessRuntime::start(process, sender));
     let started = started.await.or_fail(Kind::Internal, || "the runtime panicked")?;
@@ -138,19 +141,56 @@ async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started
     Ok(Started { runtime: runtime.clone(), events, process: Some(runtime) })
 }
 
+/// Uids from here on are in nobody's use; a worker takes as many as there are ports.
+const FIRST_UID: u32 = 1_900_000_000;
+const UIDS_EACH: u32 = 1 << 16;
+/// As many ranges as fit below 2^31.
+const UID_RANGES: u64 = 3000;
+
+/// The first uid for sandboxes. Another state directory has other uids, so that two Dirigents on
+/// one machine neither share nor mistake each other's sandboxes; the same one has the same again,
+/// as its sandboxes may outlive it.
+fn uid_base(dir: &Path) -> u32 {
+    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_error| dir.to_owned());
+    // FNV-1a: the same in every build, unlike the standard library's hashes.
+    let hash =
+        dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3_u64)
+        });
+    FIRST_UID + u32::try_from(hash % UID_RANGES).unwrap_or_default() * UIDS_EACH
+}
+
 /// A role that does not start: somebody else has what it needs, or the machine does not do what
 /// it must.
-fn failed<E>(role: &'static str) -> impl Fn(E) -> Fail
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    move |error| {
-        let error = anyhow::Error::from(error);
-        let is_taken = error.chain().any(|cause| {
-            matches!(cause.downcast_ref(), Some(ListenError::Taken { .. }))
-                || matches!(cause.downcast_ref(), Some(dirigent_service::LockError::Held { .. }))
-        });
-        let kind = if is_taken { Kind::Unavailable } else { Kind::Internal };
-        Fail::new(kind, error).details([format!("while starting {role}")])
+fn failed(role: &'static str, is_taken: bool, error: impl Into<anyhow::Error>) -> Fail {
+    let kind = if is_taken { Kind::Unavailable } else { Kind::Internal };
+    Fail::new(kind, error).details([format!("while starting {role}")])
+}
+
+fn control_failed(error: dirigent_control::StartError) -> Fail {
+    use dirigent_control::StartError;
+    let is_taken = matches!(
+        error,
+        StartError::Lock(LockError::Held { .. }) | StartError::Listen(ListenError::Taken { .. })
+    );
+    failed("the control plane", is_taken, error)
+}
+
+fn proxy_failed(error: dirigent_proxy::StartError) -> Fail {
+    let is_taken = matches!(error, dirigent_proxy::StartError::Listen(ListenError::Taken { .. }));
+    failed("the data plane", is_taken, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_directory_has_uids_of_its_own() {
+        let (one, two) =
+            (uid_base(Path::new("/nonexistent/1")), uid_base(Path::new("/nonexistent/2")));
+        assert_eq!(one, uid_base(Path::new("/nonexistent/1")));
+        assert!(one.abs_diff(two) >= UIDS_EACH);
+        assert!(one >= FIRST_UID && one.checked_add(UIDS_EACH).is_some_and(|end| end < 1 << 31));
     }
 }

@@ -8,46 +8,49 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-pub const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
+pub(crate) const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
 /// No condition takes that long on a working system; it only ends a test that hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `dirigent up`.
 #[derive(Debug)]
-pub struct Up {
+pub(crate) struct Up {
     child: Option<Child>,
-    pub state: Arc<State>,
+    pub(crate) state: Arc<State>,
     /// Where functions are called, as `HOST:PORT`.
-    pub functions: String,
-    pub api: String,
-    pub stderr: Arc<Mutex<String>>,
+    pub(crate) functions: String,
+    pub(crate) api: String,
+    pub(crate) stderr: Arc<Mutex<String>>,
 }
 
 /// A state directory with a name of its own, by which all that belongs to it is found.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     dir: tempfile::TempDir,
 }
 
 impl State {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let dir = tempfile::Builder::new().prefix("dirigent-e2e-").tempdir().unwrap();
         Arc::new(Self { dir })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Processes whose command line or environment has this directory in it, and all below them.
-    pub fn processes(&self) -> BTreeSet<i32> {
+    pub(crate) fn processes(&self) -> BTreeSet<i32> {
         let wanted = self.path().to_str().unwrap();
         let own = i32::try_from(std::process::id()).unwrap();
         let all = processes();
@@ -100,20 +103,34 @@ fn processes() -> Vec<(i32, i32)> {
         .collect()
 }
 
-pub fn kill(pid: i32, signal: Signal) {
+pub(crate) fn kill(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         // It may be gone already, which is as well.
-        kill_process(pid, signal).ok();
+        let gone = Err(rustix::io::Errno::SRCH);
+        let sent = kill_process(pid, signal);
+        assert!(sent.is_ok() || sent == gone, "{sent:?}");
     }
 }
 
+/// Ports for the sandboxes of one `up`.
+const PORTS: u16 = 100;
+
+/// Tests run at once: each gets ports of its own, as far as they go, beginning somewhere else in
+/// each run.
+fn first_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let mine = NEXT.fetch_add(1, Ordering::Relaxed);
+    let begin = u16::try_from(std::process::id() % 100).unwrap();
+    20_000 + (begin + mine) % 100 * PORTS
+}
+
 impl Up {
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         Self::on(State::new(), args)
     }
 
     /// Starts on a directory and waits for its ready line.
-    pub fn on(state: Arc<State>, args: &[&str]) -> Self {
+    pub(crate) fn on(state: Arc<State>, args: &[&str]) -> Self {
         let mut child = Self::command(&state, args).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let stderr = Arc::new(Mutex::new(String::new()));
@@ -146,7 +163,8 @@ impl Up {
     }
 
     /// The command, with ports that are free and nothing of the caller's environment.
-    pub fn command(state: &State, args: &[&str]) -> Command {
+    pub(crate) fn command(state: &State, args: &[&str]) -> Command {
+        let first = first_port();
         let mut command = Command::new(DIRIGENT);
         command
             .args(["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
@@ -154,26 +172,28 @@ impl Up {
             .args(args)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("DIRIGENT_FIRST_PORT", first.to_string())
+            .env("DIRIGENT_LAST_PORT", (first + PORTS - 1).to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
     }
 
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal);
     }
 
     /// Waits until it has ended.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let begin = Instant::now();
         loop {
@@ -190,7 +210,7 @@ impl Up {
     }
 
     /// A verb against this one.
-    pub fn cli(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn cli(&self, args: &[&str]) -> (i32, String, String) {
         let output = Command::new(DIRIGENT)
             .args(args)
             .env_clear()
@@ -204,36 +224,36 @@ impl Up {
     }
 
     /// A verb that must succeed; what it printed.
-    pub fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let (code, out, err) = self.cli(args);
         assert_eq!(code, 0, "{args:?}\n{out}\n{err}\n{}", self.said());
         out
     }
 
     /// A verb that must succeed and prints one JSON value.
-    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
         let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         serde_json::from_str(&self.ok(&args)).unwrap()
     }
 
-    pub fn get(&self, host: &str, path: &str) -> Response {
+    pub(crate) fn get(&self, host: &str, path: &str) -> Response {
         call(&self.functions, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n")).unwrap()
     }
 
     /// A GET whose 200 is the point; the body.
-    pub fn body(&self, host: &str, path: &str) -> String {
+    pub(crate) fn body(&self, host: &str, path: &str) -> String {
         let response = self.get(host, path);
         assert_eq!(response.status, 200, "{response:?}\n{}", self.said());
         response.body
     }
 
     /// Waits until `condition` holds.
-    pub fn until(&self, what: &str, condition: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, condition: impl FnMut() -> bool) {
         until(&format!("{what}\n{}", self.state.path().display()), condition);
     }
 
     /// Numbers of a function's sandboxes: ready and all.
-    pub fn sandboxes(&self, name: &str) -> (u64, usize) {
+    pub(crate) fn sandboxes(&self, name: &str) -> (u64, usize) {
         let description = self.json(&["describe", name]);
         let ready = description["summary"]["ready"].as_u64().unwrap();
         (ready, description["sandboxes"].as_array().unwrap().len())
@@ -243,14 +263,14 @@ impl Up {
 impl Drop for Up {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            child.kill().ok();
-            child.wait().ok();
+            drop(child.kill());
+            drop(child.wait());
         }
     }
 }
 
 /// Waits until `condition` holds, looking often.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
@@ -260,21 +280,21 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: String,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map_or("", |(_, value)| value.as_str())
     }
 }
 
 /// One request on a connection of its own: `head` ends with its last header's line end.
-pub fn call(place: &str, head: &str) -> std::io::Result<Response> {
+pub(crate) fn call(place: &str, head: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect(place)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes())?;
@@ -315,13 +335,13 @@ fn unchunk(mut rest: &str) -> Option<String> {
 }
 
 /// The repository's examples.
-pub fn example(name: &str) -> String {
+pub(crate) fn example(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
     path.canonicalize().unwrap().to_str().unwrap().to_owned()
 }
 
 /// Whether a program is there; says so if it is not.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     let found = env::var_os("PATH")
         .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     if !found {
@@ -331,7 +351,7 @@ pub fn has(program: &str) -> bool {
 }
 
 /// A function's folder with these files.
-pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
         fs::write(dir.path().join(name), text).unwrap();
