@@ -174,6 +174,8 @@ impl Function {
                 if failure.cause != Cause::Stopped {
                     active.remember_failure(remembered);
                 }
+                // Known to be gone, not only lost: its address may be used again.
+                active.change(sandbox, |entry| entry.stage = Stage::Gone);
                 self.bury(c, sandbox);
                 self.roll_out(c);
             }
