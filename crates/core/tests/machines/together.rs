@@ -30,9 +30,15 @@ const INIT: Duration = Duration::from_millis(9);
 /// What a user, or fate, does.
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    Call { ms: u64 },
+    Call {
+        ms: u64,
+    },
     Deploy,
-    Crash { pick: usize },
+    /// From now on programs exit instead of listening, or do not any more.
+    Spoil(bool),
+    Crash {
+        pick: usize,
+    },
     BreakDataPlane,
     BreakWorker,
 }
@@ -76,6 +82,7 @@ struct World {
     live: u32,
     was_detached: bool,
     has_crashed: bool,
+    is_spoilt: bool,
     /// Calls that wait for the function to be resolved, or in the gate: how long they will run.
     unresolved: Vec<(InvocationId, u64)>,
     waiting: BTreeMap<InvocationId, u64>,
@@ -87,6 +94,8 @@ struct World {
     programs: BTreeSet<SandboxId>,
     ending: BTreeSet<SandboxId>,
     made: u64,
+    /// Addresses that data planes may have heard of, until they are released.
+    exposed: BTreeSet<SandboxId>,
 }
 
 fn name() -> FunctionName {
@@ -141,6 +150,7 @@ impl World {
             live: 0,
             was_detached: false,
             has_crashed: false,
+            is_spoilt: false,
             unresolved: Vec::new(),
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -150,6 +160,7 @@ impl World {
             programs: BTreeSet::new(),
             ending: BTreeSet::new(),
             made: 0,
+            exposed: BTreeSet::new(),
         };
         world.at(Duration::ZERO, What::DialWorker);
         world.at(Duration::ZERO, What::DialDataPlane);
@@ -218,11 +229,21 @@ impl World {
             }
             What::ToWorker(stream, frame) => {
                 if self.worker_stream == Some(stream) {
+                    if let ToWorker::ReleaseAddress { sandbox } = frame {
+                        let held = self.gate.as_ref().map(Gate::holdings).unwrap_or_default();
+                        let holds = held.iter().any(|holding| holding.sandbox == sandbox);
+                        assert!(!holds, "the address of {sandbox} is still held");
+                        assert!(!self.programs.contains(&sandbox), "{sandbox} still runs");
+                        self.exposed.remove(&sandbox);
+                    }
                     self.worker.handle(self.now, worker::Event::Said(frame));
                 }
             }
             What::Created(sandbox) if self.programs.contains(&sandbox) => {
                 self.worker.handle(self.now, worker::Event::SandboxCreated { sandbox });
+            }
+            What::Listening(sandbox) if self.is_spoilt => {
+                self.end_program(sandbox, Cause::Exited { code: 3 });
             }
             What::Listening(sandbox) if self.programs.contains(&sandbox) => {
                 let address = Address::Tcp((Ipv4Addr::LOCALHOST, 20000).into());
@@ -255,6 +276,7 @@ impl World {
                 let call = Call::Deploy { name: name(), spec, settings, check: true };
                 self.ask(call);
             }
+            Act::Spoil(spoilt) => self.is_spoilt = spoilt,
             Act::Crash { pick } => {
                 self.has_crashed = true;
                 let of = self.programs.len().max(1);
@@ -474,6 +496,9 @@ impl World {
             worker::Effect::Send(frame) => {
                 let stream = self.worker_stream.expect("told on a stream");
                 assert!(!matches!(frame, FromWorker::Refused { .. }), "placed where no room is");
+                if let FromWorker::SandboxReady { sandbox, .. } = frame {
+                    self.exposed.insert(sandbox);
+                }
                 let event = control::Event::WorkerSaid { stream, frame };
                 self.at(LINK, What::ToControl(event));
             }
@@ -517,6 +542,7 @@ impl World {
         assert_eq!(self.answered + self.failed, self.calls, "unanswered: {unanswered:?}");
         assert!(self.programs.is_empty(), "{:?} are left running", self.programs);
         assert!(self.worker.is_empty());
+        assert!(self.exposed.is_empty(), "not released: {:?}", self.exposed);
         assert!(self.gate.is_none_or(|gate| gate.is_empty() && gate.deadline().is_none()));
         // One whose first sandbox crashes fails, as it should.
         let (live, deploys) = (self.live, self.deploys);
@@ -540,6 +566,34 @@ fn a_burst_is_served_by_many_sandboxes_and_all_of_them_go() {
     let world = run(1, &[(0, Act::Call { ms: 100 }); 30]);
     assert_eq!((world.answered, world.failed), (30, 0));
     assert!((5..=11).contains(&world.made), "{} sandboxes made", world.made);
+    world.end();
+}
+
+#[test]
+fn a_function_that_cannot_start_is_refused_at_once_and_recovers_by_itself() {
+    let call = Act::Call { ms: 1 };
+    let spoil = [(30_000, Act::Spoil(true)), (0, call)];
+    let mut world = run(1, &spoil);
+    assert_eq!((world.answered, world.failed, world.waiting.len()), (0, 1, 0));
+    let made = world.made;
+    for n in 2..=10 {
+        world.at(Duration::ZERO, What::Act(call));
+        world.run(Duration::from_millis(20));
+        assert_eq!(world.failed, n, "it is answered without waiting");
+    }
+    assert!(world.made <= made + 1, "one start is tried, not one for each call");
+    world.at(Duration::ZERO, What::Act(Act::Spoil(false)));
+    for _ in 0..70 {
+        world.at(Duration::ZERO, What::Act(call));
+        world.run(Duration::from_secs(1));
+    }
+    assert!(world.answered > 5, "{} answered", world.answered);
+    let failed = world.failed;
+    for _ in 0..10 {
+        world.at(Duration::ZERO, What::Act(call));
+        world.run(Duration::from_secs(1));
+    }
+    assert_eq!(world.failed, failed, "it serves again");
     world.end();
 }
 
