@@ -19,6 +19,7 @@ mod function;
 mod lifecycle;
 mod links;
 mod peers;
+mod record;
 mod sandbox;
 mod scale;
 mod slots;

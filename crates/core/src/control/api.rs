@@ -5,10 +5,8 @@ use std::{collections::VecDeque, sync::Arc};
 use crate::{
     FunctionId, FunctionName, FunctionRecord, RequestId, RevisionId, RevisionState, Settings, Spec,
     control::{
-        Answer, Call, Control, Refusal,
-        cluster::MAX_WAITERS,
-        deploy::{Op, Rollout},
-        function::Function,
+        Answer, Call, Control, Refusal, cluster::MAX_WAITERS, deploy::Rollout, function::Function,
+        record::Op,
     },
 };
 

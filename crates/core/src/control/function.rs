@@ -14,7 +14,8 @@ use crate::{
     RevisionView, SandboxId, StartFailure, Time, WorkerId,
     control::{
         cluster::Cluster,
-        deploy::{Op, Rollout, Writing},
+        deploy::Rollout,
+        record::{Op, Writing},
         sandbox::{Books, Level, Sandbox},
         timers::Timer,
     },
@@ -201,6 +202,10 @@ impl Function {
         self.record.id
     }
 
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.deleted)
+    }
+
     pub(crate) fn activate(&mut self) -> &mut Active {
         self.active.get_or_insert_default()
     }
@@ -209,8 +214,9 @@ impl Function {
         self.record.revisions.iter().find(|revision| revision.number == number)
     }
 
+    /// Whether invocations may go to it; nothing of a deleted function is a target.
     pub(crate) fn is_target(&self, number: u32) -> bool {
-        self.record.targets.iter().any(|target| target.revision == number)
+        !self.is_deleted() && self.record.targets.iter().any(|target| target.revision == number)
     }
 
     /// The function as data planes see it.
@@ -234,8 +240,7 @@ impl Function {
 
     /// Tells everybody who asked for its name what it is now.
     pub(crate) fn publish(&self, c: &mut Cluster) {
-        let deleted = self.active.as_ref().is_some_and(|active| active.deleted);
-        let function = (!deleted).then(|| self.view());
+        let function = (!self.is_deleted()).then(|| self.view());
         let told: Vec<_> = c.peers.subscribed(&self.record.name).collect();
         for data_plane in told {
             c.tell(

@@ -311,6 +311,7 @@ impl Function {
         }
         if let Some(going) =
             self.record.revisions.iter().find(|r| Rollout::is_going(r.state)).map(|r| r.number)
+            && !self.is_deleted()
             && !self.active.as_ref().is_some_and(|a| a.rollout.is_some() || a.writing.is_some())
         {
             // An earlier leader began it.

@@ -156,6 +156,7 @@ impl Control {
         }
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
+        self.deny_claims();
     }
 
     /// Writes, or writes again, that a data plane exists.
@@ -383,6 +384,7 @@ impl Control {
             }
         }
         self.recovered_if_all_attached();
+        self.deny_claims();
     }
 
     fn lost(&mut self, worker: WorkerId, sandboxes: Vec<SandboxId>) {
@@ -415,6 +417,23 @@ impl Control {
         self.cluster.timers.cancel(Timer::Recovered);
         self.cluster.measure(Measure::Recovered);
         self.cluster.timers.set(Timer::Attention, self.cluster.now);
+        self.deny_claims();
+    }
+
+    /// What is claimed and no worker has is gone, once every worker has said what it has.
+    fn deny_claims(&mut self) {
+        if self.cluster.recovering || !self.cluster.fleet.all_recorded_attached() {
+            return;
+        }
+        let claims: Vec<(SandboxId, DataPlaneId)> = self
+            .cluster
+            .claims
+            .iter()
+            .flat_map(|(sandbox, claims)| claims.iter().map(|(by, _)| (*sandbox, *by)))
+            .collect();
+        for (sandbox, by) in claims {
+            self.cluster.tell(by, ToDataPlane::RecallSandbox { sandbox, gone: true });
+        }
     }
 
     /// Looks at some of the functions that need it; the rest comes with the next deadline.

@@ -155,6 +155,11 @@ impl Peers {
         self.stream_of(id).is_some()
     }
 
+    /// Whether it is attached and knows the function of this name.
+    pub(crate) fn is_subscribed(&self, id: DataPlaneId, name: &FunctionName) -> bool {
+        self.by_id.get(&id).is_some_and(|peer| peer.stream.is_some() && peer.names.contains(name))
+    }
+
     /// Those attached and subscribed to `name`.
     pub(crate) fn subscribed<'a>(
         &'a self,

@@ -121,7 +121,7 @@ impl Function {
 
     /// Queued invocations get free slots.
     pub(crate) fn serve(&mut self, c: &mut Cluster) {
-        if self.active.as_ref().is_none_or(|active| active.books.free.is_empty()) {
+        if self.active.as_ref().is_none_or(|a| a.deleted || a.books.free.is_empty()) {
             return;
         }
         let waiting = self.waiting(c);

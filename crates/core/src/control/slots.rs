@@ -77,6 +77,7 @@ impl Function {
     fn is_one_of_min(&self) -> bool {
         let min = self.record.settings.min;
         min > 0
+            && !self.is_deleted()
             && self
                 .active
                 .as_ref()
@@ -93,7 +94,7 @@ impl Function {
             return;
         }
         let to = cause
-            .filter(|cause| c.peers.is_attached(*cause))
+            .filter(|cause| c.peers.is_subscribed(*cause, &self.record.name))
             .or_else(|| c.peers.subscribed(&self.record.name).next());
         if let Some(to) = to {
             self.grant(c, sandbox, to, free);

@@ -1,0 +1,439 @@
+//! Changes of one function's record, one write on its way at a time.
+//!
+//! An operation is planned against the durable record only when the write before it is settled, so
+//! that a refused write needs no undoing. What depends on a write happens when it is durable.
+//!
+//! A write whose outcome is unknown is written again, whole, until it is known; who asked for it
+//! hears at once that it is in doubt. Writing the same record twice changes nothing.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crate::{
+    FunctionRecord, RequestId, RevisionId, RevisionRecord, RevisionState, Settings, Spec,
+    StartFailure, Target, Write, WriteToken,
+    control::{
+        Answer, Effect, Outcome, Refusal,
+        cluster::{Author, Cluster},
+        deploy::Rollout,
+        function::Function,
+        timers::Timer,
+    },
+};
+
+/// Revisions kept of a function.
+const KEPT: usize = 10;
+/// A write is tried again after this.
+const REWRITE: Duration = Duration::from_secs(1);
+
+/// A change of the record.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Deploy {
+        request: RequestId,
+        spec: Arc<Spec>,
+        settings: Arc<Settings>,
+        check: bool,
+        wall_ms: u64,
+    },
+    Rollback {
+        request: RequestId,
+        to: Option<u32>,
+    },
+    Delete {
+        request: RequestId,
+    },
+    /// Invocations go to this revision from now on.
+    Switch {
+        number: u32,
+    },
+    /// This revision's check failed.
+    Fail {
+        number: u32,
+        failure: StartFailure,
+    },
+}
+
+impl Op {
+    /// Who waits for it.
+    pub(crate) const fn request(&self) -> Option<RequestId> {
+        match self {
+            Self::Deploy { request, .. }
+            | Self::Rollback { request, .. }
+            | Self::Delete { request } => Some(*request),
+            Self::Switch { .. } | Self::Fail { .. } => None,
+        }
+    }
+}
+
+/// A write on its way.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    /// `None` while it waits to be written again.
+    token: Option<WriteToken>,
+    op: Op,
+    /// The record as it will be; `None` deletes it.
+    record: Option<Arc<FunctionRecord>>,
+    /// The answer, once durable.
+    answer: Option<Answer>,
+    /// The revision that is rolled out once durable.
+    begins: Option<u32>,
+    /// Its outcome was unknown: whoever asked has heard so.
+    in_doubt: bool,
+}
+
+/// What an operation comes to.
+enum Plan {
+    /// Nothing needs to be written.
+    Done(Result<Answer, Refusal>),
+    /// This needs to be written; `begins` is the revision whose rollout starts then.
+    Write { record: Option<FunctionRecord>, answer: Option<Answer>, begins: Option<u32> },
+    /// It has lost its point.
+    Void,
+}
+
+impl Function {
+    pub(crate) fn enqueue(&mut self, c: &mut Cluster, op: Op) {
+        if let Op::Deploy { spec, .. } = &op {
+            // Held from here on, so that nobody discards it while the write is on its way.
+            c.artifacts.hold(spec.artifact);
+        }
+        self.requeue(c, op);
+    }
+
+    /// Like `enqueue`, for an operation that was queued before and holds its artifact.
+    pub(crate) fn requeue(&mut self, c: &mut Cluster, op: Op) {
+        self.activate().ops.push_back(op);
+        self.next_op(c);
+    }
+
+    /// Plans operations until one needs a write.
+    fn next_op(&mut self, c: &mut Cluster) {
+        loop {
+            let Some(active) = self.active.as_deref_mut() else { return };
+            if active.writing.is_some() || active.deleted {
+                return;
+            }
+            let Some(op) = active.ops.pop_front() else { return };
+            match self.plan(c, &op) {
+                Plan::Void => {}
+                Plan::Done(result) => {
+                    self.let_go(c, &op);
+                    if let Some(request) = op.request() {
+                        c.reply(request, result);
+                    }
+                }
+                Plan::Write { record, answer, begins } => {
+                    let record = record.map(Arc::new);
+                    let in_doubt = false;
+                    let writing = Writing { token: None, op, record, answer, begins, in_doubt };
+                    self.activate().writing = Some(writing);
+                    self.write(c);
+                }
+            }
+        }
+    }
+
+    /// Sends the write that is due, for the first time or again.
+    pub(crate) fn write(&mut self, c: &mut Cluster) {
+        let id = self.id();
+        let Some(writing) = self.active.as_deref_mut().and_then(|a| a.writing.as_mut()) else {
+            return;
+        };
+        if writing.token.is_none() {
+            let write = match &writing.record {
+                Some(record) => Write::PutFunction(Arc::clone(record)),
+                None => Write::DeleteFunction(id),
+            };
+            writing.token = Some(c.persist(Author::Function(id), write));
+        }
+    }
+
+    /// The store answered.
+    pub(crate) fn written(&mut self, c: &mut Cluster, token: WriteToken, outcome: Outcome) {
+        let id = self.id();
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(mut writing) = active.writing.take_if(|w| w.token == Some(token)) else { return };
+        match outcome {
+            Outcome::Ok { revision } => {
+                self.version = c.raise_version(revision);
+                self.durable(c, writing);
+            }
+            Outcome::Refused if !writing.in_doubt && writing.op.request().is_some() => {
+                self.let_go(c, &writing.op);
+                if let Some(request) = writing.op.request() {
+                    c.reply(request, Err(Refusal::StoreUnavailable));
+                }
+            }
+            Outcome::Refused | Outcome::Unknown => {
+                if let Some(request) = writing.op.request()
+                    && !writing.in_doubt
+                {
+                    c.reply(request, Err(Refusal::InDoubt));
+                    writing.in_doubt = true;
+                }
+                writing.token = None;
+                active.writing = Some(writing);
+                c.timers.set(Timer::Rewrite(id), c.now.after(REWRITE));
+            }
+        }
+        self.next_op(c);
+    }
+
+    /// An operation that is over no longer holds its artifact.
+    fn let_go(&self, c: &mut Cluster, op: &Op) {
+        if let Op::Deploy { spec, .. } = op {
+            let unused = c.artifacts.release(spec.artifact);
+            discard(c, unused.into_iter().collect());
+        }
+    }
+
+    fn durable(&mut self, c: &mut Cluster, writing: Writing) {
+        let Writing { op, record, answer, begins, in_doubt, .. } = writing;
+        let reply = |c: &mut Cluster, answer: Option<Answer>| {
+            if let (Some(request), Some(answer), false) = (op.request(), answer, in_doubt) {
+                c.reply(request, Ok(answer));
+            }
+        };
+        let Some(record) = record else {
+            let unused = c.artifacts.release_all(&self.record);
+            discard(c, unused);
+            reply(c, answer);
+            self.deleted(c);
+            return;
+        };
+        c.artifacts.hold_all(&record);
+        let before = std::mem::replace(&mut self.record, record);
+        let mut unused = c.artifacts.release_all(&before);
+        if let Op::Deploy { spec, .. } = &op {
+            unused.extend(c.artifacts.release(spec.artifact));
+        }
+        self.activate().unborn = false;
+        reply(c, answer);
+        let switched = before.targets != self.record.targets;
+        if switched || before.settings != self.record.settings || before.revisions.is_empty() {
+            self.publish(c);
+        }
+        match op {
+            Op::Fail { number, failure } => self.settle_revision(c, number, Some(&failure)),
+            Op::Deploy { .. } | Op::Rollback { .. } | Op::Switch { .. } | Op::Delete { .. } => {}
+        }
+        self.overtake(c);
+        if let Some(number) = begins {
+            self.begin_rollout(c, number);
+        }
+        if switched {
+            self.switched(c);
+        }
+        let going = self.record.revisions.iter().any(|r| Rollout::is_going(r.state));
+        if going && self.active.as_ref().is_some_and(|active| active.rollout.is_none()) {
+            // An earlier leader began it, and it was not taken up yet.
+            c.look_at(self.id());
+        }
+        discard(c, unused);
+        self.roll_out(c);
+    }
+
+    fn plan(&self, c: &Cluster, op: &Op) -> Plan {
+        match op {
+            Op::Deploy { spec, settings, check, wall_ms, .. } => {
+                self.plan_deploy(c, spec, settings, *check, *wall_ms)
+            }
+            Op::Rollback { to, .. } => self.plan_rollback(*to),
+            Op::Delete { .. } => Plan::Write {
+                record: None,
+                answer: Some(Answer::Deleted { function: self.id() }),
+                begins: None,
+            },
+            Op::Switch { number } => {
+                let mut record = FunctionRecord::clone(&self.record);
+                if !self.is_rolling_out(*number) || !make_live(&mut record, *number) {
+                    return Plan::Void;
+                }
+                Plan::Write { record: Some(record), answer: None, begins: None }
+            }
+            Op::Fail { number, failure } => {
+                let mut record = FunctionRecord::clone(&self.record);
+                let revision = record.revisions.iter_mut().find(|r| r.number == *number);
+                let Some(revision) = revision.filter(|r| Rollout::is_going(r.state)) else {
+                    return Plan::Void;
+                };
+                revision.state = RevisionState::Failed;
+                revision.failure = Some(failure.clone());
+                Plan::Write { record: Some(record), answer: None, begins: None }
+            }
+        }
+    }
+
+    fn plan_deploy(
+        &self,
+        c: &Cluster,
+        spec: &Arc<Spec>,
+        settings: &Arc<Settings>,
+        check: bool,
+        wall_ms: u64,
+    ) -> Plan {
+        let revisions = &self.record.revisions;
+        let going = revisions.iter().find(|r| Rollout::is_going(r.state));
+        let live = self.record.targets.first().and_then(|t| self.revision(t.revision));
+        let same = |r: &&RevisionRecord| &r.spec == spec;
+        let mut record = FunctionRecord::clone(&self.record);
+        record.settings = Arc::clone(settings);
+        let settings_differ = &self.record.settings != settings;
+        let begins;
+        let number = match (going, live) {
+            // It is on its way already.
+            (Some(going), _) if same(&going) => {
+                let at_once = !check && make_live(&mut record, going.number);
+                if !at_once && !settings_differ {
+                    return Plan::Done(Ok(self.answer(going.number, false)));
+                }
+                begins = at_once.then_some(going.number);
+                going.number
+            }
+            (going, Some(live)) if same(&live) => {
+                if going.is_none() && !settings_differ {
+                    return Plan::Done(Ok(self.answer(live.number, false)));
+                }
+                // Going back to what is live ends the deploy that was going on.
+                retire_going(&mut record);
+                begins = None;
+                live.number
+            }
+            (_, _) => {
+                if let Err(message) = c.fleet.possible(spec) {
+                    return Plan::Done(Err(Refusal::Impossible { message }));
+                }
+                retire_going(&mut record);
+                let number = revisions.iter().map(|r| r.number).max().unwrap_or(0) + 1;
+                record.revisions.push(RevisionRecord {
+                    number,
+                    spec: Arc::clone(spec),
+                    state: RevisionState::Checking,
+                    created_ms: wall_ms,
+                    failure: None,
+                });
+                if !check {
+                    make_live(&mut record, number);
+                }
+                prune(&mut record);
+                begins = Some(number);
+                number
+            }
+        };
+        let answer = Some(answer_of(&record, number));
+        Plan::Write { record: Some(record), answer, begins }
+    }
+
+    fn plan_rollback(&self, to: Option<u32>) -> Plan {
+        let live = self.record.targets.first().map(|target| target.revision);
+        let back = || {
+            let earlier = self.record.revisions.iter().rev();
+            earlier
+                .filter(|r| live.is_some_and(|live| r.number < live))
+                .find(|r| r.state != RevisionState::Failed)
+                .map(|r| r.number)
+        };
+        let number = to.or_else(back).unwrap_or(0);
+        if self.revision(number).is_none() {
+            let name = self.record.name.clone();
+            return Plan::Done(Err(Refusal::NoRevision { name, number }));
+        }
+        let going = self.record.revisions.iter().find(|r| Rollout::is_going(r.state));
+        if going.map_or(live, |going| Some(going.number)) == Some(number) {
+            return Plan::Done(Ok(self.answer(number, false)));
+        }
+        let mut record = FunctionRecord::clone(&self.record);
+        retire_going(&mut record);
+        if live != Some(number) {
+            for revision in record.revisions.iter_mut().filter(|r| r.number == number) {
+                revision.state = RevisionState::Checking;
+                revision.failure = None;
+            }
+        }
+        let begins = (live != Some(number)).then_some(number);
+        let answer = Some(answer_of(&record, number));
+        Plan::Write { record: Some(record), answer, begins }
+    }
+
+    fn answer(&self, number: u32, changed: bool) -> Answer {
+        let state = self.revision(number).map_or(RevisionState::Retired, |r| self.state_of(r));
+        Answer::Deployed {
+            name: self.record.name.clone(),
+            revision: RevisionId { function: self.id(), number },
+            state,
+            changed,
+        }
+    }
+
+    /// What waited behind the delete of the name, for whoever has the name next.
+    pub(crate) fn take_ops(&mut self) -> VecDeque<Op> {
+        self.active
+            .as_deref_mut()
+            .filter(|active| active.writing.is_none())
+            .map(|active| std::mem::take(&mut active.ops))
+            .unwrap_or_default()
+    }
+
+    /// Whether a write's outcome is not known: nothing new is taken on until it is.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.active
+            .as_ref()
+            .and_then(|active| active.writing.as_ref())
+            .is_some_and(|writing| writing.in_doubt)
+    }
+}
+
+/// Invocations go to this revision; true if they did not before.
+fn make_live(record: &mut FunctionRecord, number: u32) -> bool {
+    if !record.revisions.iter().any(|revision| revision.number == number) {
+        return false;
+    }
+    for revision in &mut record.revisions {
+        if revision.number == number {
+            revision.state = RevisionState::Live;
+            revision.failure = None;
+        } else if revision.state == RevisionState::Live {
+            revision.state = RevisionState::Retired;
+        }
+    }
+    let targets = vec![Target { revision: number, weight: 100 }];
+    let changes = record.targets != targets;
+    record.targets = targets;
+    changes
+}
+
+/// A deploy that is going on is given up.
+fn retire_going(record: &mut FunctionRecord) {
+    for revision in record.revisions.iter_mut().filter(|r| Rollout::is_going(r.state)) {
+        revision.state = RevisionState::Retired;
+    }
+}
+
+/// The oldest revisions go, but never a target or the newest.
+fn prune(record: &mut FunctionRecord) {
+    while record.revisions.len() > KEPT {
+        let newest = record.revisions.len() - 1;
+        let oldest = record.revisions.iter().take(newest).position(|revision| {
+            !record.targets.iter().any(|target| target.revision == revision.number)
+        });
+        let Some(oldest) = oldest else { return };
+        record.revisions.remove(oldest);
+    }
+}
+
+fn answer_of(record: &FunctionRecord, number: u32) -> Answer {
+    let revision = record.revisions.iter().find(|r| r.number == number);
+    Answer::Deployed {
+        name: record.name.clone(),
+        revision: RevisionId { function: record.id, number },
+        state: revision.map_or(RevisionState::Retired, |r| r.state),
+        changed: true,
+    }
+}
+
+fn discard(c: &mut Cluster, digests: Vec<crate::Digest>) {
+    if !digests.is_empty() {
+        c.fleet.discard(&digests);
+        c.effects.push_back(Effect::DiscardArtifacts { digests });
+    }
+}
