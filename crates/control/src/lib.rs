@@ -22,7 +22,7 @@ pub mod token;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -142,7 +142,15 @@ pub struct Running {
 impl Running {
     /// Tell where functions are called, which is known only when a data plane listens. The first
     /// address stays.
-    pub fn set_functions(&self, address: SocketAddr) {
+    pub fn set_functions(&self, mut address: SocketAddr) {
+        if address.ip().is_unspecified() {
+            // Every address of this host; users of this API are on it.
+            let loopback: IpAddr = match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            address.set_ip(loopback);
+        }
         let known = self.functions.get_or_init(|| address);
         if *known != address {
             tracing::warn!(%known, %address, "functions are called elsewhere already");

@@ -170,7 +170,11 @@ impl Owner {
                     self.machine.expire(self.now());
                     self.obey()?;
                 }
-                _count = self.inputs.recv_many(&mut facts, AT_ONCE) => {
+                count = self.inputs.recv_many(&mut facts, AT_ONCE) => {
+                    if count == 0 {
+                        // Nobody is left who could say anything.
+                        return Ok(());
+                    }
                     for fact in facts.drain(..) {
                         self.hear(fact)?;
                     }

@@ -7,6 +7,7 @@
 //! leaders never share an epoch.
 
 pub mod memory;
+mod reading;
 pub mod redb;
 
 use std::{
@@ -17,9 +18,7 @@ use std::{
     },
 };
 
-use dirigent_core::{
-    FunctionRecord, Office, Records, Settings, Spec, Write, WriteToken, control::Outcome,
-};
+use dirigent_core::{Office, Records, Write, WriteToken, control::Outcome};
 use dirigent_service::{OnCancel, OnError, Tasks};
 use tokio::sync::mpsc;
 
@@ -177,39 +176,6 @@ fn work(
             tracing::debug!("answers of the store are no longer wanted");
         }
     }
-}
-
-/// Lets functions share what is equal in them: of 100,000 functions most have the same settings,
-/// and many the same spec. Only the last few distinct ones are compared with.
-#[derive(Debug, Default)]
-struct Sharing {
-    settings: Vec<Arc<Settings>>,
-    specs: Vec<Arc<Spec>>,
-}
-
-/// Distinct values remembered for sharing.
-const REMEMBERED: usize = 8;
-
-impl Sharing {
-    fn share(&mut self, record: &mut FunctionRecord) {
-        record.settings = shared(&mut self.settings, &record.settings);
-        for revision in &mut record.revisions {
-            revision.spec = shared(&mut self.specs, &revision.spec);
-        }
-        record.revisions.shrink_to_fit();
-        record.targets.shrink_to_fit();
-    }
-}
-
-fn shared<T: PartialEq>(known: &mut Vec<Arc<T>>, value: &Arc<T>) -> Arc<T> {
-    if let Some(same) = known.iter().find(|other| other == &value) {
-        return Arc::clone(same);
-    }
-    if known.len() == REMEMBERED {
-        known.remove(0);
-    }
-    known.push(Arc::clone(value));
-    Arc::clone(value)
 }
 
 /// A cluster id that nobody else has.

@@ -12,15 +12,14 @@ use std::{
 };
 
 use dirigent_core::{
-    ClusterId, DataPlaneRecord, Epoch, FunctionRecord, Office, Records, WorkerRecord, Write,
-    control::Outcome,
+    ClusterId, DataPlaneRecord, Epoch, Office, Records, WorkerRecord, Write, control::Outcome,
 };
 use redb::{
     Database, DatabaseError, Error, ReadableDatabase as _, ReadableTable as _,
     ReadableTableMetadata as _, StorageError, TableDefinition, WriteTransaction,
 };
 
-use super::{SCHEMA, Sharing, Store, StoreError};
+use super::{SCHEMA, Store, StoreError, reading::Reader};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const CLUSTER: TableDefinition<'_, (), u128> = TableDefinition::new("cluster");
@@ -113,44 +112,38 @@ impl RedbStore {
 
     fn load(&self, database: &Database) -> Result<Records, StoreError> {
         let mut records = Records::default();
-        let mut sharing = Sharing::default();
+        let mut reader = Reader::default();
         let transaction = database.begin_read().map_err(|error| self.io(error))?;
 
         let table = transaction.open_table(FUNCTIONS).map_err(|error| self.io(error))?;
         for row in table.iter().map_err(|error| self.io(error))? {
             let (key, value) = row.map_err(|error| self.io(error))?;
-            let mut record: FunctionRecord =
-                self.parse(value.value(), || format!("functions{:?}", key.value()))?;
-            sharing.share(&mut record);
+            let record = reader
+                .read(value.value())
+                .map_err(|error| self.unreadable(format!("functions{:?}", key.value()), &error))?;
             records.functions.push(record.into());
         }
         let table = transaction.open_table(WORKERS).map_err(|error| self.io(error))?;
         for row in table.iter().map_err(|error| self.io(error))? {
             let (key, value) = row.map_err(|error| self.io(error))?;
-            let record: WorkerRecord =
-                self.parse(value.value(), || format!("workers({})", key.value()))?;
+            let record: WorkerRecord = serde_json::from_slice(value.value())
+                .map_err(|error| self.unreadable(format!("workers({})", key.value()), &error))?;
             records.workers.push(record);
         }
         let table = transaction.open_table(DATA_PLANES).map_err(|error| self.io(error))?;
         for row in table.iter().map_err(|error| self.io(error))? {
             let (key, value) = row.map_err(|error| self.io(error))?;
             let record: DataPlaneRecord =
-                self.parse(value.value(), || format!("data_planes({})", key.value()))?;
+                serde_json::from_slice(value.value()).map_err(|error| {
+                    self.unreadable(format!("data_planes({})", key.value()), &error)
+                })?;
             records.data_planes.push(record);
         }
         Ok(records)
     }
 
-    fn parse<'a, T: serde::Deserialize<'a>>(
-        &self,
-        bytes: &'a [u8],
-        record: impl Fn() -> String,
-    ) -> Result<T, StoreError> {
-        serde_json::from_slice(bytes).map_err(|error| StoreError::Record {
-            path: self.path.clone(),
-            record: record(),
-            message: error.to_string(),
-        })
+    fn unreadable(&self, record: String, error: &serde_json::Error) -> StoreError {
+        StoreError::Record { path: self.path.clone(), record, message: error.to_string() }
     }
 
     /// The database, opened again if the last transaction failed.

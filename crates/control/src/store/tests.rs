@@ -4,9 +4,9 @@ use std::{io, path::Path, sync::atomic::AtomicBool, time::Duration};
 
 use ::redb::{StorageBackend, backends::FileBackend};
 use dirigent_core::{
-    Bytes, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionName, Listen, MilliCpu,
-    Protocol, Resources, RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Target, WorkerId,
-    WorkerRecord,
+    Bytes, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionName, FunctionRecord, Listen,
+    MilliCpu, Protocol, Resources, RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Spec,
+    Target, WorkerId, WorkerRecord,
 };
 
 use super::*;
