@@ -101,6 +101,9 @@ impl Catalogue {
             }
             let changed = tokio::time::timeout_at(deadline, known.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
+                // Names that nobody waits for any more must not pile up.
+                drop(known);
+                self.forget(shared, name, |known| matches!(known, Known::Asked));
                 return Err(Failure::new(
                     Code::NoControlPlane,
                     format!("no control plane said in time whether `{name}` is a function"),

@@ -256,9 +256,7 @@ impl Invocation {
     /// A slot, after waiting for one if need be.
     async fn acquire(&mut self, attempt: Attempt) -> Result<Bound, Failure> {
         let now = self.shared.now();
-        let (view, admission) = self.slot.admit(&self.shared, now, self.id, attempt);
-        self.view = view;
-        let bound = match admission {
+        let bound = match self.slot.admit(&self.shared, now, self.id, attempt) {
             Admission::Bound(bound) => bound,
             Admission::Refused(refusal) => return Err(Failure::refused(&refusal)),
             Admission::Queued(answer) => self.wait(answer).await?,

@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use dirigent_core::{
     FunctionId, FunctionName, FunctionView, InvocationId, SandboxId, Time,
     frame::{Demand, Holding},
@@ -77,6 +78,8 @@ struct Inner {
 pub(crate) struct FunctionSlot {
     pub(crate) id: FunctionId,
     pub(crate) name: FunctionName,
+    /// As last configured; read without the lock.
+    view: ArcSwap<FunctionView>,
     inner: Mutex<Inner>,
     /// When an invocation last came: nanoseconds of the clock.
     pub(crate) used_at: AtomicU64,
@@ -97,6 +100,7 @@ impl FunctionSlot {
         let slot = Arc::new(Self {
             id: view.id,
             name: view.name.clone(),
+            view: ArcSwap::new(Arc::clone(&view)),
             inner: Mutex::new(Inner {
                 gate: Gate::new(now, version, view),
                 waiters: HashMap::new(),
@@ -113,7 +117,7 @@ impl FunctionSlot {
     }
 
     pub(crate) fn view(&self) -> Arc<FunctionView> {
-        Arc::clone(lock(&self.inner).gate.view())
+        self.view.load_full()
     }
 
     /// An invocation asks for a slot.
@@ -123,9 +127,8 @@ impl FunctionSlot {
         now: Time,
         invocation: InvocationId,
         attempt: Attempt,
-    ) -> (Arc<FunctionView>, Admission) {
+    ) -> Admission {
         let mut inner = lock(&self.inner);
-        let view = Arc::clone(inner.gate.view());
         let admission = match inner.gate.admit(now, invocation, attempt) {
             Verdict::Bound(binding) => Admission::Bound(inner.bind(shared, now, binding)),
             Verdict::Queued => {
@@ -136,13 +139,17 @@ impl FunctionSlot {
             Verdict::Refused(refusal) => Admission::Refused(refusal),
         };
         self.settle(&mut inner, shared, now);
-        (view, admission)
+        admission
     }
 
     /// The world says something.
     pub(crate) fn handle(self: &Arc<Self>, shared: &Shared, now: Time, event: Event) {
+        let configures = matches!(event, Event::Configured { .. });
         let mut inner = lock(&self.inner);
         inner.gate.handle(now, event);
+        if configures {
+            self.view.store(Arc::clone(inner.gate.view()));
+        }
         self.settle(&mut inner, shared, now);
     }
 
@@ -198,8 +205,7 @@ impl FunctionSlot {
     /// How many invocations a revision's sandboxes take at once. A revision that is no target any
     /// more is on its way out: the careful answer is one.
     pub(crate) fn concurrency(&self, revision: dirigent_core::RevisionId) -> u32 {
-        let inner = lock(&self.inner);
-        let view = inner.gate.view();
+        let view = self.view.load();
         view.targets.iter().find(|target| target.id == revision).map_or(1, |r| r.concurrency)
     }
 

@@ -30,8 +30,9 @@ use crate::{
 /// Of a response's head, and of its trailers.
 const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
-/// Read at once, at least.
+/// Read at once: doubled while reads fill it.
 const ROOM: usize = 8 << 10;
+const MAX_ROOM: usize = 128 << 10;
 /// A piece of body up to this size is copied behind what goes out already, to go in one write.
 const COPIED: usize = 16 << 10;
 
@@ -41,11 +42,12 @@ pub(crate) struct Conn {
     pub(crate) stream: Stream,
     pub(crate) input: BytesMut,
     output: BytesMut,
+    room: usize,
 }
 
 impl Conn {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, input: BytesMut::new(), output: BytesMut::new() }
+        Self { stream, input: BytesMut::new(), output: BytesMut::new(), room: ROOM }
     }
 }
 
@@ -283,12 +285,15 @@ impl Exchange {
         if self.send_failed && !self.sent {
             return Poll::Ready(false);
         }
-        self.conn.input.reserve(ROOM);
+        self.conn.input.reserve(self.conn.room);
         let stream = Pin::new(&mut self.conn.stream);
         match ready!(poll_read_buf(stream, cx, &mut self.conn.input)) {
             Ok(0) => Poll::Ready(false),
-            Ok(_) => {
+            Ok(read) => {
                 self.answered = true;
+                if read >= self.conn.room {
+                    self.conn.room = (self.conn.room * 2).min(MAX_ROOM);
+                }
                 Poll::Ready(true)
             }
             Err(error) => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use dirigent_core::Address;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -27,6 +28,9 @@ pub(crate) async fn connect(address: &Address, limit: Duration) -> io::Result<St
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
+                if !address.ip().is_loopback() {
+                    notice_death(&stream)?;
+                }
                 Ok(Stream::Tcp(stream))
             }
             Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
@@ -40,6 +44,14 @@ pub(crate) async fn connect(address: &Address, limit: Duration) -> io::Result<St
         Ok(result) => result,
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+/// A host that died says nothing: the kernel asks after 5 s of silence, and gives up after 3 more
+/// questions. On this host every death is told.
+fn notice_death(stream: &TcpStream) -> io::Result<()> {
+    let often = Duration::from_secs(5);
+    let keepalive = TcpKeepalive::new().with_time(often).with_interval(often).with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 impl Stream {
