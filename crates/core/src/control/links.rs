@@ -192,22 +192,24 @@ impl Control {
         let mut touched = BTreeSet::new();
         let Some(peer) = self.cluster.peers.get_mut(by) else { return touched };
         let before = std::mem::take(&mut peer.holds);
-        let mut freed = BTreeMap::new();
+        let mut freed: BTreeMap<FunctionId, BTreeSet<SandboxId>> = BTreeMap::new();
         for sandbox in before {
             if let Some(&home) = self.cluster.homes.get(&sandbox) {
                 if let Some(function) = self.functions.get_mut(&home) {
                     function.take_back(&mut self.cluster, by, sandbox, None);
                 }
-                freed.insert(sandbox, home);
+                freed.entry(home).or_default().insert(sandbox);
             } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
                 claims.retain(|(holder, _)| *holder != by);
             }
         }
         for holding in holdings {
             let sandbox = holding.sandbox;
-            freed.remove(&sandbox);
             match self.cluster.homes.get(&sandbox).copied() {
                 Some(home) => {
+                    if let Some(freed) = freed.get_mut(&home) {
+                        freed.remove(&sandbox);
+                    }
                     if let Some(function) = self.functions.get_mut(&home) {
                         function.claim(&mut self.cluster, by, sandbox, holding.share);
                     }
@@ -217,8 +219,11 @@ impl Control {
             }
         }
         self.cluster.claims.retain(|_, claims| !claims.is_empty());
-        for (sandbox, home) in freed {
-            self.with(home, |f, c| f.freed(c, sandbox, by));
+        // All of a function at once: half of them freed is no state to decide from.
+        for (home, sandboxes) in freed {
+            self.with(home, |f, c| {
+                sandboxes.into_iter().for_each(|sandbox| f.freed(c, sandbox, by));
+            });
         }
         touched
     }
