@@ -10,16 +10,16 @@ use std::{
 
 use dirigent_core::{
     Address, Bytes, Cause, ClusterId, Epoch, Fault, FunctionName, InvocationId, Isolation,
-    MilliCpu, Office, Records, RequestId, RevisionState, RuntimeKind, SandboxId, Settings, Spec,
-    StartFailure, StreamId, Time,
+    MilliCpu, Office, Records, RequestId, Resources, RevisionState, RuntimeKind, SandboxId,
+    Settings, Spec, StartFailure, StreamId, Time,
     control::{self, Answer, Call, Control, Outcome},
     frame::{
         Capacity, DataPlaneHello, FromDataPlane, FromWorker, Hello, Incarnation, Returned,
-        ToDataPlane, ToWorker, WhyReturned,
+        SandboxReport, ToDataPlane, ToWorker, WhyReturned,
     },
     gate::{self, Attempt, Finish, Gate, Verdict},
     manifest::Manifest,
-    worker::{self, Worker},
+    worker::{self, Adopted, Worker},
 };
 use proptest::prelude::*;
 
@@ -41,6 +41,8 @@ enum Act {
     },
     BreakDataPlane,
     BreakWorker,
+    RestartDataPlane,
+    RestartWorker,
 }
 
 /// What happens at a point in time.
@@ -76,6 +78,8 @@ struct World {
     worker_stream: Option<StreamId>,
     data_plane_stream: Option<StreamId>,
     store_revision: u64,
+    worker_config: worker::Config,
+    lives: u64,
     concurrency: u32,
     deploys: u32,
     /// The newest revision of which a deploy was answered as live.
@@ -91,7 +95,7 @@ struct World {
     failed: u64,
     calls: u64,
     /// Programs that run, and those that were told to end.
-    programs: BTreeSet<SandboxId>,
+    programs: BTreeMap<SandboxId, SandboxReport>,
     ending: BTreeSet<SandboxId>,
     made: u64,
     /// Addresses that data planes may have heard of, until they are released.
@@ -112,12 +116,12 @@ fn content(concurrency: u32, number: u32) -> (Arc<Spec>, Arc<Settings>) {
     (spec, settings)
 }
 
-fn hello() -> Hello {
+fn hello(start: u64) -> Hello {
     Hello {
         cluster: Some(ClusterId(1)),
         protocol: (1, 1),
         features: Vec::new(),
-        incarnation: Incarnation::default(),
+        incarnation: Incarnation { start, ..Incarnation::default() },
         highest_epoch: Epoch(1),
     }
 }
@@ -140,7 +144,9 @@ impl World {
             agenda: BTreeMap::new(),
             number: 0,
             control: Control::new(Time::ZERO, control, Records::default()),
-            worker: Worker::new(Time::ZERO, config, Vec::new(), Vec::new()),
+            worker: Worker::new(Time::ZERO, config.clone(), Vec::new(), Vec::new()),
+            worker_config: config,
+            lives: 1,
             gate: None,
             worker_stream: None,
             data_plane_stream: None,
@@ -157,7 +163,7 @@ impl World {
             answered: 0,
             failed: 0,
             calls: 0,
-            programs: BTreeSet::new(),
+            programs: BTreeMap::new(),
             ending: BTreeSet::new(),
             made: 0,
             exposed: BTreeSet::new(),
@@ -233,20 +239,23 @@ impl World {
                         let held = self.gate.as_ref().map(Gate::holdings).unwrap_or_default();
                         let holds = held.iter().any(|holding| holding.sandbox == sandbox);
                         assert!(!holds, "the address of {sandbox} is still held");
-                        assert!(!self.programs.contains(&sandbox), "{sandbox} still runs");
+                        assert!(!self.programs.contains_key(&sandbox), "{sandbox} still runs");
                         self.exposed.remove(&sandbox);
                     }
                     self.worker.handle(self.now, worker::Event::Said(frame));
                 }
             }
-            What::Created(sandbox) if self.programs.contains(&sandbox) => {
+            What::Created(sandbox) if self.programs.contains_key(&sandbox) => {
                 self.worker.handle(self.now, worker::Event::SandboxCreated { sandbox });
             }
             What::Listening(sandbox) if self.is_spoilt => {
                 self.end_program(sandbox, Cause::Exited { code: 3 });
             }
-            What::Listening(sandbox) if self.programs.contains(&sandbox) => {
+            What::Listening(sandbox) if self.programs.contains_key(&sandbox) => {
                 let address = Address::Tcp((Ipv4Addr::LOCALHOST, 20000).into());
+                if let Some(report) = self.programs.get_mut(&sandbox) {
+                    report.address = Some(address.clone());
+                }
                 let event = worker::Event::SandboxListening { sandbox, address, init: INIT };
                 self.worker.handle(self.now, event);
             }
@@ -280,27 +289,59 @@ impl World {
             Act::Crash { pick } => {
                 self.has_crashed = true;
                 let of = self.programs.len().max(1);
-                if let Some(&sandbox) = self.programs.iter().nth(pick % of) {
+                if let Some(&sandbox) = self.programs.keys().nth(pick % of) {
                     self.at(Duration::ZERO, What::Gone(sandbox, Cause::Signalled { signal: 11 }));
                 }
             }
-            Act::BreakDataPlane => {
-                if let Some(stream) = self.data_plane_stream.take() {
-                    self.was_detached = true;
-                    self.at(LINK, What::ToControl(control::Event::Detached { stream }));
-                    self.at(Duration::from_millis(50), What::DialDataPlane);
-                    if let Some(gate) = &mut self.gate {
-                        gate.handle(self.now, gate::Event::Detached);
-                    }
-                }
+            Act::BreakDataPlane => self.break_data_plane(),
+            Act::BreakWorker => self.break_worker(),
+            Act::RestartDataPlane => {
+                self.break_data_plane();
+                self.lives += 1;
+                self.gate = None;
+                // Its callers are cut with it.
+                let cut = self.running.len() + self.waiting.len() + self.unresolved.len();
+                self.failed += cut as u64;
+                self.running.clear();
+                self.waiting.clear();
+                self.unresolved.clear();
             }
-            Act::BreakWorker => {
-                if let Some(stream) = self.worker_stream.take() {
-                    self.at(LINK, What::ToControl(control::Event::Detached { stream }));
-                    self.at(Duration::from_millis(50), What::DialWorker);
-                    self.worker.handle(self.now, worker::Event::Detached);
-                }
+            Act::RestartWorker => {
+                self.break_worker();
+                self.lives += 1;
+                let adopted = |(sandbox, report): (&SandboxId, &SandboxReport)| Adopted {
+                    report: SandboxReport {
+                        stopping: self.ending.contains(sandbox),
+                        ..report.clone()
+                    },
+                    port: None,
+                    artifact: None,
+                };
+                let adopted = self.programs.iter().map(adopted).collect();
+                // What rested is not known any more.
+                self.exposed.retain(|sandbox| self.programs.contains_key(sandbox));
+                self.worker =
+                    Worker::new(self.now, self.worker_config.clone(), adopted, Vec::new());
             }
+        }
+    }
+
+    fn break_data_plane(&mut self) {
+        if let Some(stream) = self.data_plane_stream.take() {
+            self.was_detached = true;
+            self.at(LINK, What::ToControl(control::Event::Detached { stream }));
+            self.at(Duration::from_millis(50), What::DialDataPlane);
+            if let Some(gate) = &mut self.gate {
+                gate.handle(self.now, gate::Event::Detached);
+            }
+        }
+    }
+
+    fn break_worker(&mut self) {
+        if let Some(stream) = self.worker_stream.take() {
+            self.at(LINK, What::ToControl(control::Event::Detached { stream }));
+            self.at(Duration::from_millis(50), What::DialWorker);
+            self.worker.handle(self.now, worker::Event::Detached);
         }
     }
 
@@ -319,7 +360,7 @@ impl World {
         self.at(LINK, What::ToControl(event));
         let gate = self.gate.as_ref();
         self.say(FromDataPlane::Hello(Box::new(DataPlaneHello {
-            hello: hello(),
+            hello: hello(self.lives),
             holdings: gate.map(Gate::holdings).unwrap_or_default(),
             names: vec![name()],
             demands: gate.map(|gate| gate.demand(self.now)).into_iter().collect(),
@@ -335,7 +376,7 @@ impl World {
         self.worker_stream = Some(stream);
         let event = control::Event::WorkerAttached { stream, name: "w".into() };
         self.at(LINK, What::ToControl(event));
-        self.worker.handle(self.now, worker::Event::Attached { hello: hello() });
+        self.worker.handle(self.now, worker::Event::Attached { hello: hello(self.lives) });
     }
 
     fn say(&mut self, frame: FromDataPlane) {
@@ -402,7 +443,7 @@ impl World {
             "{sandbox} has more than its slots"
         );
         self.running.insert(invocation, Running { sandbox, ms });
-        if self.programs.contains(&sandbox) {
+        if self.programs.contains_key(&sandbox) {
             assert!(!self.ending.contains(&sandbox), "bound to one that was told to stop");
             self.at(Duration::from_millis(ms), What::Ended(invocation));
         } else {
@@ -413,7 +454,7 @@ impl World {
     /// An invocation ends; with the program gone it is tried once more.
     fn ended(&mut self, invocation: InvocationId) {
         let Some(Running { sandbox, ms }) = self.running.remove(&invocation) else { return };
-        let alive = self.programs.contains(&sandbox);
+        let alive = self.programs.contains_key(&sandbox);
         let how = if alive { Finish::Done } else { Finish::Unreachable };
         let gate = self.gate.as_mut().expect("it was bound");
         gate.handle(self.now, gate::Event::Finished { sandbox, how });
@@ -425,7 +466,7 @@ impl World {
     }
 
     fn end_program(&mut self, sandbox: SandboxId, cause: Cause) {
-        if !self.programs.remove(&sandbox) {
+        if self.programs.remove(&sandbox).is_none() {
             return;
         }
         self.ending.remove(&sandbox);
@@ -505,7 +546,17 @@ impl World {
             worker::Effect::Create(create) => {
                 let sandbox = create.order.sandbox;
                 self.made += 1;
-                self.programs.insert(sandbox);
+                let Resources { cpu, memory } = create.order.spec.resources;
+                let revision = create.order.revision;
+                let report = SandboxReport {
+                    sandbox,
+                    revision,
+                    memory,
+                    cpu,
+                    address: None,
+                    stopping: false,
+                };
+                self.programs.insert(sandbox, report);
                 self.at(CREATE, What::Created(sandbox));
                 self.at(CREATE + INIT, What::Listening(sandbox));
             }
@@ -605,6 +656,8 @@ fn acts(rough: bool) -> impl Strategy<Value = Vec<(u64, Act)>> {
         3 * rough => any::<usize>().prop_map(|pick| Act::Crash { pick }),
         3 * rough => Just(Act::BreakDataPlane),
         3 * rough => Just(Act::BreakWorker),
+        2 * rough => Just(Act::RestartDataPlane),
+        2 * rough => Just(Act::RestartWorker),
     ];
     let gap = prop_oneof![8 => Just(0), 8 => 1..20_u64, 4 => 20..2000_u64, 1 => Just(25_000)];
     prop::collection::vec((gap, act), 1..60)
@@ -624,7 +677,7 @@ proptest! {
     }
 
     #[test]
-    fn every_call_is_answered_although_streams_break_and_sandboxes_crash(
+    fn every_call_is_answered_whatever_breaks_crashes_or_restarts(
         concurrency in prop_oneof![Just(0), Just(1), Just(3)],
         acts in acts(true),
     ) {
