@@ -188,7 +188,10 @@ pub enum Refusal {
         name: FunctionName,
     },
     /// No such revision, or it is not kept any more.
-    #[error("`{name}` has no revision {number}; `dirigent revisions {name}` shows those kept")]
+    #[error(
+        "`{name}` has no {}; `dirigent revisions {name}` shows those kept",
+        match number { 0 => "revision before the live one".to_owned(), n => format!("revision {n}") }
+    )]
     NoRevision {
         /// The function.
         name: FunctionName,

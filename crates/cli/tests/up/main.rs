@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-mod common;
+mod host;
 
 use std::{
     net::TcpListener,
@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{State, Up, call, example, folder, has, until};
+use host::{State, Up, call, example, folder, has, until};
 use rustix::process::Signal;
 
 /// A manifest of the built-in `hello` under another name.
@@ -175,18 +175,19 @@ fn an_idle_function_goes_to_zero_and_comes_back() {
 }
 
 #[test]
-fn after_kill_9_the_next_one_knows_the_functions_and_owns_the_sandboxes() {
+fn after_kill_9_the_next_one_knows_the_functions_and_adopts_the_sandboxes() {
     let state = State::new();
     let mut up = Up::on(Arc::clone(&state), &[]);
     let kept = hello("kept", "[scaling]\nmin = 1\n");
     up.ok(&["deploy", path(&kept)]);
-    up.body("kept", "/");
+    let sandbox = up.get("kept", "/").header("x-sandbox").to_owned();
     up.signal(Signal::KILL);
     assert_eq!(up.wait().signal(), Some(9));
     let mut up = Up::on(Arc::clone(&state), &[]);
-    assert!(up.body("kept", "/").starts_with("Hello"));
+    let response = up.get("kept", "/");
+    assert_eq!((response.status, response.header("x-sandbox")), (200, sandbox.as_str()));
     assert!(up.ok(&["list"]).contains("kept"));
-    // Adopted or replaced, there is one, as `min` says.
+    // Adopted, it is the one that `min` asks for.
     up.until("one sandbox of it is ready", || up.sandboxes("kept") == (1, 1));
     up.signal(Signal::TERM);
     assert!(up.wait().success(), "{}", up.said());
@@ -209,7 +210,7 @@ fn a_port_that_is_taken_names_its_holder_and_the_flag() {
     let taken = held.local_addr().unwrap().to_string();
     for flag in ["--listen", "--api"] {
         let state = State::new();
-        let output = std::process::Command::new(common::DIRIGENT)
+        let output = std::process::Command::new(host::DIRIGENT)
             .args(["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"])
             .arg("--state")
             .arg(state.path())
@@ -311,7 +312,7 @@ fn environment_values_are_never_shown() {
 fn the_log_is_followed_while_calls_are_made() {
     let up = Up::start(&[]);
     up.body("hello", "/one");
-    let mut reader = std::process::Command::new(common::DIRIGENT)
+    let mut reader = std::process::Command::new(host::DIRIGENT)
         .args(["logs", "hello", "-f", "--json"])
         .env("DIRIGENT_STATE", up.state.path())
         .stdout(std::process::Stdio::piped())
@@ -369,6 +370,45 @@ fn a_grpc_call_passes_through_with_its_trailers() {
         .block_on(grpc(&up.functions, "grpc", "/dirigent.example.Echo/Say", message));
     assert_eq!((status, &body[..]), (200, &message[..]), "{}", up.said());
     assert_eq!(trailers["grpc-status"], "0");
+}
+
+#[test]
+fn the_published_systems_load_generator_finds_what_it_expects() {
+    let up = Up::start(&["--compat"]);
+    let form = "name=trace-func-0-1&image=docker.io%2Fcvetkovic%2Fdirigent_trace_function%3Alatest\
+                &port_forwarding=80&port_forwarding=tcp&requested_cpu=100&requested_memory=64\
+                &scaling_upper_bound=3&scaling_lower_bound=0&cold_start_sweep=false";
+    let length = form.len();
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {length}\r\n\r\n{form}",
+        up.api
+    );
+    let registered = host::send(&up.api, head.as_bytes()).unwrap();
+    assert_eq!((registered.status, registered.body.as_str()), (200, up.functions.as_str()));
+    let answer = call(
+        &up.functions,
+        "POST / HTTP/1.1\r\nhost: trace-func-0-1\r\nworkload: trace\r\nrequested_cpu: 5\r\n\
+         multiplier: 102\r\nfunction: trace-func-0-1\r\ncontent-length: 0\r\n",
+    )
+    .unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}\n{}", up.said());
+    let reply: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!((&reply["Status"], &reply["Function"]), (&"OK".into(), &"trace-func-0-1".into()));
+    assert!(reply["ExecutionTime"].as_u64().unwrap() >= 5000, "{reply}");
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_with_a_reason() {
+    let up = Up::start(&[]);
+    let base = ["deploy", "--name", "wish", "--command", "dirigent example hello"];
+    for (flag, value) in [("--isolation", "strict"), ("--memory", "100TiB")] {
+        let args: Vec<&str> = base.iter().copied().chain([flag, value]).collect();
+        let (code, _, err) = up.cli(&args);
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains(flag.trim_start_matches("--")), "{err}");
+    }
+    assert_eq!(up.get("wish", "/").status, 404);
 }
 
 /// One call over h2c with prior knowledge: status, body and trailers.

@@ -295,9 +295,14 @@ impl Response {
 
 /// One request on a connection of its own: `head` ends with its last header's line end.
 pub(crate) fn call(place: &str, head: &str) -> std::io::Result<Response> {
+    send(place, format!("{head}connection: close\r\n\r\n").as_bytes())
+}
+
+/// Bytes after which the other side closes.
+pub(crate) fn send(place: &str, request: &[u8]) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect(place)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(request)?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
