@@ -1,3 +1,5 @@
+//! Second connections, with peers played on channel ends.
+
 use dirigent_core::{Epoch, FunctionId, FunctionName, Records, SandboxId};
 use dirigent_service::acceptor;
 use sha2::Digest as _;

@@ -1,3 +1,5 @@
+//! Precedence, origins, and what is said about keys and values that are wrong.
+
 use std::net::SocketAddr;
 
 use serde::Deserialize;
