@@ -189,11 +189,14 @@ impl Control {
         }
         match self.cluster.writes.remove(&token) {
             Some(Author::Function(id)) => self.with(id, |f, c| f.written(c, token, outcome)),
-            Some(Author::DataPlane(id)) if !matches!(outcome, Outcome::Ok { .. }) => {
+            Some(Author::DataPlane(id)) if matches!(outcome, Outcome::Ok { .. }) => {
+                self.data_plane_recorded(id);
+            }
+            Some(Author::DataPlane(id)) => {
                 let at = self.cluster.now.after(REWRITE);
                 self.cluster.timers.set(Timer::RewritePeer(id), at);
             }
-            Some(Author::DataPlane(_)) | None => {}
+            None => {}
         }
     }
 

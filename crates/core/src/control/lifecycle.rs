@@ -136,7 +136,7 @@ impl Function {
             .iter()
             .filter(|(id, level)| level.demand.busy > 0 && entry.held_by(**id) == 0)
             .map(|(id, _)| *id)
-            .filter(|id| c.peers.is_attached(*id))
+            .filter(|id| c.peers.may_hold(*id))
             .collect();
         for data_plane in busy {
             self.grant(c, sandbox, data_plane, 1);

@@ -145,15 +145,13 @@ impl Control {
         let office = self.cluster.office;
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
-        let unheld = self.subscribe(id, hello.names);
+        self.subscribe(id, hello.names);
         let mut touched = self.claim(id, &hello.holdings);
         touched.append(&mut self.hear_all(id, hello.demands));
         for function in touched {
             self.settle(function);
         }
-        for function in unheld {
-            self.with(function, Function::offer_unheld);
-        }
+        self.offer_unheld_to(id);
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
         self.deny_claims();
@@ -167,20 +165,41 @@ impl Control {
         }
     }
 
-    /// The names of a `Hello`. Gives back functions with sandboxes that nobody holds.
-    fn subscribe(&mut self, id: DataPlaneId, names: Vec<FunctionName>) -> BTreeSet<FunctionId> {
+    /// From now on slots may be granted to it.
+    pub(super) fn data_plane_recorded(&mut self, id: DataPlaneId) {
+        let Some(peer) = self.cluster.peers.get_mut(id) else { return };
+        peer.recorded = true;
+        for function in peer.functions.clone() {
+            self.settle(function);
+        }
+        self.offer_unheld_to(id);
+    }
+
+    /// The names of a `Hello`.
+    fn subscribe(&mut self, id: DataPlaneId, names: Vec<FunctionName>) {
         let names: BTreeSet<FunctionName> = names.into_iter().take(MAX_NAMES).collect();
-        let mut unheld = BTreeSet::new();
         for name in &names {
             self.tell_resolved(id, name);
-            let function = self.names.get(name).and_then(|id| self.functions.get(id));
-            let active = function.and_then(|f| Some((f.id(), f.active.as_deref()?)));
-            unheld.extend(active.filter(|(_, a)| !a.books.unheld.is_empty()).map(|(id, _)| id));
         }
         if let Some(peer) = self.cluster.peers.get_mut(id) {
             peer.names = names;
         }
-        unheld
+    }
+
+    /// Sandboxes that nobody holds are offered to a data plane that is new.
+    fn offer_unheld_to(&mut self, id: DataPlaneId) {
+        let Some(peer) = self.cluster.peers.get(id) else { return };
+        let known = peer.names.iter().filter_map(|name| self.names.get(name));
+        let unheld: Vec<FunctionId> = known
+            .filter(|id| {
+                let active = self.functions.get(id).and_then(|f| f.active.as_deref());
+                active.is_some_and(|active| !active.books.unheld.is_empty())
+            })
+            .copied()
+            .collect();
+        for function in unheld {
+            self.with(function, Function::offer_unheld);
+        }
     }
 
     /// The holdings of a `Hello` replace what the books say of this data plane.

@@ -31,6 +31,9 @@ pub(crate) struct Peer {
     pub(crate) functions: BTreeSet<FunctionId>,
     /// Whether it attached since this leader took office.
     pub(crate) heard: bool,
+    /// Whether its record is durable. Before that it is granted nothing: the next leader would not
+    /// know that slots may be held there.
+    pub(crate) recorded: bool,
     serial: u64,
 }
 
@@ -44,6 +47,7 @@ impl Peer {
             holds: BTreeSet::new(),
             functions: BTreeSet::new(),
             heard: false,
+            recorded: false,
             serial: 0,
         }
     }
@@ -78,7 +82,7 @@ impl Peers {
             Self { by_id: BTreeMap::new(), by_name: BTreeMap::new(), lines: BTreeMap::new() };
         for record in records {
             peers.by_name.insert(Arc::clone(&record.name), record.id);
-            peers.by_id.insert(record.id, Peer::new(record.name));
+            peers.by_id.insert(record.id, Peer { recorded: true, ..Peer::new(record.name) });
         }
         peers
     }
@@ -155,9 +159,14 @@ impl Peers {
         self.stream_of(id).is_some()
     }
 
-    /// Whether it is attached and knows the function of this name.
-    pub(crate) fn is_subscribed(&self, id: DataPlaneId, name: &FunctionName) -> bool {
-        self.by_id.get(&id).is_some_and(|peer| peer.stream.is_some() && peer.names.contains(name))
+    /// Whether slots may be granted to it.
+    pub(crate) fn may_hold(&self, id: DataPlaneId) -> bool {
+        self.by_id.get(&id).is_some_and(|peer| peer.stream.is_some() && peer.recorded)
+    }
+
+    /// Whether slots of the function of this name may be granted to it: it knows the function.
+    pub(crate) fn may_hold_of(&self, id: DataPlaneId, name: &FunctionName) -> bool {
+        self.may_hold(id) && self.by_id.get(&id).is_some_and(|peer| peer.names.contains(name))
     }
 
     /// Those attached and subscribed to `name`.

@@ -89,7 +89,7 @@ impl Function {
         let mut waiting: Vec<(Time, Waiting)> = active
             .levels
             .iter()
-            .filter(|(id, level)| level.demand.queued > 0 && c.peers.is_attached(**id))
+            .filter(|(id, level)| level.demand.queued > 0 && c.peers.may_hold(**id))
             .map(|(&data_plane, level)| {
                 let unserved = level.unserved(open);
                 (level.waits_since(), Waiting { data_plane, unserved })

@@ -94,8 +94,8 @@ impl Function {
             return;
         }
         let to = cause
-            .filter(|cause| c.peers.is_subscribed(*cause, &self.record.name))
-            .or_else(|| c.peers.subscribed(&self.record.name).next());
+            .filter(|cause| c.peers.may_hold_of(*cause, &self.record.name))
+            .or_else(|| c.peers.subscribed(&self.record.name).find(|id| c.peers.may_hold(*id)));
         if let Some(to) = to {
             self.grant(c, sandbox, to, free);
         } else if !self.is_one_of_min() {
