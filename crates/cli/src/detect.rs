@@ -69,7 +69,7 @@ pub(crate) fn file(path: &Path) -> Result<Detected> {
     if let Some(interpreter) = interpreter {
         return Ok(Detected {
             command: vec![interpreter.to_owned(), name],
-            because: format!("of its name's end `.{}`", extension.unwrap_or_default()),
+            because: format!("its name ends in `.{}`", extension.unwrap_or_default()),
         });
     }
     if is_executable(path) {
