@@ -440,7 +440,9 @@ impl Control {
         }
         self.cluster.timers.cancel(Timer::Recovered);
         self.cluster.measure(Measure::Recovered);
-        self.cluster.timers.set(Timer::Attention, self.cluster.now);
+        if !self.cluster.attention.is_empty() {
+            self.cluster.timers.set(Timer::Attention, self.cluster.now);
+        }
         self.deny_claims();
     }
 

@@ -9,6 +9,7 @@
 
 mod demand;
 mod deploys;
+mod recovery;
 mod together;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -1,0 +1,213 @@
+//! A leader that takes office over what runs already, and what never costs more with size.
+
+use super::*;
+use crate::{DataPlaneId, DataPlaneRecord, FunctionRecord, WorkerId, WorkerRecord};
+
+/// The records of a cluster with one worker, one data plane and `hello`.
+fn records(settings: &Settings) -> (Records, FunctionId) {
+    let function = FunctionId::new(Epoch(3), 1);
+    let revision = crate::RevisionRecord {
+        number: 1,
+        spec: Arc::new(spec("a", 1)),
+        state: crate::RevisionState::Live,
+        created_ms: 0,
+        failure: None,
+    };
+    let record = FunctionRecord {
+        id: function,
+        name: "hello".parse().unwrap(),
+        settings: Arc::new(settings.clone()),
+        revisions: vec![revision],
+        targets: vec![crate::Target { revision: 1, weight: 100 }],
+    };
+    let records = Records {
+        functions: vec![Arc::new(record)],
+        workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
+        data_planes: vec![DataPlaneRecord { id: DataPlaneId(1), name: "a".into() }],
+    };
+    (records, function)
+}
+
+fn report(function: FunctionId, counter: u64) -> SandboxReport {
+    let sandbox = SandboxId::new(Epoch(3), counter);
+    SandboxReport {
+        sandbox,
+        revision: RevisionId { function, number: 1 },
+        memory: Bytes::mib(128),
+        cpu: MilliCpu(100),
+        address: Some(address(sandbox)),
+        stopping: false,
+    }
+}
+
+fn holding(function: FunctionId, counter: u64) -> Holding {
+    Holding {
+        sandbox: SandboxId::new(Epoch(3), counter),
+        revision: RevisionId { function, number: 1 },
+        share: Share::Slots(1),
+        busy: 1,
+        draining: false,
+    }
+}
+
+#[test]
+fn slots_are_claimed_by_who_holds_them_and_what_is_free_is_of_use_again() {
+    let (records, function) = records(&Settings::default());
+    let mut world = World::with(records);
+    world.attach_worker_with(vec![report(function, 1), report(function, 2)]);
+    assert!(world.granted().is_empty(), "who may hold them has not attached");
+    world.attach_plane_with(PLANE, "a", vec![holding(function, 1)]);
+    world.pass(Duration::from_millis(1));
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].1.sandbox, SandboxId::new(Epoch(3), 2));
+    let described = world.describe("hello");
+    assert!(described.sandboxes.iter().all(|s| s.holders == [DataPlaneId(1)]));
+    assert_eq!(world.started(), []);
+}
+
+#[test]
+fn a_recovering_leader_starts_for_demand_and_stops_nothing() {
+    let (records, function) = records(&Settings { min: 1, ..Settings::default() });
+    let mut world = World::with(records);
+    world.attach_plane(PLANE, "a");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.describe("hello").summary.starting, 1, "for the one that waits");
+    // Its worker comes after 3 s, with a sandbox of a function that is not recorded.
+    let stranger = report(FunctionId::new(Epoch(2), 9), 5);
+    world.attach_worker_with(vec![stranger.clone()]);
+    world.pass(Duration::from_secs(1));
+    assert!(world.said().contains(&stop(stranger.sandbox)), "everybody has attached");
+    world.gone(stranger.sandbox, stopped());
+    assert_eq!(world.control.functions.len(), 1);
+}
+
+#[test]
+fn min_is_made_up_for_when_the_recovery_ends() {
+    let (records, function) = records(&Settings { min: 2, ..Settings::default() });
+    let mut world = World::with(records);
+    world.attach_worker_with(vec![report(function, 1)]);
+    assert_eq!(world.started(), []);
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.started().len(), 1, "the data plane was waited for");
+}
+
+#[test]
+fn a_deploy_that_an_earlier_leader_began_goes_on() {
+    let (mut records, function) = records(&Settings::default());
+    let record = Arc::make_mut(&mut records.functions[0]);
+    record.revisions[0].state = crate::RevisionState::Checking;
+    record.targets.clear();
+    let mut world = World::with(records);
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    world.pass(Duration::from_millis(1));
+    let revision = RevisionId { function, number: 1 };
+    let waiter = world.ask(Call::AwaitRevision { revision });
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.pass(Duration::from_secs(3));
+    let state = crate::RevisionState::Live;
+    let settled = Answer::Settled { revision, state, failure: None };
+    assert_eq!(world.replies[&waiter], Ok(settled));
+}
+
+#[test]
+fn what_is_claimed_and_no_worker_has_is_gone() {
+    let (records, function) = records(&Settings::default());
+    let mut world = World::with(records);
+    world.attach_plane_with(PLANE, "a", vec![holding(function, 7)]);
+    world.said();
+    world.attach_worker();
+    let sandbox = SandboxId::new(Epoch(3), 7);
+    let gone = ToDataPlane::RecallSandbox { sandbox, gone: true };
+    assert!(world.said().contains(&to_plane(PLANE, gone)));
+    world.give_back(PLANE, sandbox, WhyReturned::Unreachable);
+    assert!(world.control.cluster.claims.is_empty());
+}
+
+#[test]
+fn a_data_plane_keeps_its_slots_while_it_is_silent() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(function, 0, 1, 1));
+    world.said();
+    world.tell(Event::Detached { stream: PLANE });
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    assert!(world.granted().is_empty(), "an invocation may still run in it");
+    assert_eq!(world.started().len(), 1);
+    // It comes back without it: it is free, and somebody waits.
+    world.attach_plane(StreamId(9), "a");
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1);
+    assert_eq!((granted[0].0, granted[0].1.sandbox), (OTHER_PLANE, sandbox));
+}
+
+#[test]
+fn a_leader_that_is_shown_a_higher_epoch_resigns() {
+    let mut world = World::new();
+    world.tell(Event::DataPlaneAttached { stream: PLANE, name: "a".into() });
+    let hello = Hello { highest_epoch: Epoch(8), ..hello() };
+    let hello =
+        DataPlaneHello { hello, holdings: Vec::new(), names: Vec::new(), demands: Vec::new() };
+    world.plane(PLANE, FromDataPlane::Hello(Box::new(hello)));
+    let reason = "it obeyed epoch 8 and this leader's is 7".to_owned();
+    assert_eq!(world.said(), [Effect::Resign, Effect::Close { stream: PLANE, reason }]);
+}
+
+#[test]
+fn a_peer_of_another_protocol_or_cluster_is_sent_away() {
+    let mut world = World::new();
+    let strangers =
+        [Hello { protocol: (2, 3), ..hello() }, Hello { cluster: Some(ClusterId(2)), ..hello() }];
+    for (stream, hello) in [StreamId(11), StreamId(12)].into_iter().zip(strangers) {
+        world.tell(Event::DataPlaneAttached { stream, name: "a".into() });
+        let hello =
+            DataPlaneHello { hello, holdings: Vec::new(), names: Vec::new(), demands: Vec::new() };
+        world.plane(stream, FromDataPlane::Hello(Box::new(hello)));
+        let said = world.said();
+        assert!(matches!(said[..], [Effect::Close { .. }]), "{said:?}");
+    }
+}
+
+#[test]
+fn a_data_plane_is_granted_nothing_before_its_record_is_durable() {
+    let mut world = World::new();
+    world.attach_worker();
+    let (function, _) = world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    world.store_answers = false;
+    world.attach_plane(PLANE, "a");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.started(), []);
+    world.answer_writes(Some(Outcome::Refused));
+    world.pass(Duration::from_secs(1));
+    world.answer_writes(None);
+    assert_eq!(world.started().len(), 1);
+}
+
+#[test]
+fn a_hundred_thousand_registrations_leave_nothing_to_do() {
+    let mut world = World::new();
+    let settings = Arc::new(Settings::default());
+    for n in 0..100_000 {
+        let name = format!("f{n}").parse().unwrap();
+        let spec = Arc::new(spec("a", 1));
+        let settings = Arc::clone(&settings);
+        let call = Call::Deploy { name, spec, settings, check: false };
+        let request = world.ask(call);
+        world.replies.remove(&request).unwrap().unwrap();
+    }
+    let control = &world.control;
+    assert_eq!((world.revision, control.functions.len()), (100_000, 100_000));
+    // Each costs its record and two entries: equal contents are kept once.
+    assert!(control.functions.values().all(|function| function.active.is_none()));
+    let shared = control.functions.values().map(|f| Arc::as_ptr(&f.record.revisions[0].spec));
+    assert_eq!(shared.collect::<std::collections::BTreeSet<_>>().len(), 1);
+    assert_eq!(control.deadline(), None);
+    let cluster = &control.cluster;
+    assert!(cluster.writes.is_empty() && cluster.attention.is_empty());
+    assert!(cluster.spare.is_empty() && cluster.busiest.is_empty());
+}
