@@ -85,6 +85,11 @@ async fn exchange_once(invocation: &mut Invocation, mut running: Running, reused
     })
     .await;
     let outcome = match head {
+        Some(Ok(head))
+            if head.status == StatusCode::SWITCHING_PROTOCOLS && !invocation.forward.upgrade =>
+        {
+            Outcome::Failed(lost(&RecvError::Invalid("it switches protocols unasked")))
+        }
         Some(Ok(head)) => {
             let now = invocation.shared.now().0;
             invocation.call.phases.first_byte = now.saturating_sub(began);

@@ -9,7 +9,10 @@ use std::{
     hash::{BuildHasher as _, RandomState},
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
@@ -148,23 +151,25 @@ impl Catalogue {
         let Some(view) = view else {
             entry.known.send_replace(Known::Nothing);
             if let Some(slot) = before {
-                slot.retired.store(true, Relaxed);
+                slot.retired.store(true, SeqCst);
                 slot.handle(shared, now, Event::Deleted);
             }
             self.remember_nothing(shared, name);
             return;
         };
-        if let Some(slot) = before {
-            if slot.id == view.id {
-                slot.handle(shared, now, Event::Configured { version, view });
-                return;
-            }
-            slot.retired.store(true, Relaxed);
-            slot.handle(shared, now, Event::Deleted);
+        if let Some(slot) = &before
+            && slot.id == view.id
+        {
+            slot.handle(shared, now, Event::Configured { version, view });
+            return;
         }
         let slot = FunctionSlot::new(shared, now, version, view, stream);
         lock(&self.functions).insert(slot.id, Arc::clone(&slot));
         entry.known.send_replace(Known::Function(slot));
+        if let Some(slot) = before {
+            slot.retired.store(true, SeqCst);
+            slot.handle(shared, now, Event::Deleted);
+        }
     }
 
     /// Bounds the names without a function: the oldest goes.
@@ -193,7 +198,7 @@ impl Catalogue {
     pub(crate) fn sweep(&self, shared: &Shared) {
         let limit = u64::try_from(shared.limits.forget_after.as_nanos()).unwrap_or(u64::MAX);
         let now = shared.now().0;
-        let old = |at: &AtomicU64| now.saturating_sub(at.load(Relaxed)) >= limit;
+        let old = |at: &AtomicU64| now.saturating_sub(at.load(SeqCst)) >= limit;
         for shard in &self.names {
             let unused: Vec<FunctionName> = read(shard)
                 .iter()
@@ -204,10 +209,11 @@ impl Catalogue {
                 self.forget(shared, &name, |known| match known {
                     Known::Asked | Known::Nothing => true,
                     Known::Function(slot) => {
+                        // First retired, then looked at: an invocation is noted first and looks
+                        // then, so that one of the two sees the other.
+                        slot.retired.store(true, SeqCst);
                         let goes = old(&slot.used_at) && slot.is_empty();
-                        if goes {
-                            slot.retired.store(true, Relaxed);
-                        }
+                        slot.retired.store(goes, SeqCst);
                         goes
                     }
                 });

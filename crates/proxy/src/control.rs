@@ -14,8 +14,8 @@ use std::{
 use dirigent_core::{
     ClusterId, Epoch, FunctionId,
     frame::{
-        DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Hello, Incarnation, PROTOCOL,
-        ToDataPlane, ToDataPlaneBulk, Welcome,
+        DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Grant, Hello, Incarnation, PROTOCOL,
+        Returned, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
     },
     gate::Event,
 };
@@ -245,8 +245,16 @@ fn obey(shared: &Arc<Shared>, number: u64, frame: ToDataPlane) {
         }
         ToDataPlane::Grant(grant) => {
             let function = grant.revision.function;
-            shared.catalogue.granted(grant.sandbox, function);
-            tell(shared, function, Event::Granted(grant));
+            if let Some(slot) = shared.catalogue.function(function) {
+                shared.catalogue.granted(grant.sandbox, function);
+                slot.handle(shared, shared.now(), Event::Granted(grant));
+            } else {
+                // It crossed our forgetting the function: nothing here can use it.
+                let Grant { sandbox, share, serial, .. } = *grant;
+                let why = WhyReturned::Idle;
+                let returned = Returned { sandbox, share, serial, why };
+                shared.say(number, FromDataPlane::Returned(returned));
+            }
         }
         ToDataPlane::Recall { function, n, idle_only } => {
             tell(shared, function, Event::Recalled { n, idle_only });

@@ -12,7 +12,10 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     task::{Context, Poll},
 };
 
@@ -116,8 +119,13 @@ impl Front {
             ));
         }
         let host = host_of(&request)?;
-        let (slot, prefix) = self.route(&request, &host).await?;
-        slot.used_at.store(call.arrived, Relaxed);
+        let (slot, prefix) = loop {
+            let (slot, prefix) = self.route(&request, &host).await?;
+            slot.used_at.store(call.arrived, SeqCst);
+            if !slot.retired.load(SeqCst) {
+                break (slot, prefix);
+            }
+        };
         call.slot = Some(Arc::clone(&slot));
         let wants_upgrade = request.version() == Version::HTTP_11
             && request.headers().contains_key(header::UPGRADE)

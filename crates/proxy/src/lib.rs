@@ -201,6 +201,10 @@ impl Shared {
         Time(self.clock.nanos())
     }
 
+    fn kept_nanos(&self) -> u64 {
+        u64::try_from(self.limits.kept_idle.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     fn is_attached(&self) -> bool {
         self.attached.load(Relaxed)
     }

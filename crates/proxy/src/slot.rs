@@ -5,7 +5,7 @@
 //! What the gate orders is done before the lock is let go, which keeps the order of orders.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64},
@@ -58,8 +58,21 @@ pub(crate) enum Admission {
 /// Connections kept to a sandbox: the most recently used last.
 #[derive(Debug, Default)]
 struct Pool {
-    idle: Vec<Kept>,
+    idle: VecDeque<Kept>,
     h2: Option<Multiplexed>,
+}
+
+impl Pool {
+    /// Keeps a connection, and lets go of the two that were idle for longest if that was too long:
+    /// so they go faster than they come.
+    fn keep(&mut self, conn: Conn, now: u64, limit: u64) {
+        self.idle.push_back(Kept { conn, since: now });
+        for _ in 0..2 {
+            if self.idle.front().is_some_and(|kept| now.saturating_sub(kept.since) > limit) {
+                self.idle.pop_front();
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -166,8 +179,7 @@ impl FunctionSlot {
         match how {
             Finish::Done => {
                 if let Some(conn) = conn {
-                    let kept = Kept { conn, since: now.0 };
-                    inner.pools.entry(sandbox).or_default().idle.push(kept);
+                    inner.pools.entry(sandbox).or_default().keep(conn, now.0, shared.kept_nanos());
                 }
             }
             // What else is kept leads to the same place.
@@ -281,8 +293,8 @@ impl Inner {
     fn bind(&mut self, shared: &Shared, now: Time, binding: Binding) -> Bound {
         let (mut kept, mut h2) = (None, None);
         if let Some(pool) = self.pools.get_mut(&binding.sandbox) {
-            kept = pool.idle.pop();
-            let limit = u64::try_from(shared.limits.kept_idle.as_nanos()).unwrap_or(u64::MAX);
+            kept = pool.idle.pop_back();
+            let limit = shared.kept_nanos();
             if kept.as_ref().is_some_and(|kept| now.0.saturating_sub(kept.since) > limit) {
                 // The others were idle for longer still.
                 pool.idle.clear();

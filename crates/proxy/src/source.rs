@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
@@ -58,7 +57,6 @@ impl Budget {
 #[derive(Debug)]
 pub(crate) struct Source {
     incoming: Option<Incoming>,
-    trailers: Option<HeaderMap>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// Everything read so far is in `kept`.
@@ -81,7 +79,6 @@ impl Source {
     ) -> Self {
         Self {
             incoming: (!incoming.is_end_stream()).then_some(incoming),
-            trailers: None,
             kept: Vec::new(),
             kept_bytes: 0,
             whole: true,
@@ -98,7 +95,6 @@ impl Source {
     pub(crate) fn take(&mut self) -> Self {
         let nothing = Self {
             incoming: None,
-            trailers: None,
             kept: Vec::new(),
             kept_bytes: 0,
             whole: false,
@@ -126,7 +122,7 @@ impl Source {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.incoming.is_none() && self.next >= self.kept.len() && self.trailers.is_none()
+        self.incoming.is_none() && self.next >= self.kept.len()
     }
 
     /// Start over. Whether that is possible.
@@ -157,13 +153,7 @@ impl Source {
             self.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(again.clone()))));
         }
-        let Some(incoming) = &mut self.incoming else {
-            return Poll::Ready(self.trailers.clone().map(|trailers| {
-                // Sent once per attempt; an attempt ends with them.
-                self.trailers = None;
-                Ok(Frame::trailers(trailers))
-            }));
-        };
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let Some(frame) = ready!(Pin::new(incoming).poll_frame(cx)) else {
             self.incoming = None;
             return Poll::Ready(None);

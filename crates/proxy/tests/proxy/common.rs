@@ -10,7 +10,7 @@ use std::{
 
 use dirigent_core::{
     Address, ClusterId, DataPlaneId, Epoch, FunctionId, FunctionName, FunctionView, Protocol,
-    RevisionId, SandboxId, Serial, Settings,
+    RevisionId, SandboxId, Serial, Settings, StartPhases,
     frame::{
         Demand, FromDataPlane, FromDataPlaneBulk, Grant, Share, Status, ToDataPlane,
         ToDataPlaneBulk, Welcome, WhyReturned,
@@ -152,8 +152,30 @@ impl Rig {
         address: SocketAddr,
         slots: u32,
     ) {
-        let serial = self.serial.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let share = if slots == 0 { Share::Open } else { Share::Slots(slots) };
+        self.grant_share(function, number, address, share, None).await;
+    }
+
+    /// Grants one slot of a sandbox just started.
+    pub(crate) async fn grant_started(
+        &self,
+        function: &Function,
+        number: u64,
+        address: SocketAddr,
+        start: Option<StartPhases>,
+    ) {
+        self.grant_share(function, number, address, Share::Slots(1), start).await;
+    }
+
+    async fn grant_share(
+        &self,
+        function: &Function,
+        number: u64,
+        address: SocketAddr,
+        share: Share,
+        start: Option<StartPhases>,
+    ) {
+        let serial = self.serial.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         self.say(ToDataPlane::Grant(Box::new(Grant {
             sandbox: sandbox(number),
             revision: function.revision(),
@@ -162,7 +184,7 @@ impl Rig {
             share,
             serial: Serial(serial),
             pinned: false,
-            start: None,
+            start,
         })))
         .await;
     }

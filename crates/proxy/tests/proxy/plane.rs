@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use dirigent_core::{
-    Settings,
+    Settings, StartPhases,
     frame::{FromDataPlane, ToDataPlane, WhyReturned},
-    gate,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -104,7 +103,6 @@ async fn a_deleted_function_is_gone_at_once_and_its_slots_go_back() {
     let view = Some(function.view("hello"));
     rig.say(ToDataPlane::Resolved { name, version: 3, function: view }).await;
     rig.grant(&function, 7, backend.address, 1).await;
-    until("it serves", || true).await;
     caller.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
     assert_eq!(status(&read_response(&mut caller).await.0), 200);
 }
@@ -167,6 +165,40 @@ async fn names_unused_for_long_are_forgotten_and_unknown_ones_are_bounded() {
     .await;
     // And known again when it is asked for.
     rig.subscribe("hello").await;
+}
+
+#[tokio::test]
+async fn a_grant_for_a_function_that_was_forgotten_goes_back() {
+    let rig = Rig::start().await;
+    let stranger = Function { id: 99, ..Function::default() };
+    rig.grant(&stranger, 5, rig.address, 1).await;
+    rig.returned(5, WhyReturned::Idle).await;
+}
+
+#[tokio::test]
+async fn a_cold_start_explains_itself() {
+    let rig = Rig::start().await;
+    let backend = Backend::answering(|_, _| "ok".into()).await;
+    let function = Function::default();
+    rig.function("hello", function.clone());
+    let grant = async {
+        rig.demand("one who waits", |demand| demand.queued == 1).await;
+        // Longer than anybody waited: what is shown is what this invocation saw of it.
+        let hour = Duration::from_secs(3600);
+        let start = StartPhases { decide: hour, init: hour, ..StartPhases::default() };
+        rig.grant_started(&function, 1, backend.address, Some(start)).await;
+    };
+    let (answer, ()) = tokio::join!(rig.get("hello", "/"), grant);
+    let timing = header(&answer, "server-timing").unwrap();
+    for phase in ["decide;dur=0.000", "init;dur=", "wire;dur=0.000", "connect;dur=", "ttfb;dur="] {
+        assert!(timing.contains(phase), "{phase}: {timing}");
+    }
+    let id = header(&answer, "x-dirigent-request-id").unwrap();
+    until("a record", || rig.proxy.find_invocation(id).is_some_and(|r| r.cold)).await;
+    let record = rig.proxy.find_invocation(id).unwrap();
+    let sum: Duration = record.phases.iter().map(|(_, took)| *took).sum();
+    assert!(sum <= record.total, "{record:?}");
+    assert!(rig.proxy.metrics_page().contains("cold_starts_total{function=\"default/hello\"} 1"));
 }
 
 #[tokio::test]
@@ -234,6 +266,4 @@ async fn a_taken_port_is_an_error_that_names_the_flag() {
     let config = dirigent_proxy::Config::new(rig.address);
     let error = dirigent_proxy::start(config, frames, bulk, &tasks).await.unwrap_err();
     assert!(error.to_string().contains("--listen"), "{error}");
-    // A refusal is part of the gate's contract with this crate.
-    assert!(matches!(gate::Refusal::Deleted, gate::Refusal::Deleted));
 }
