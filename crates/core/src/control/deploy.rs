@@ -16,7 +16,7 @@ use crate::{
     control::{
         Answer, Refusal,
         cluster::Cluster,
-        function::Function,
+        function::{Decided, Function},
         record::Op,
         sandbox::{Reason, Stage},
         timers::Timer,
@@ -195,7 +195,19 @@ impl Function {
             self.enqueue(c, Op::Switch { number });
             return;
         }
-        for _ in new.ready + new.starting..goal {
+        let have = new.ready + new.starting;
+        if have < goal {
+            let inputs = vec![
+                ("revision".to_owned(), number.to_string()),
+                (
+                    "sandboxes of the live revision".to_owned(),
+                    (old.ready + old.starting).to_string(),
+                ),
+            ];
+            let decided = Decided { at: now, from: have, to: goal, rule: "deploy", inputs };
+            active.remember_decision(decided);
+        }
+        for _ in have..goal {
             self.want(c, number, Reason::Deploy, None);
         }
     }

@@ -213,6 +213,10 @@ impl Function {
         if switched || before.settings != self.record.settings || before.revisions.is_empty() {
             self.publish(c);
         }
+        if self.record.settings.min < before.settings.min {
+            self.unpin(c);
+            self.offer_unheld(c);
+        }
         match op {
             Op::Fail { number, failure } => self.settle_revision(c, number, Some(&failure)),
             Op::Deploy { .. } | Op::Rollback { .. } | Op::Switch { .. } | Op::Delete { .. } => {}

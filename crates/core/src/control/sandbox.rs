@@ -66,6 +66,8 @@ pub(crate) struct Holder {
     pub(crate) slots: u32,
     /// Of the last grant.
     pub(crate) serial: Serial,
+    /// Keep-alive does not apply there, as far as is known.
+    pub(crate) pinned: bool,
 }
 
 /// See the module.

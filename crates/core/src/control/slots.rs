@@ -54,8 +54,9 @@ impl Function {
                 Some((_, holder)) => {
                     holder.slots += slots;
                     holder.serial = serial;
+                    holder.pinned = pinned;
                 }
-                None => entry.holders.push((to, Holder { slots, serial })),
+                None => entry.holders.push((to, Holder { slots, serial, pinned })),
             }
             Some(Grant {
                 sandbox,
@@ -326,6 +327,23 @@ impl Function {
         }
     }
 
+    /// `min` was lowered: sandboxes that would never be given back are called back.
+    pub(crate) fn unpin(&mut self, c: &mut Cluster) {
+        let min = self.record.settings.min as usize;
+        let Some(active) = self.active.as_deref() else { return };
+        let pinned: Vec<SandboxId> = active
+            .sandboxes
+            .values()
+            .filter(|s| s.stage == Stage::Ready && self.is_target(s.revision.number))
+            .filter(|s| s.holders.iter().any(|(_, holder)| holder.pinned))
+            .map(|s| s.id)
+            .skip(min)
+            .collect();
+        for sandbox in pinned {
+            self.recall(c, sandbox);
+        }
+    }
+
     /// Tells who holds slots of a sandbox that is leaving or gone.
     pub(crate) fn tell_holders(&self, c: &mut Cluster, sandbox: SandboxId) {
         let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
@@ -399,6 +417,8 @@ impl Function {
         sandbox: SandboxId,
         share: Share,
     ) {
+        // Nobody says whether an earlier leader pinned it.
+        let pinned = self.record.settings.min > 0;
         let active = self.activate();
         let claimed = active.change(sandbox, |entry| {
             let slots = entry.slots_in(share);
@@ -409,7 +429,7 @@ impl Function {
             // More than there is room for is what it was granted by nobody: it is not believed.
             let slots = slots.min(room);
             if slots > 0 {
-                let holder = Holder { slots, serial: crate::Serial(0) };
+                let holder = Holder { slots, serial: crate::Serial(0), pinned };
                 entry.holders.push((by, holder));
             }
             (slots, matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone))

@@ -162,6 +162,21 @@ fn a_sandbox_of_min_that_comes_back_is_granted_again_and_pinned() {
 }
 
 #[test]
+fn when_min_is_lowered_what_was_pinned_is_called_back() {
+    let settings = Settings { min: 2, ..Settings::default() };
+    let (mut world, _) = World::running(&spec("a", 1), &settings);
+    let started = world.started();
+    started.iter().for_each(|sandbox| world.ready(*sandbox));
+    world.granted();
+    let fewer = Settings { min: 1, ..Settings::default() };
+    world.deploy("hello", &spec("a", 1), &fewer, true);
+    let recalled = |effect: &Effect| *effect == recall(started[1]);
+    assert_eq!(world.said().into_iter().filter(recalled).count(), 1);
+    world.give_back(PLANE, started[1], WhyReturned::Drained);
+    assert_eq!(world.said(), [stop(started[1])]);
+}
+
+#[test]
 fn a_sandbox_with_an_abandoned_invocation_is_recycled() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     world.demand(PLANE, demand(function, 2, 0, 0));
