@@ -41,6 +41,7 @@ fn serve() -> ExitCode {
                 }
             }
             ("eat", mib) => eat(mib),
+            ("hold", mib) => hold(mib),
             _ => {}
         }
     }
@@ -72,6 +73,17 @@ fn eat(mib: &str) {
 #[expect(clippy::exit, reason = "told to by the test")]
 fn end(code: &str) -> ! {
     std::process::exit(code.parse().unwrap_or(1))
+}
+
+fn hold(mib: &str) -> ! {
+    let mib: usize = mib.parse().unwrap_or(0);
+    let mut food = vec![1_u8; mib << 20];
+    loop {
+        for page in food.chunks_mut(4096) {
+            page[0] = 2;
+        }
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }
 
 fn answer(mut connection: TcpStream) {

@@ -55,6 +55,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) doors: Vec<PathBuf>,
     /// The system calls allowed.
     pub(crate) filter: &'a [sock_filter],
+    /// Who we are in the user namespace of our own, where there is one.
+    pub(crate) user: Option<(u32, u32)>,
 }
 
 /// Be an init. The caller is a new child with one thread, which never returns from here.
@@ -80,6 +82,9 @@ pub(crate) fn main(socket: OwnedFd, plan: &Plan<'_>) -> ! {
 fn prepare(plan: &Plan<'_>) -> io::Result<OwnedFd> {
     setsid()?;
     umask(Mode::WGRP | Mode::WOTH);
+    if let Some((uid, gid)) = plan.user {
+        map_user(uid, gid)?;
+    }
     let children = signal::child_signals()?;
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         signal::ignore(number);
@@ -95,13 +100,24 @@ fn prepare(plan: &Plan<'_>) -> io::Result<OwnedFd> {
     }
     if let Some(template) = plan.template {
         rustix::system::sethostname(b"sandbox")?;
-        template.prepare()?;
+        template.prepare(plan.user.is_none())?;
     } else {
         set_child_subreaper(Some(getpid()))?;
     }
     drop_bounds();
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(children)
+}
+
+/// Be the same user in a new user namespace.
+pub(crate) fn map_user(uid: u32, gid: u32) -> io::Result<()> {
+    let write = |file: &str, text: String| {
+        std::fs::write(file, text)
+            .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))
+    };
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
 /// Take all capabilities out of reach of whatever is executed from here on.

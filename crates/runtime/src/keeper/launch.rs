@@ -37,10 +37,6 @@ const LISTENER: RawFd = 3;
 /// Open files, where the keeper's own limit allows so many.
 const OPEN_FILES: u64 = 65_536;
 
-/// Processes of one sandbox where it has a uid of its own; the group of processes is the closer
-/// bound where there is one.
-const PROCESSES: u64 = 4096;
-
 /// Who runs the function.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Identity {
@@ -65,12 +61,13 @@ pub(crate) struct Launch<'a> {
     candidates: Vec<CString>,
     arguments: CStrings,
     environment: CStrings,
-    /// The environment with the place of `LISTEN_PID` filled in by the child.
     directory: CString,
     identity: Identity,
+    processes: Option<u64>,
     filter: &'a [sock_filter],
     program: String,
     pass_listener: bool,
+    /// The environment, to be completed by the child with a pid that only it knows.
     pairs: Vec<CString>,
 }
 
@@ -104,6 +101,7 @@ impl<'a> Launch<'a> {
             environment: CStrings::new(pairs.clone()),
             directory,
             identity: Identity::of(run),
+            processes: run.processes,
             filter,
             program,
             pass_listener: run.pass_listener,
@@ -180,9 +178,11 @@ impl<'a> Launch<'a> {
         let most = getrlimit(Resource::Nofile).maximum.map_or(OPEN_FILES, |m| m.min(OPEN_FILES));
         step("limit of open files", limit(Resource::Nofile, most))?;
         step("limit of core files", limit(Resource::Core, 0))?;
-        if let Identity::Own(id) = self.identity {
-            let bound = getrlimit(Resource::Nproc).maximum.map_or(PROCESSES, |m| m.min(PROCESSES));
+        if let Some(most) = self.processes {
+            let bound = getrlimit(Resource::Nproc).maximum.map_or(most, |m| m.min(most));
             step("limit of processes", limit(Resource::Nproc, bound))?;
+        }
+        if let Identity::Own(id) = self.identity {
             let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
             step("groups", set_thread_groups(&[]))?;
             step("gid", set_thread_res_gid(gid, gid, gid))?;

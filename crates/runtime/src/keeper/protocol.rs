@@ -116,6 +116,8 @@ pub(crate) struct Run {
     /// Run as this uid and gid.
     pub(crate) uid: Option<u32>,
     pub(crate) pass_listener: bool,
+    /// Bound of the number of its user's processes, where that user is its own.
+    pub(crate) processes: Option<u64>,
     /// Where it finds itself, for `plain`.
     pub(crate) home: PathBuf,
 }

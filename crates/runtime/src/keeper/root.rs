@@ -171,7 +171,12 @@ impl Template {
     }
 
     /// In a new sandbox, before its start is known: what is the same for every start.
-    pub(crate) fn prepare(&self) -> io::Result<()> {
+    pub(crate) fn prepare(&self, as_root: bool) -> io::Result<()> {
+        if !as_root {
+            // In a user namespace of its own what was mounted before is locked in its place, and
+            // cannot become the root; a copy can.
+            mount_bind_recursive(&self.root, &self.root).map_err(at(&self.root))?;
+        }
         restrict(&c_path(&self.root)?, Attributes::ReadOnly, Recursive::No)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let proc = self.root.join("proc");

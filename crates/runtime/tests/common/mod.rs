@@ -143,10 +143,16 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, outside of the range from which connections get theirs.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
-    listener.local_addr().expect("bound").port()
+    static OFFSET: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let offset = OFFSET.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 37;
+        let port = u16::try_from(10_000 + offset % 9_000).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub(crate) fn create(command: &[&str], isolation: Isolation) -> CreateSandbox {

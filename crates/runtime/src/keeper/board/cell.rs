@@ -19,7 +19,7 @@ use rustix::{
         SocketFlags, SocketType, recv, sendmsg, socketpair,
     },
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal, pidfd_send_signal},
+    process::{Pid, Signal, getgid, getuid, pidfd_send_signal},
 };
 
 use super::{Alarm, Board, REFILL_AFTER, SWEEP_EVERY, Source, WATCH_EVERY, machine};
@@ -131,15 +131,21 @@ impl Board {
         let group = if basic { Some(self.groups.make(&id)?) } else { None };
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let namespaces = if basic {
-            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS
-        } else {
-            0
-        };
+        // As an ordinary user also a user namespace: processes are counted in each.
+        let user = (basic && !self.as_root).then(|| (getuid().as_raw(), getgid().as_raw()));
+        let mut namespaces = 0;
+        if basic {
+            namespaces =
+                libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        }
+        if user.is_some() {
+            namespaces |= libc::CLONE_NEWUSER;
+        }
         let plan = Plan {
             template,
             doors: group.as_ref().map(Group::doors).unwrap_or_default(),
             filter: &self.filter,
+            user,
         };
         let (pid, pidfd) = match fork(namespaces)? {
             Forked::Child => init::main(theirs, &plan),
@@ -249,6 +255,8 @@ impl Board {
             uid: (basic && self.as_root)
                 .then(|| self.options.uid_base.saturating_add(u32::from(start.port))),
             pass_listener: listener.is_some(),
+            processes: (basic && (self.as_root || machine::counts_per_namespace()))
+                .then_some(u64::from(self.options.processes)),
             home,
         };
         let mut descriptors = vec![their_stdout.as_fd(), their_stderr.as_fd()];

@@ -11,7 +11,10 @@ use rustix::process::{WaitOptions, getegid, geteuid, waitpid};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    keeper::{Options, cgroup::Groups, leftover, protocol::Abilities, root::Template, socket_path},
+    keeper::{
+        Options, cgroup::Groups, init::map_user, leftover, protocol::Abilities, root::Template,
+        socket_path,
+    },
     sys::process::{Forked, exit_now, fork, unshare},
 };
 
@@ -114,13 +117,7 @@ fn enter_namespaces(as_root: bool) -> io::Result<()> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
         .map_err(|error| io::Error::new(error.kind(), format!("user namespace: {error}")))?;
-    let write = |file: &str, text: String| {
-        fs::write(file, text)
-            .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))
-    };
-    write("/proc/self/setgroups", "deny".to_owned())?;
-    write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-    write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+    map_user(uid, gid)
 }
 
 /// Do it in a child that ends: its error, if it has one.
@@ -233,4 +230,13 @@ pub(super) fn listen(port: u16) -> io::Result<std::os::fd::OwnedFd> {
     net::bind(&socket, &std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
     net::listen(&socket, 4096)?;
     Ok(socket)
+}
+
+/// Whether the kernel counts a user's processes in each user namespace (since 5.14), so that a bound
+/// for one sandbox is not reached by what the user does elsewhere.
+pub(super) fn counts_per_namespace() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (major, minor) >= (5, 14)
 }
