@@ -54,7 +54,7 @@ pub(crate) struct Options {
     pub(crate) directory: PathBuf,
     /// Sandboxes kept prepared.
     pub(crate) parked: usize,
-    /// The uid of a sandbox is this and its port.
+    /// The uids of sandboxes are the 65,536 from here on.
     pub(crate) uid_base: u32,
     /// Processes in one sandbox.
     pub(crate) processes: u32,
@@ -117,7 +117,7 @@ fn start(options: &Options) -> io::Result<()> {
         // One is there, or another is being started at this moment: the caller connects to it.
         return Ok(());
     }
-    for name in ["sandboxes", "logs", "root"] {
+    for name in ["artifacts", "sandboxes", "logs", "root"] {
         private_directory(&options.directory.join(name))?;
     }
     raise_open_files();

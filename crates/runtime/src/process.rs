@@ -56,8 +56,8 @@ pub struct ProcessConfig {
     pub min_isolation: Isolation,
     /// Sandboxes kept prepared.
     pub parked: usize,
-    /// As root, a sandbox's uid is this and its port. The default is a range that no allocation of
-    /// uids in use hands out.
+    /// As root, sandboxes get uids from here on, 65,536 of them. The default is a range that no
+    /// allocation of uids in use hands out.
     pub uid_base: u32,
     /// Processes in one sandbox.
     pub processes: u32,
@@ -376,8 +376,7 @@ impl Runtime for ProcessRuntime {
             Ok(start) => start,
             Err(failure) => return self.shared.report(Event::Gone { sandbox, failure }),
         };
-        let own_uids = lock(&self.shared.abilities).own_uids;
-        let entry = Entry::new(&start, own_uids, create.order.start_timeout, Instant::now());
+        let entry = Entry::new(&start, create.order.start_timeout, Instant::now());
         // The driver knows of it before the keeper can answer; it is woken by that answer.
         if self.shared.orders.send(Order::Expect { sandbox, entry: Box::new(entry) }).is_err() {
             return;

@@ -293,22 +293,23 @@ impl Board {
         }
     }
 
-    /// Prepare one more sandbox if there are too few, and come back for the next.
+    /// Prepare sandboxes again once half of them are used, all in one go: the first process that is
+    /// moved into a group of version 1 waits for the kernel to quiesce, milliseconds in which no
+    /// process on the machine can be started; those that follow at once do not.
     fn refill(&mut self) {
-        if self.template.is_none() || self.exiting || self.parked.len() >= self.options.parked {
+        let wanted = self.options.parked;
+        if self.template.is_none() || self.exiting || self.parked.len() > wanted / 2 {
             return;
         }
-        let next = match self.spawn(Isolation::Basic) {
-            Ok(key) => {
-                self.parked.push_back(key);
-                REFILL_AFTER
+        while self.parked.len() < wanted {
+            match self.spawn(Isolation::Basic) {
+                Ok(key) => self.parked.push_back(key),
+                Err(error) => {
+                    tracing::warn!(%error, "no sandbox could be prepared");
+                    return self.refill_later(REFILL_AFTER_FAILURE);
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "no sandbox could be prepared");
-                REFILL_AFTER_FAILURE
-            }
-        };
-        self.refill_later(next);
+        }
     }
 
     fn refill_later(&mut self, after: Duration) {

@@ -144,8 +144,8 @@ impl Group {
         self.directories.iter().map(|d| d.path.join("cgroup.procs")).collect()
     }
 
-    /// Set the limits of a start.
-    pub(crate) fn limit(&self, memory: Bytes, cpu: MilliCpu) -> io::Result<()> {
+    /// Set the limit of a start. The weight comes later.
+    pub(crate) fn limit(&self, memory: Bytes) -> io::Result<()> {
         for directory in &self.directories {
             if directory.has(Controller::Memory) {
                 let bytes = memory.0.to_string();
@@ -162,11 +162,17 @@ impl Group {
                     }
                 }
             }
-            if directory.has(Controller::Cpu) {
-                match directory.version {
-                    Version::V1 => directory.write("cpu.shares", &shares(cpu).to_string())?,
-                    Version::V2 => directory.write("cpu.weight", &weight(cpu).to_string())?,
-                }
+        }
+        Ok(())
+    }
+
+    /// Weigh it against others by its share of a core. Until then it has a whole one's weight, so
+    /// that a small function does not start slowly on a busy machine.
+    pub(crate) fn weigh(&self, cpu: MilliCpu) -> io::Result<()> {
+        for directory in self.directories.iter().filter(|d| d.has(Controller::Cpu)) {
+            match directory.version {
+                Version::V1 => directory.write("cpu.shares", &shares(cpu).to_string())?,
+                Version::V2 => directory.write("cpu.weight", &weight(cpu).to_string())?,
             }
         }
         Ok(())

@@ -51,6 +51,10 @@ const SOCKET: i32 = 3;
 pub(crate) struct Plan<'a> {
     /// The root file system; none in `plain`.
     pub(crate) template: Option<&'a Template>,
+    /// Where artifacts are.
+    pub(crate) artifacts: &'a Path,
+    /// The uid that the function will have, if it is one of its own.
+    pub(crate) uid: Option<u32>,
     /// The groups to join.
     pub(crate) doors: Vec<PathBuf>,
     /// The system calls allowed.
@@ -100,7 +104,7 @@ fn prepare(plan: &Plan<'_>) -> io::Result<OwnedFd> {
     }
     if let Some(template) = plan.template {
         rustix::system::sethostname(b"sandbox")?;
-        template.prepare(plan.user.is_none())?;
+        template.prepare(plan.artifacts, plan.uid)?;
     } else {
         set_child_subreaper(Some(getpid()))?;
     }

@@ -41,8 +41,6 @@ pub(crate) struct Abilities {
     pub(crate) no_basic: Option<String>,
     /// What else is missing, a line each, with what to do.
     pub(crate) missing: Vec<String>,
-    /// Whether each sandbox has a uid of its own.
-    pub(crate) own_uids: bool,
 }
 
 /// What the worker tells the keeper.
@@ -66,6 +64,8 @@ pub(crate) enum FromKeeper {
         sandbox: SandboxId,
         /// The sandbox's first process.
         init: i32,
+        /// The uid that nobody else has, where it has one.
+        uid: Option<u32>,
         /// When: nanoseconds of the machine's monotonic clock.
         at_ns: u64,
     },

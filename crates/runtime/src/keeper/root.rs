@@ -21,7 +21,7 @@ use rustix::{
         MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
         mount_change, mount_remount, unmount,
     },
-    process::{chdir, pivot_root, umask},
+    process::{chdir, getgid, getuid, pivot_root, umask},
 };
 
 use crate::sys::mount::{Attributes, Recursive, restrict};
@@ -69,6 +69,12 @@ pub(crate) const BUILTIN: &str = "/.dirigent/dirigent";
 /// The working directory of a sandbox.
 pub(crate) const WORK: &str = "/app";
 
+/// A sandbox's own temporary space.
+const OWN: &str = "/.sandbox";
+
+/// Where init, and nobody else in a sandbox, finds all artifacts.
+const ARTIFACTS: &str = "/.artifacts/all";
+
 /// The template.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
@@ -103,9 +109,11 @@ impl Template {
         let mut template = Self { root, copied: vec![None; CHANGING.len()] };
         template.etc()?;
         template.dev()?;
-        for name in ["proc", "tmp", &WORK[1..], ".sandbox", ".dirigent"] {
+        for name in ["proc", "tmp", ".dirigent", &WORK[1..], &OWN[1..], &ARTIFACTS[1..]] {
             fs::create_dir_all(template.root.join(name))?;
         }
+        let closed = template.root.join(".artifacts");
+        fs::set_permissions(closed, fs::Permissions::from_mode(0o700))?;
         let builtin = template.root.join(&BUILTIN[1..]);
         fs::write(&builtin, "")?;
         let exe = fs::read_link("/proc/self/exe")?;
@@ -170,9 +178,12 @@ impl Template {
         }
     }
 
-    /// In a new sandbox, before its start is known: what is the same for every start.
-    pub(crate) fn prepare(&self, as_root: bool) -> io::Result<()> {
-        if !as_root {
+    /// In a new sandbox, before its start is known: everything that is the same for every start.
+    /// With a uid of its own that is all but the artifact. Else the host's files stay in reach of
+    /// this process, and of it alone, until [`Self::enter`]: what is only forbidden by mode bits
+    /// would not be forbidden to the same user.
+    pub(crate) fn prepare(&self, artifacts: &Path, uid: Option<u32>) -> io::Result<()> {
+        if uid.is_none() {
             // In a user namespace of its own what was mounted before is locked in its place, and
             // cannot become the root; a copy can.
             mount_bind_recursive(&self.root, &self.root).map_err(at(&self.root))?;
@@ -181,7 +192,7 @@ impl Template {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let proc = self.root.join("proc");
         mount(c"proc", &proc, c"proc", flags, None).map_err(at(&proc))?;
-        let own = self.root.join(".sandbox");
+        let own = self.root.join(&OWN[1..]);
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         mount(c"sandbox", &own, c"tmpfs", flags, Some(c"mode=755,size=1m")).map_err(at(&own))?;
         for (name, mode) in [("tmp", 0o1777), ("shm", 0o1777), ("work", 0o755), ("overlay", 0o700)]
@@ -190,50 +201,70 @@ impl Template {
             fs::create_dir(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
-        mount_bind(own.join("tmp"), self.root.join("tmp")).map_err(at("/tmp"))?;
-        mount_bind(own.join("shm"), self.root.join("dev/shm")).map_err(at("/dev/shm"))?;
+        let work = own.join("work");
+        chown(&work, uid, uid)?;
+        users(&own, uid)?;
+        for (from, to) in [("tmp", "tmp"), ("shm", "dev/shm"), ("work", &WORK[1..])] {
+            let to = self.root.join(to);
+            mount_bind(own.join(from), &to).map_err(at(&to))?;
+        }
+        if uid.is_some() {
+            let all = self.root.join(&ARTIFACTS[1..]);
+            mount_bind(artifacts, &all).map_err(at(&all))?;
+            restrict(&c_path(&all)?, Attributes::ReadOnlyNoDevices, Recursive::No)?;
+            self.become_root()?;
+        }
         Ok(())
     }
 
-    /// In a sandbox whose start is known: the rest; then make it the root. The working directory is
-    /// the artifact, read-only, under a layer of temporary space where the kernel can do that.
+    /// In a sandbox whose start is known: the rest. The working directory is the artifact,
+    /// read-only, under a layer of temporary space where the kernel can do that.
     pub(crate) fn enter(
         &self,
         artifact: Option<&Path>,
         temporary: u64,
         uid: Option<u32>,
     ) -> io::Result<()> {
-        let own = self.root.join(".sandbox");
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let root = if uid.is_some() { Path::new("/") } else { &self.root };
+        let own = root.join(&OWN[1..]);
         let size = CString::new(format!("size={temporary}"))?;
-        mount_remount(&own, flags, size.as_c_str()).map_err(at(&own))?;
-        let id = uid.unwrap_or_else(|| rustix::process::getuid().as_raw());
-        let gid = uid.unwrap_or_else(|| rustix::process::getgid().as_raw());
-        let passwd = format!(
-            "root:x:0:0:root:/:/bin/sh\nsandbox:x:{id}:{gid}:sandbox:/tmp:/bin/sh\n\
-             nobody:x:65534:65534:nobody:/:/bin/false\n"
-        );
-        fs::write(own.join("passwd"), passwd)?;
-        fs::write(own.join("group"), format!("root:x:0:\nsandbox:x:{gid}:\nnogroup:x:65534:\n"))?;
-        let work = own.join("work");
-        if let Some(uid) = uid {
-            chown(&work, Some(uid), Some(uid))?;
+        mount_remount(&own, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str())
+            .map_err(at(&own))?;
+        if let Some(artifact) = artifact {
+            let lower = match (uid, artifact.file_name()) {
+                (Some(_), Some(name)) => Path::new(ARTIFACTS).join(name),
+                _ => artifact.to_owned(),
+            };
+            let (upper, scratch) = (own.join("work"), own.join("overlay"));
+            let layer = Layer { upper: &upper, scratch: &scratch, as_root: uid.is_some() };
+            work_on(&lower, &layer, &root.join(&WORK[1..]))?;
         }
-        let app = self.root.join(&WORK[1..]);
-        match artifact {
-            None => mount_bind(&work, &app).map_err(at(&app))?,
-            Some(artifact) => {
-                let layer =
-                    Layer { upper: &work, scratch: &own.join("overlay"), as_root: uid.is_some() };
-                work_on(artifact, &layer, &app)?;
-            }
+        if uid.is_none() {
+            self.become_root()?;
         }
+        Ok(())
+    }
+
+    /// The host's files are out of reach from here on.
+    fn become_root(&self) -> io::Result<()> {
         chdir(&self.root)?;
         pivot_root(".", ".")?;
         unmount(".", UnmountFlags::DETACH)?;
         chdir("/")?;
         Ok(())
     }
+}
+
+/// Who is who in a sandbox.
+fn users(own: &Path, uid: Option<u32>) -> io::Result<()> {
+    let id = uid.unwrap_or_else(|| getuid().as_raw());
+    let gid = uid.unwrap_or_else(|| getgid().as_raw());
+    let passwd = format!(
+        "root:x:0:0:root:/:/bin/sh\nsandbox:x:{id}:{gid}:sandbox:/tmp:/bin/sh\n\
+         nobody:x:65534:65534:nobody:/:/bin/false\n"
+    );
+    fs::write(own.join("passwd"), passwd)?;
+    fs::write(own.join("group"), format!("root:x:0:\nsandbox:x:{gid}:\nnogroup:x:65534:\n"))
 }
 
 /// Temporary space that is laid over an artifact.

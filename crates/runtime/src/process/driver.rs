@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dirigent_core::{Address, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted};
+use dirigent_core::{Address, Cause, Fault, SandboxId, StartFailure, worker::Adopted};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -55,7 +55,6 @@ pub(super) enum Order {
 pub(super) struct Entry {
     port: u16,
     pass_listener: bool,
-    own_uid: bool,
     deadline: Instant,
     start_timeout: Duration,
     state: State,
@@ -68,22 +67,16 @@ enum State {
     /// The keeper was told.
     Creating,
     /// It runs and does not listen yet.
-    Starting { init: i32, at_ns: u64, since: Instant, next_look: Instant },
+    Starting { owner: Owner, at_ns: u64, since: Instant, next_look: Instant },
     /// It listens, or nobody waits for that any more.
     Settled,
 }
 
 impl Entry {
-    pub(super) fn new(
-        start: &Start,
-        own_uids: bool,
-        start_timeout: Duration,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(start: &Start, start_timeout: Duration, now: Instant) -> Self {
         Self {
             port: start.port,
             pass_listener: start.pass_listener,
-            own_uid: own_uids && start.isolation == Isolation::Basic,
             deadline: now + start_timeout,
             start_timeout,
             state: State::Creating,
@@ -95,7 +88,6 @@ impl Entry {
         Self {
             port: adopted.port.unwrap_or(0),
             pass_listener: false,
-            own_uid: false,
             deadline: now,
             start_timeout: Duration::ZERO,
             state: State::Settled,
@@ -278,17 +270,19 @@ impl Driver {
         }
         while let Some(message) = self.inbox.next()? {
             match message {
-                FromKeeper::Created { sandbox, init, at_ns } => self.created(sandbox, init, at_ns),
+                FromKeeper::Created { sandbox, init, uid, at_ns } => {
+                    self.created(sandbox, Owner { init, uid }, at_ns);
+                }
                 FromKeeper::Gone { sandbox, failure } => self.gone(sandbox, failure),
             }
         }
         Ok(())
     }
 
-    fn created(&mut self, sandbox: SandboxId, init: i32, at_ns: u64) {
+    fn created(&mut self, sandbox: SandboxId, owner: Owner, at_ns: u64) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         let now = Instant::now();
-        entry.state = State::Starting { init, at_ns, since: now, next_look: now };
+        entry.state = State::Starting { owner, at_ns, since: now, next_look: now };
         let passed = entry.pass_listener;
         self.report(Event::Created { sandbox });
         if passed {
@@ -345,13 +339,13 @@ impl Driver {
         let mut looked = false;
         let least = self.cost * 4;
         for (sandbox, entry) in &mut self.sandboxes {
-            let State::Starting { init, since, next_look, .. } = &mut entry.state else { continue };
+            let State::Starting { owner, since, next_look, .. } = &mut entry.state else {
+                continue;
+            };
             if *next_look > now {
                 continue;
             }
             looked = true;
-            let uid = entry.own_uid.then_some(self.options.uid_base + u32::from(entry.port));
-            let owner = Owner { init: *init, uid };
             if self.listeners.at(entry.port).is_some_and(|listener| owner.owns(&listener)) {
                 ready.push(*sandbox);
             } else {
@@ -374,11 +368,7 @@ impl Driver {
                 continue;
             }
             let owner = match entry.state {
-                State::Starting { init, .. } => {
-                    let uid =
-                        entry.own_uid.then_some(self.options.uid_base + u32::from(entry.port));
-                    Some(Owner { init, uid })
-                }
+                State::Starting { owner, .. } => Some(owner),
                 State::Creating | State::Settled => None,
             };
             let places = owner.map(|owner| owner.listens_at()).unwrap_or_default();

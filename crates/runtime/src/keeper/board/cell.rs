@@ -47,6 +47,8 @@ pub(super) struct Cell {
     socket: OwnedFd,
     group: Option<Group>,
     isolation: Isolation,
+    /// The uid that nobody else has.
+    uid: Option<u32>,
     /// Why it could not be prepared.
     unable: Option<String>,
     assigned: Option<Assigned>,
@@ -123,6 +125,7 @@ impl Board {
     pub(super) fn spawn(&mut self, isolation: Isolation) -> io::Result<u64> {
         let basic = isolation == Isolation::Basic;
         let id = random_id()?;
+        let uid = (basic && self.as_root).then(|| self.free_uid());
         let template = if basic { self.template.as_mut() } else { None };
         let template = template.map(|template| {
             template.refresh();
@@ -141,8 +144,11 @@ impl Board {
         if user.is_some() {
             namespaces |= libc::CLONE_NEWUSER;
         }
+        let artifacts = self.options.directory.join("artifacts");
         let plan = Plan {
             template,
+            artifacts: &artifacts,
+            uid,
             doors: group.as_ref().map(Group::doors).unwrap_or_default(),
             filter: &self.filter,
             user,
@@ -170,11 +176,26 @@ impl Board {
             socket: ours,
             group,
             isolation,
+            uid,
             unable: None,
             assigned: None,
         };
         self.cells.insert(key, cell);
         Ok(key)
+    }
+
+    /// A uid in which nobody runs.
+    fn free_uid(&self) -> u32 {
+        let taken = |uid| self.cells.values().any(|cell| cell.uid == Some(uid));
+        let mut number = self.next_key;
+        loop {
+            let offset = u32::from(u16::try_from(number % (1 << 16)).unwrap_or(0));
+            let uid = self.options.uid_base.saturating_add(offset);
+            if !taken(uid) {
+                return uid;
+            }
+            number += 1;
+        }
     }
 
     /// Start a sandbox, in one that is prepared if there is one.
@@ -222,11 +243,6 @@ impl Board {
         let Some(cell) = self.cells.get_mut(&key) else {
             return Err(io::Error::other("the sandbox ended while it was prepared"));
         };
-        if let Some(group) = &cell.group {
-            group.limit(report.memory, report.cpu).map_err(|error| {
-                io::Error::other(format!("limits of the sandbox cannot be set: {error}"))
-            })?;
-        }
         let home =
             leftover::directory(&self.options.directory.join("sandboxes"), &cell.id).join("home");
         let basic = cell.isolation == Isolation::Basic;
@@ -252,8 +268,7 @@ impl Board {
             environment,
             artifact: start.artifact,
             temporary: report.memory.0 / 2,
-            uid: (basic && self.as_root)
-                .then(|| self.options.uid_base.saturating_add(u32::from(start.port))),
+            uid: cell.uid,
             pass_listener: listener.is_some(),
             processes: (basic && (self.as_root || machine::counts_per_namespace()))
                 .then_some(u64::from(self.options.processes)),
@@ -262,6 +277,12 @@ impl Board {
         let mut descriptors = vec![their_stdout.as_fd(), their_stderr.as_fd()];
         descriptors.extend(listener.as_ref().map(AsFd::as_fd));
         cell.tell(&ToInit::Run(Box::new(run)), &descriptors)?;
+        // While it wakes up: long before the function can use any memory.
+        if let Some(group) = &cell.group {
+            group.limit(report.memory).map_err(|error| {
+                io::Error::other(format!("limits of the sandbox cannot be set: {error}"))
+            })?;
+        }
         for (pipe, which) in [(&stdout, Which::Stdout), (&stderr, Which::Stderr)] {
             let data = epoll::EventData::new_u64(Source::Pipe(key, which).token());
             epoll::add(&self.poll, pipe, data, epoll::EventFlags::IN)?;
@@ -310,8 +331,8 @@ impl Board {
                 cell.unable = Some(reason);
             }
             (FromInit::Started { at_ns }, Some(assigned)) => {
-                let (sandbox, init) = (assigned.adopted.report.sandbox, cell.init);
-                self.tell(&FromKeeper::Created { sandbox, init, at_ns });
+                let (sandbox, init, uid) = (assigned.adopted.report.sandbox, cell.init, cell.uid);
+                self.tell(&FromKeeper::Created { sandbox, init, uid, at_ns });
             }
             (FromInit::NotStarted { function, message }, Some(assigned)) => {
                 let fault = if function { Fault::Function } else { Fault::Worker };
@@ -324,10 +345,13 @@ impl Board {
 
     pub(super) fn listening(&mut self, sandbox: SandboxId, address: Address) {
         let key = self.by_sandbox.get(&sandbox);
-        if let Some(assigned) =
-            key.and_then(|key| self.cells.get_mut(key)).and_then(|cell| cell.assigned.as_mut())
+        let Some(cell) = key.and_then(|key| self.cells.get_mut(key)) else { return };
+        let Some(assigned) = &mut cell.assigned else { return };
+        assigned.adopted.report.address = Some(address);
+        if let Some(group) = &cell.group
+            && let Err(error) = group.weigh(assigned.adopted.report.cpu)
         {
-            assigned.adopted.report.address = Some(address);
+            tracing::warn!(%sandbox, %error, "its weight cannot be set");
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         );
     }
     let as_root = geteuid().is_root();
-    let mut abilities = Abilities { own_uids: as_root, ..Abilities::default() };
+    let mut abilities = Abilities::default();
     let template = if options.basic {
         match template(options, as_root) {
             Ok(template) => Some(template),
@@ -167,15 +167,15 @@ fn fence(options: &Options) -> Result<(), String> {
         format!("meta skuid {first}-{last} tcp dport {{ {} }} reject\n", ports.join(", "))
     };
     let table = table(options);
-    // Answers of a sandbox to who called it have its uid too, but a source port of the range, and
-    // are no first packets: only new connections are judged.
+    // A sandbox's answers to who called it have its uid and a port of the range too: only packets
+    // that open a connection are judged. That needs no connection tracking.
+    let opens = "tcp flags & (fin | syn | rst | ack) == syn";
     let rules = format!(
         "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
-         chain out {{ type filter hook output priority 0; policy accept;\n\
-         ct state established,related accept\n{protected}\
-         meta skuid {first}-{last} tcp dport 20000-29999 reject\n}}\n\
+         chain out {{ type filter hook output priority 0; policy accept;\n{protected}\
+         meta skuid {first}-{last} tcp dport 20000-29999 {opens} reject\n}}\n\
          chain in {{ type filter hook input priority 0; policy accept;\n\
-         iifname != \"lo\" tcp dport 20000-29999 ct state new reject\n}}\n}}\n"
+         iifname != \"lo\" tcp dport 20000-29999 {opens} reject\n}}\n}}\n"
     );
     nft(&rules)
 }
