@@ -14,6 +14,7 @@ pub mod arrivals;
 mod bare;
 pub mod burst;
 pub mod cold;
+mod exchange;
 pub mod load;
 pub mod percentiles;
 pub mod plot;

@@ -19,13 +19,9 @@ use dirigent_core::{
     manifest::{Invocation, Manifest, ManifestResources, Scaling},
 };
 use serde::Serialize;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    task::JoinSet,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
-use crate::{Cluster, bare, replay};
+use crate::{Cluster, bare, exchange, replay};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -190,44 +186,10 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
     let mut buffer = vec![0; 16 << 10];
     while !over.load(Ordering::Relaxed) {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: warm\r\nuser-agent: bench\r\n\r\n").await?;
-        response(&mut stream, &mut buffer).await?;
+        exchange::response(&mut stream, &mut buffer).await?;
         answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
-}
-
-/// One response with a `content-length`, read whole.
-async fn response(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
-    let mut filled = 0;
-    loop {
-        let n = stream.read(&mut buffer[filled..]).await?;
-        if n == 0 {
-            bail!("closed in the middle of a response");
-        }
-        filled += n;
-        let Some(head) = buffer[..filled].windows(4).position(|end| end == b"\r\n\r\n") else {
-            continue;
-        };
-        let text = std::str::from_utf8(&buffer[..head])?;
-        if !text.starts_with("HTTP/1.1 200") {
-            bail!("not 200: {text}");
-        }
-        let length = text
-            .split("\r\n")
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .context("a response without a length")?
-            .1;
-        let end = head + 4 + length.trim().parse::<usize>()?;
-        while filled < end {
-            let n = stream.read(&mut buffer[filled..]).await?;
-            if n == 0 {
-                bail!("closed in the middle of a body");
-            }
-            filled += n;
-        }
-        return Ok(());
-    }
 }
 
 /// HAProxy and the servers behind it; ended with the value.
