@@ -1,7 +1,8 @@
 //! What a start costs: a bare spawn and the process runtime, in turns, same server.
 //!
 //! `cargo run --release -p dirigent-runtime --example start-cost [ROUNDS [PER_SECOND]]`. Prints
-//! medians and 99th percentiles in microseconds. The server is this program itself.
+//! medians and 99th percentiles in microseconds. The server is this program itself. With `burst
+//! [COUNT]` so many are started at once, five times, and the last one's answer counts.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,10 @@ fn main() -> Result<ExitCode> {
     match args.next().as_deref() {
         Some("keeper") => Ok(dirigent_runtime::keeper::main(args)),
         Some("serve") => serve(),
+        Some("burst") => {
+            burst(args.next().map_or(Ok(200), |count| count.parse())?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         rounds => {
             let rounds = rounds.map_or(Ok(200), str::parse)?;
             let rate = args.next().map_or(Ok(20), |rate| rate.parse())?;
@@ -152,6 +157,63 @@ impl Bench {
             other => bail!("{other:?}"),
         }
     }
+}
+
+fn burst(count: u16) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let exe = env::current_exe()?.to_string_lossy().into_owned();
+    let config = ProcessConfig::new(directory.path(), vec![exe.clone(), "keeper".to_owned()]);
+    let (tx, mut events) = mpsc::channel(1024);
+    let runtime = ProcessRuntime::start(config, tx)?;
+    runtime.recover()?;
+    let best = runtime.facts().best.context("no isolation works")?;
+    let mut out = std::io::stdout();
+    for round in 0..5 {
+        let ports: Vec<u16> = (20_000..20_000 + count).collect();
+        let start = Instant::now();
+        let mut children = Vec::new();
+        for port in &ports {
+            let mut command = Command::new(&exe);
+            command.arg("serve").env_clear().env("PORT", port.to_string());
+            children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+        }
+        for port in &ports {
+            first_answer(*port)?;
+        }
+        let bare = start.elapsed();
+        for child in &mut children {
+            child.kill()?;
+            child.wait()?;
+        }
+        let start = Instant::now();
+        for port in &ports {
+            let number = u64::from(round * count + port);
+            runtime.create(order(number, port + 5_000, best, Listen::Port)?);
+        }
+        let (mut listening, mut started) = (0, Vec::new());
+        while listening < count {
+            match events.blocking_recv().context("the runtime has ended")? {
+                Event::Listening { sandbox, .. } => {
+                    listening += 1;
+                    started.push(sandbox);
+                }
+                Event::Created { .. } => {}
+                other => bail!("{other:?}"),
+            }
+        }
+        let took = start.elapsed();
+        let start = Instant::now();
+        for sandbox in &started {
+            runtime.destroy(*sandbox, Duration::ZERO);
+        }
+        for _ in &started {
+            events.blocking_recv().context("the runtime has ended")?;
+        }
+        let gone = start.elapsed();
+        writeln!(out, "{count} at once: bare {bare:?}, {best} {took:?}, all gone {gone:?}")?;
+    }
+    runtime.close();
+    Ok(())
 }
 
 fn measure(rounds: u64, per_second: u32) -> Result<()> {

@@ -160,6 +160,8 @@ impl ProcessRuntime {
     /// If there is no keeper and none can be started, or it speaks another version.
     pub fn start(config: ProcessConfig, events: mpsc::Sender<Event>) -> io::Result<Arc<Self>> {
         let options = config.options()?;
+        // The store makes its directories for everybody to read; those above are ours.
+        crate::keeper::private_directory(&options.directory)?;
         let store = ArtifactStore::open(&options.directory.join("artifacts"))?;
         let (stream, welcome) = link::connect(&config.keeper_command, &options)?;
         let (orders, inbox) = std_mpsc::channel();

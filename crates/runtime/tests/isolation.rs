@@ -149,6 +149,35 @@ fn a_neighbour_is_neither_seen_nor_signalled() {
 }
 
 #[test]
+fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
+    let api = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let api = api.local_addr().expect("bound");
+    let mut rig = Rig::new(|config| config.protected_ports = vec![api.port()]);
+    let missing = rig.runtime.facts().missing;
+    if missing.iter().any(|line| line.starts_with("network rules") || line.starts_with("uids")) {
+        println!("skipped: no network rules here: {missing:?}");
+        return;
+    }
+    let mut started = Vec::new();
+    for _ in 0..2 {
+        let mut create = server(BASIC);
+        // Where the ports of sandboxes are, which the rules are about.
+        create.port = (20_000..30_000)
+            .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .expect("a free port");
+        started.push((create.order.sandbox, create.port));
+        rig.runtime.create(create);
+        rig.listening(started[started.len() - 1].0);
+    }
+    let [(one, port), (two, other)] = started[..] else { panic!("two were started") };
+    assert!(ask(port, &format!("connect 127.0.0.1:{other}")).starts_with("refused"));
+    assert!(ask(port, &format!("connect {api}")).starts_with("refused"));
+    assert_eq!(run(other, "echo alive"), "alive\n");
+    rig.destroy(one);
+    rig.destroy(two);
+}
+
+#[test]
 fn nobody_has_a_capability_or_can_get_one() {
     let Some(mut rig) = rig() else { return };
     let (sandbox, port) = rig.serve(BASIC);

@@ -68,10 +68,13 @@ impl Logs {
         file
     }
 
-    /// Forget files that nobody writes, and keep all together within their bound: the longest
-    /// untouched go first. Costs a directory listing at most once per tenth of the bound written.
-    pub(crate) fn tidy(&mut self) {
+    /// Forget files that nobody writes any more.
+    pub(crate) fn forget_closed(&mut self) {
         self.open.retain(|_, file| file.strong_count() > 0);
+    }
+
+    /// Keep all files together within their bound: the longest untouched go first. Costs a directory listing at most once per tenth of the bound written.
+    pub(crate) fn tidy(&mut self) {
         if *self.unchecked.borrow() < self.bounds.total / 10 {
             return;
         }

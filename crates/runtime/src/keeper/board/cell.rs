@@ -261,7 +261,7 @@ impl Board {
         if start.builtin
             && let Some(program) = command.first_mut()
         {
-            *program = builtin(basic)?;
+            *program = builtin(basic);
         }
         let run = Run {
             command,
@@ -419,6 +419,7 @@ impl Board {
             self.refill_later(REFILL_AFTER);
         }
         drop(assigned);
+        self.logs.forget_closed();
         self.logs.tidy();
         if let Some(group) = cell.group.take() {
             self.dead_groups.push(group);
@@ -535,11 +536,11 @@ fn used(init: i32) -> Bytes {
 }
 
 /// The program `dirigent`, as a sandbox finds it.
-fn builtin(basic: bool) -> io::Result<String> {
-    if basic {
-        return Ok(crate::keeper::root::BUILTIN.to_owned());
-    }
-    Ok(fs::read_link("/proc/self/exe")?.to_string_lossy().into_owned())
+fn builtin(basic: bool) -> String {
+    // Init is a fork of the keeper and its child shares its memory: this is the keeper's binary
+    // also after the file was replaced by a newer one.
+    let path = if basic { crate::keeper::root::BUILTIN } else { "/proc/self/exe" };
+    path.to_owned()
 }
 
 fn random_id() -> io::Result<String> {
