@@ -332,11 +332,20 @@ impl Function {
         }
     }
 
+    /// It was only kept for somebody who had not attached.
+    fn after_sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        if entry.is_some_and(|entry| entry.stage == Stage::Recalling && entry.is_unheld()) {
+            self.stop(c, sandbox);
+        }
+    }
+
     /// Nobody who may hold slots of it is missing any more.
     pub(crate) fn sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         if let Some(active) = self.active.as_deref_mut() {
             active.change(sandbox, |entry| entry.unsure = false);
             c.look_at(self.id());
+            self.after_sure(c, sandbox);
         }
     }
 }

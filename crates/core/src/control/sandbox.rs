@@ -96,6 +96,11 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
+    /// Nobody holds slots of it, nor can somebody who has not attached yet.
+    pub(crate) fn is_unheld(&self) -> bool {
+        self.holders.is_empty() && !self.unsure
+    }
+
     pub(crate) fn held(&self) -> u32 {
         self.holders.iter().map(|(_, holder)| holder.slots).sum()
     }

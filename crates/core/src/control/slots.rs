@@ -170,11 +170,11 @@ impl Function {
         let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
             return;
         };
-        let (stage, unheld) = (entry.stage, entry.holders.is_empty());
+        let (stage, unheld, returned) = (entry.stage, entry.is_unheld(), entry.holders.is_empty());
         match stage {
             Stage::Recalling if unheld => self.stop(c, sandbox),
-            Stage::Gone if unheld => self.drop_sandbox(c, sandbox),
-            Stage::Ready if entry.lost && unheld => self.bury(c, sandbox),
+            Stage::Gone if returned => self.drop_sandbox(c, sandbox),
+            Stage::Ready if entry.lost && returned => self.bury(c, sandbox),
             Stage::Ready if unheld && self.makes_room() => self.stop(c, sandbox),
             Stage::Ready => {
                 self.serve(c);
@@ -317,7 +317,7 @@ impl Function {
             Stage::Ready => {
                 active.change(sandbox, |entry| entry.stage = Stage::Recalling);
                 self.tell_holders(c, sandbox);
-                if self.activate().sandboxes.get(&sandbox).is_some_and(|s| s.holders.is_empty()) {
+                if self.activate().sandboxes.get(&sandbox).is_some_and(Sandbox::is_unheld) {
                     self.stop(c, sandbox);
                 } else {
                     c.timers.set(Timer::Drained(sandbox), c.now.after(limit));
