@@ -24,7 +24,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{
             fs::{DirBuilderExt as _, OpenOptionsExt as _},
             net::UnixListener,
@@ -73,6 +73,23 @@ pub(crate) struct Options {
 /// The socket within the directory.
 pub(crate) fn socket_path(directory: &Path) -> PathBuf {
     directory.join("keeper.sock")
+}
+
+/// The longest path that fits into a socket's address.
+const LONGEST_ADDRESS: usize = 107;
+
+/// Do something with the socket by a path that is short enough for its address, however deep the
+/// directory is.
+pub(crate) fn at_socket<T>(
+    directory: &Path,
+    act: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let path = socket_path(directory);
+    if path.as_os_str().len() <= LONGEST_ADDRESS {
+        return act(&path);
+    }
+    let opened = File::open(directory)?;
+    act(&socket_path(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd()))))
 }
 
 /// Be a keeper: `args` are what follows the word `keeper`. To be called first thing in `main`,
@@ -126,7 +143,7 @@ fn start(options: &Options) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&socket)?;
+    let listener = at_socket(&options.directory, |path| UnixListener::bind(path))?;
     listener.set_nonblocking(true)?;
     // Connections wait in the socket until the keeper has looked around.
     match fork(0)? {

@@ -336,6 +336,16 @@ fn after_the_keeper_is_killed_nothing_is_left_and_all_goes_on() {
 }
 
 #[test]
+fn a_state_directory_may_be_deep() {
+    let mut rig = Rig::new(|config| {
+        config.directory = config.directory.join("deep".repeat(30)).join("down".repeat(30));
+        config.max_isolation = Isolation::Plain;
+    });
+    let (sandbox, _port) = rig.serve(Isolation::Plain);
+    rig.destroy(sandbox);
+}
+
+#[test]
 fn strict_is_refused_with_a_reason() {
     let mut rig = Rig::new(|_| {});
     let create = server(Isolation::Strict);

@@ -13,9 +13,8 @@ use serde::Serialize;
 
 use super::lock;
 use crate::keeper::{
-    Options,
+    Options, at_socket,
     protocol::{Greeting, Inbox, VERSION, Welcome, check_version, encode},
-    socket_path,
 };
 
 /// How long a keeper may take to look around, or one that is leaving to be gone.
@@ -70,12 +69,12 @@ impl Link {
 pub(super) fn connect(command: &[String], options: &Options) -> io::Result<(UnixStream, Welcome)> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let attempt = match UnixStream::connect(socket_path(&options.directory)) {
+        let attempt = match dial(options) {
             Ok(stream) => greet(stream),
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     start_keeper(command, options)?;
-                    UnixStream::connect(socket_path(&options.directory)).and_then(greet)
+                    dial(options).and_then(greet)
                 }
                 _ => return Err(error),
             },
@@ -97,6 +96,10 @@ pub(super) fn connect(command: &[String], options: &Options) -> io::Result<(Unix
             other => return other,
         }
     }
+}
+
+fn dial(options: &Options) -> io::Result<UnixStream> {
+    at_socket(&options.directory, |path| UnixStream::connect(path))
 }
 
 fn greet(mut stream: UnixStream) -> io::Result<(UnixStream, Welcome)> {
