@@ -72,7 +72,7 @@ fn check() -> Result<()> {
     )?;
     run::cargo_with(
         "documentation",
-        &["doc", "--quiet", "--workspace", "--no-deps"],
+        &["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"],
         &[("RUSTDOCFLAGS", "-D warnings")],
     )
 }
