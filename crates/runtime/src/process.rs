@@ -3,6 +3,7 @@
 //! Here is what needs no parenthood: what to start, readiness, deadlines, artifacts, reading logs.
 //! One thread owns it all (`driver.rs`), so that what is told of a sandbox is told in order.
 
+mod claim;
 mod driver;
 mod link;
 mod listeners;
@@ -38,6 +39,7 @@ use crate::{
     },
     logs,
 };
+use claim::{Claim, Taken};
 use driver::{Driver, Entry, Order};
 use link::Link;
 use listeners::Listeners;
@@ -374,11 +376,21 @@ impl Runtime for ProcessRuntime {
         if lock(&self.shared.listeners).at(port).is_some() {
             return self.shared.report(Event::PortTaken { sandbox, port });
         }
+        let claim = match Claim::take(port) {
+            Ok(claim) => Some(claim),
+            Err(Taken::ByAnother) => {
+                return self.shared.report(Event::PortTaken { sandbox, port });
+            }
+            Err(Taken::Unknown(error)) => {
+                tracing::warn!(port, %error, "a port cannot be claimed");
+                None
+            }
+        };
         let start = match self.plan(&create) {
             Ok(start) => start,
             Err(failure) => return self.shared.report(Event::Gone { sandbox, failure }),
         };
-        let entry = Entry::new(&start, create.order.start_timeout, Instant::now());
+        let entry = Entry::new(&start, claim, create.order.start_timeout, Instant::now());
         // The driver knows of it before the keeper can answer; it is woken by that answer.
         if self.shared.orders.send(Order::Expect { sandbox, entry: Box::new(entry) }).is_err() {
             return;

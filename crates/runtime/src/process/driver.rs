@@ -17,7 +17,9 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Shared, link,
+    Shared,
+    claim::Claim,
+    link,
     listeners::{Listeners, Owner},
     lock,
 };
@@ -60,6 +62,8 @@ pub(super) struct Entry {
     state: State,
     /// Why we ended it, where that is more than "stopped".
     verdict: Option<Cause>,
+    /// Keeps the port from others until the sandbox is gone.
+    _claim: Option<Claim>,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,12 @@ enum State {
 }
 
 impl Entry {
-    pub(super) fn new(start: &Start, start_timeout: Duration, now: Instant) -> Self {
+    pub(super) fn new(
+        start: &Start,
+        claim: Option<Claim>,
+        start_timeout: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
             port: start.port,
             pass_listener: start.pass_listener,
@@ -81,6 +90,7 @@ impl Entry {
             start_timeout,
             state: State::Creating,
             verdict: None,
+            _claim: claim,
         }
     }
 
@@ -92,6 +102,7 @@ impl Entry {
             start_timeout: Duration::ZERO,
             state: State::Settled,
             verdict: None,
+            _claim: adopted.port.and_then(|port| Claim::take(port).ok()),
         }
     }
 
