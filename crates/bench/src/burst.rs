@@ -53,6 +53,8 @@ pub struct Burst {
     pub bare_last_ms: f64,
     /// The last answer through Dirigent, per round.
     pub last_ms: Vec<f64>,
+    /// What `Server-Timing` said of each round's last answer.
+    pub last_timing: Vec<String>,
     /// All answers of all rounds.
     pub answers_ms: Summary,
     /// Different sandboxes that answered, per round.
@@ -67,7 +69,7 @@ pub struct Burst {
 /// If a function cannot be deployed or a bare start fails.
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
     let (mut bare_last, mut last, mut all) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut sandboxes, mut failed) = (Vec::new(), 0);
+    let (mut sandboxes, mut last_timing, mut failed) = (Vec::new(), Vec::new(), 0);
     let starts = options.calls.min(usize::try_from(options.max)?);
     for round in 0..options.rounds {
         bare_last.push(ms(bare_burst(options, starts).await?));
@@ -85,6 +87,8 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         let samples = Load::http1(cluster.functions()).run(calls, Arc::default()).await?;
         failed += samples.iter().filter(|sample| sample.failure.is_some()).count();
         let latencies: Vec<f64> = samples.iter().map(|sample| ms(sample.latency())).collect();
+        let slowest = samples.iter().max_by_key(|sample| sample.latency());
+        last_timing.push(slowest.and_then(|sample| sample.timing.clone()).unwrap_or_default());
         last.push(latencies.iter().copied().fold(0.0, f64::max));
         all.extend(latencies);
         let different: std::collections::BTreeSet<_> =
@@ -97,6 +101,7 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         max: options.max,
         bare_last_ms: summary(bare_last).p50,
         last_ms: last,
+        last_timing,
         answers_ms: summary(all),
         sandboxes,
         failed,

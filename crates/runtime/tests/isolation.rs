@@ -29,21 +29,12 @@ fn the_machines_files_are_not_there() {
     let token = rig.directory.path().join("token");
     fs::write(&token, "secret").expect("writes");
     let (sandbox, port) = rig.serve(BASIC);
-    for path in [
-        "/.artifacts/all",
-        "/root",
-        "/home",
-        "/run",
-        "/var",
-        "/etc/shadow",
-        "/etc/gshadow",
-        "/sys",
-        "/boot",
-    ] {
+    for path in ["/root", "/home", "/run", "/var", "/etc/shadow", "/etc/gshadow", "/sys", "/boot"] {
         refused(port, &format!("ls {path}"));
     }
     refused(port, &format!("cat {}", token.display()));
     refused(port, &format!("ls {}", rig.directory.path().display()));
+    // As a user nothing is mounted there: it is the same user, whom no mode would stop.
     if is_root() {
         refused(port, "ls /.artifacts/all");
     } else {

@@ -264,6 +264,9 @@ async fn bench_burst(
         let last: Vec<String> = burst.last_ms.iter().map(|ms| format!("{ms:.0}")).collect();
         printer.line(&format_args!("last answers, ms: {}", last.join(", ")))?;
         printer.line(&format_args!("sandboxes: {:?}", burst.sandboxes))?;
+        for timing in &burst.last_timing {
+            printer.detail(&format_args!("a round's last answer: {timing}"));
+        }
     }
     let mut bars = vec![Bar { text: format!("{} failed", burst.failed), holds: burst.failed == 0 }];
     // With fewer sandboxes than calls the last one waits for several executions: the bar is for
