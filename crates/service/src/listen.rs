@@ -2,7 +2,12 @@
 
 use std::{fmt, fs, io, net::SocketAddr, path::Path};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that may wait to be accepted. The usual 128 overflow in a burst, and a connection
+/// that does is tried again by its client after a second (RFC 6298). The kernel bounds it by
+/// `net.core.somaxconn`, 4096 by default.
+const BACKLOG: u32 = 4096;
 
 /// A process that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +58,9 @@ pub enum ListenError {
 ///
 /// # Errors
 /// If the address cannot be had; names the process that has it.
+#[expect(clippy::unused_async, reason = "only within a runtime can a listener be made")]
 pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| {
+    listen(address).map_err(|source| {
         let flag = flag.to_owned();
         if source.kind() == io::ErrorKind::AddrInUse {
             ListenError::Taken { address, holder: holder(address.port()), flag }
@@ -62,6 +68,14 @@ pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Listen
             ListenError::Io { address, flag, source }
         }
     })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait for the connections of its former life to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The process that listens on a TCP port of this host, as far as this user may see.
@@ -120,5 +134,17 @@ mod tests {
         assert!(error.contains(&format!("port {} is taken", address.port())), "{error}");
         assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
         assert!(error.contains("`--listen`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_connections_waits_to_be_accepted() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), "--listen").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let second = std::time::Duration::from_millis(900);
+        // A connection that is dropped is tried again after a second at the earliest.
+        let held: Vec<_> = (0..400)
+            .map(|_| std::net::TcpStream::connect_timeout(&address, second).expect("connects"))
+            .collect();
+        assert_eq!(held.len(), 400);
     }
 }
