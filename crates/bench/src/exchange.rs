@@ -16,9 +16,6 @@ pub(crate) async fn response<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -
             continue;
         };
         let text = std::str::from_utf8(&buffer[..head])?;
-        if !text.starts_with("HTTP/1.1 200") {
-            bail!("not 200: {text}");
-        }
         let length = header(text, "content-length").context("a response without a length")?;
         let end = head + 4 + length.parse::<usize>()?;
         while filled < end {
@@ -38,4 +35,12 @@ pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .filter_map(|line| line.split_once(':'))
         .find(|(candidate, _)| candidate.eq_ignore_ascii_case(name))
         .map(|(_, value)| value.trim())
+}
+
+/// That a head is of a success.
+pub(crate) fn expect_200(head: &str) -> Result<()> {
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("not 200: {head}");
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use dirigent_core::{
     Bytes as Size, MilliCpu,
-    manifest::{Invocation, Manifest, ManifestResources, Scaling},
+    manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
 };
 use serde::Serialize;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
@@ -30,6 +30,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
+    /// The same as a function's command.
+    pub command: Vec<String>,
     /// The rival's program.
     pub haproxy: PathBuf,
     /// Invocations at once per sandbox: 0 (no limit, one sandbox) or 1 (16 sandboxes).
@@ -85,7 +87,7 @@ const NAME: &str = "warm";
 /// # Errors
 /// If a part cannot be started or a block makes no request at all.
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
-    cluster.deploy(manifest(options.concurrency)?).await?;
+    cluster.deploy(manifest(options)?).await?;
     let rival = Rival::start(options)?;
     let (mut dirigent, mut haproxy) = (Vec::new(), Vec::new());
     warm_up(cluster.functions(), options).await?;
@@ -114,11 +116,12 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
     })
 }
 
-fn manifest(concurrency: u32) -> Result<Manifest> {
+fn manifest(options: &Options) -> Result<Manifest> {
+    let concurrency = options.concurrency;
     let sandboxes = if concurrency == 0 { 1 } else { u32::try_from(SINGLES)? };
     Ok(Manifest {
         name: NAME.parse().context("a benchmark's name")?,
-        sandbox: replay::sleeper(),
+        sandbox: Sandbox { command: options.command.clone(), ..replay::sleeper() },
         resources: ManifestResources { cpu: MilliCpu(100), memory: Size::mib(64) },
         scaling: Scaling { min: sandboxes, max: sandboxes, concurrency, ..Scaling::default() },
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
@@ -186,7 +189,7 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
     let mut buffer = vec![0; 16 << 10];
     while !over.load(Ordering::Relaxed) {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: warm\r\nuser-agent: bench\r\n\r\n").await?;
-        exchange::response(&mut stream, &mut buffer).await?;
+        exchange::expect_200(exchange::response(&mut stream, &mut buffer).await?)?;
         answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

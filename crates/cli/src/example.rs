@@ -4,6 +4,7 @@
 //! They run before any other part of the program is set up: what counts is the time from exec to
 //! listening. They print to standard output and error directly, as any function does.
 
+mod fast;
 mod grpc;
 mod hello;
 mod http;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const NAMES: &str = "hello, spin, trace, ws, grpc";
+const NAMES: &str = "hello, spin, trace, ws, grpc, fast";
 
 /// Runs the built-in function that the arguments name.
 pub(crate) fn main(args: &[String]) -> ExitCode {
@@ -27,6 +28,7 @@ pub(crate) fn main(args: &[String]) -> ExitCode {
         Some("trace") => http::serve(trace::answer),
         Some("ws") => http::serve(ws::answer),
         Some("grpc") => grpc::serve(),
+        Some("fast") => fast::serve(),
         Some("--help" | "-h") => {
             say(&format!(
                 "Runs a built-in function on $PORT: dirigent example NAME, with NAME one of {NAMES}"
