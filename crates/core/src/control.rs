@@ -165,7 +165,12 @@ impl Control {
             Timer::Attention => self.attend(),
             Timer::Windows(id) => self.with(id, Function::read_windows),
             // Settling is all that these want.
-            Timer::Probe(id) | Timer::Rested(id) => self.settle(id),
+            Timer::Probe(id) | Timer::Restart(id) => self.settle(id),
+            Timer::Rested(id) => {
+                // While they rested they were of no use to those that wait for room either.
+                self.cluster.reclaim = true;
+                self.settle(id);
+            }
             Timer::Rollout(id) => self.with(id, Function::rollout_late),
             Timer::Rewrite(id) => self.with(id, Function::write),
             Timer::Quiet(id) => self.with(id, Function::quiet),

@@ -89,10 +89,18 @@ pub(crate) struct Crashes {
     pub(crate) back_off: Duration,
     /// Somebody called since the last start.
     pub(crate) called: bool,
+    /// Sandboxes in a row that listened and exited soon after.
+    exits: u32,
+    exit_back_off: Duration,
+    /// No start for `min` before this.
+    pub(crate) min_at: Time,
 }
 
 /// So many failures in a row are a crash loop.
 const LOOP: u32 = 3;
+/// A sandbox that exits at this age or earlier exited soon after its start. Ours: an order above
+/// usual starts, an order below usual keep-alives.
+const YOUNG: Duration = Duration::from_secs(10);
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
 
@@ -108,6 +116,23 @@ impl Crashes {
             self.back_off = (self.back_off * 2).clamp(FIRST_BACK_OFF, LONGEST_BACK_OFF);
             self.probe_at = now.after(self.back_off);
         }
+    }
+
+    /// A sandbox that was ready exited by itself at this age. Callers get a new one at once; when
+    /// it keeps happening, `min` gets its own with a back-off only, until when is given back.
+    pub(crate) fn count_exit(&mut self, now: Time, age: Duration) -> Option<Time> {
+        if age > YOUNG {
+            self.exits = 0;
+            self.exit_back_off = Duration::ZERO;
+            return None;
+        }
+        self.exits = self.exits.saturating_add(1);
+        if self.exits < LOOP || now < self.min_at {
+            return None;
+        }
+        self.exit_back_off = (self.exit_back_off * 2).clamp(FIRST_BACK_OFF, LONGEST_BACK_OFF);
+        self.min_at = now.after(self.exit_back_off);
+        Some(self.min_at)
     }
 }
 
@@ -306,6 +331,7 @@ impl Function {
         for timer in [
             Timer::Windows(id),
             Timer::Probe(id),
+            Timer::Restart(id),
             Timer::Rested(id),
             Timer::Rollout(id),
             Timer::Rewrite(id),

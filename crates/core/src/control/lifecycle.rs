@@ -157,9 +157,11 @@ impl Function {
 
     /// It is gone, for whatever reason.
     pub(crate) fn gone(&mut self, c: &mut Cluster, sandbox: SandboxId, failure: StartFailure) {
+        let id = self.id();
         let Some(active) = self.active.as_deref_mut() else { return };
         let Some(entry) = active.sandboxes.get(&sandbox) else { return };
         let (stage, worker, number) = (entry.stage, entry.worker, entry.revision.number);
+        let age = c.now.since(entry.decided);
         let remembered = Failure { at: c.now, sandbox, worker, failure: failure.clone() };
         match stage {
             Stage::Wanted | Stage::Starting => {
@@ -173,6 +175,11 @@ impl Function {
             Stage::Ready | Stage::Recalling => {
                 if failure.cause != Cause::Stopped {
                     active.remember_failure(remembered);
+                    if failure.fault == Fault::Function
+                        && let Some(at) = active.crashes.count_exit(c.now, age)
+                    {
+                        c.timers.set(Timer::Restart(id), at);
+                    }
                 }
                 // Known to be gone, not only lost: its address may be used again.
                 active.change(sandbox, |entry| entry.stage = Stage::Gone);
@@ -236,6 +243,13 @@ impl Function {
             (Stage::Starting, Some(address)) => {
                 let address = address.clone();
                 self.ready(c, sandbox, address, StartPhases::default());
+            }
+            (Stage::Gone, _) => {
+                // It was given up while its worker was away, which was not told.
+                let grace = self.record.settings.grace;
+                active.change(sandbox, |entry| entry.stage = Stage::Stopping);
+                c.stopping += 1;
+                c.fleet.stop(sandbox, grace);
             }
             (Stage::Ready, _) if report.stopping => {
                 // An earlier leader told it to.
@@ -320,6 +334,7 @@ impl Function {
         }
         self.activate();
         self.recall_strays(c);
+        self.shrink(c);
         self.offer_unheld(c);
     }
 

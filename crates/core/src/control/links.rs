@@ -152,6 +152,7 @@ impl Control {
             self.settle(function);
         }
         self.offer_unheld_to(id);
+        self.cluster.reclaim = true;
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
         self.deny_claims();
@@ -440,6 +441,8 @@ impl Control {
         }
         self.cluster.timers.cancel(Timer::Recovered);
         self.cluster.measure(Measure::Recovered);
+        // Nothing was called back for those that wait for room.
+        self.cluster.reclaim = true;
         if !self.cluster.attention.is_empty() {
             self.cluster.timers.set(Timer::Attention, self.cluster.now);
         }

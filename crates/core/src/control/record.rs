@@ -174,9 +174,24 @@ impl Function {
                 writing.token = None;
                 active.writing = Some(writing);
                 c.timers.set(Timer::Rewrite(id), c.now.after(REWRITE));
+                self.refuse_waiting(c);
             }
         }
         self.next_op(c);
+    }
+
+    /// Nobody waits for a store that does not take the write before: nothing of these was tried.
+    fn refuse_waiting(&mut self, c: &mut Cluster) {
+        let ops = std::mem::take(&mut self.activate().ops);
+        let (asked, own): (VecDeque<Op>, _) =
+            ops.into_iter().partition(|op| op.request().is_some());
+        self.activate().ops = own;
+        for op in asked {
+            self.let_go(c, &op);
+            if let Some(request) = op.request() {
+                c.reply(request, Err(Refusal::StoreUnavailable));
+            }
+        }
     }
 
     /// An operation that is over no longer holds its artifact.
@@ -216,6 +231,9 @@ impl Function {
         if self.record.settings.min < before.settings.min {
             self.unpin(c);
             self.offer_unheld(c);
+        }
+        if self.record.settings.max < before.settings.max {
+            self.shrink(c);
         }
         match op {
             Op::Fail { number, failure } => self.settle_revision(c, number, Some(&failure)),
@@ -369,21 +387,21 @@ impl Function {
         }
     }
 
-    /// What waited behind the delete of the name, for whoever has the name next.
+    /// What waited behind the delete of the name, for whoever has the name next. What the deleted
+    /// function's own deploy came to is nothing to the next one.
     pub(crate) fn take_ops(&mut self) -> VecDeque<Op> {
-        self.active
-            .as_deref_mut()
-            .filter(|active| active.writing.is_none())
-            .map(|active| std::mem::take(&mut active.ops))
-            .unwrap_or_default()
+        let active = self.active.as_deref_mut().filter(|active| active.writing.is_none());
+        let ops = active.map(|active| std::mem::take(&mut active.ops)).unwrap_or_default();
+        ops.into_iter().filter(|op| op.request().is_some()).collect()
     }
 
-    /// Whether a write's outcome is not known: nothing new is taken on until it is.
+    /// Whether a write's outcome is not known, or it waits to be written again: nothing new is
+    /// taken on until it is durable.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.active
             .as_ref()
             .and_then(|active| active.writing.as_ref())
-            .is_some_and(|writing| writing.in_doubt)
+            .is_some_and(|writing| writing.in_doubt || writing.token.is_none())
     }
 }
 

@@ -209,6 +209,9 @@ impl Function {
             c.attention.insert(self.id());
             for_min = 0;
         }
+        if active.crashes.min_at > c.now {
+            for_min = 0;
+        }
         let room = settings.max.saturating_sub(tally.ready);
         let (mut wanted, mut rule, mut explained) = if for_queue >= for_min {
             (for_queue, "queued", inputs.explain())
@@ -226,6 +229,7 @@ impl Function {
             let due = called && active.crashes.probe_at <= c.now;
             wanted = u32::from(due || tally.starting > 0).min(room);
         }
+        self.hasten(c, for_queue.min(wanted), tally.starting);
         if wanted > tally.starting {
             let reason = if for_queue >= for_min { Reason::Queued } else { Reason::Min };
             self.activate().crashes.called = false;
@@ -233,6 +237,35 @@ impl Function {
             self.explain(c, tally, wanted, rule, explained);
         } else {
             self.withdraw(c, tally.starting - wanted, for_min > 0);
+        }
+    }
+
+    /// So many callers' starts are wanted: of those under way that no worker has yet and that
+    /// nobody waited for until now, as many as it takes get the place of a start that is waited
+    /// for.
+    fn hasten(&mut self, c: &mut Cluster, urgent: u32, starting: u32) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        if urgent == 0 || active.books.wanted.is_empty() {
+            return;
+        }
+        let calm: Vec<SandboxId> = active
+            .books
+            .wanted
+            .iter()
+            .filter(|id| {
+                active.sandboxes.get(id).is_some_and(|sandbox| {
+                    let number = sandbox.revision.number;
+                    sandbox.reason != Reason::Queued
+                        && self.record.targets.iter().any(|target| target.revision == number)
+                })
+            })
+            .copied()
+            .collect();
+        let others = starting.saturating_sub(u32::try_from(calm.len()).unwrap_or(u32::MAX));
+        for sandbox in calm.into_iter().take(urgent.saturating_sub(others) as usize) {
+            if c.fleet.hasten(c.now, sandbox) {
+                active.change(sandbox, |entry| entry.reason = Reason::Queued);
+            }
         }
     }
 
@@ -386,7 +419,7 @@ impl Function {
     pub(crate) fn read_windows(&mut self, c: &mut Cluster) {
         let concurrency = self.target_concurrency();
         let (min, max) = (self.record.settings.min.max(1), self.record.settings.max);
-        let Some(active) = self.active.as_deref_mut() else { return };
+        let Some(active) = self.active.as_deref_mut().filter(|a| !a.deleted) else { return };
         let tally = active.books.tally_of(&self.record.targets);
         let looping = active.crashes.looping();
         let Some(kpa) = active.kpa.as_mut() else { return };

@@ -4,7 +4,7 @@
 //! moving capacity are one operation: recall, then wait for what comes back. A sandbox is told to
 //! stop only when nobody holds a slot of it, or its drain took too long.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use crate::{
     DataPlaneId, FunctionId, SandboxId,
@@ -340,6 +340,33 @@ impl Function {
             .skip(min)
             .collect();
         for sandbox in pinned {
+            self.recall(c, sandbox);
+        }
+    }
+
+    /// There may be more than `max`: what is beyond it is called back, first what serves nobody yet,
+    /// then the newest.
+    pub(crate) fn shrink(&mut self, c: &mut Cluster) {
+        let max = self.record.settings.max;
+        let Some(active) = self.active.as_deref() else { return };
+        let tally = active.books.tally_of(&self.record.targets);
+        let surplus = tally.ready.saturating_add(tally.starting).saturating_sub(max);
+        if surplus == 0 || self.is_deleted() {
+            return;
+        }
+        if c.recovering {
+            c.look_at(self.id());
+            return;
+        }
+        let mut present: Vec<_> = active
+            .sandboxes
+            .values()
+            .filter(|s| matches!(s.stage, Stage::Wanted | Stage::Starting | Stage::Ready))
+            .filter(|s| !s.lost && self.is_target(s.revision.number))
+            .map(|s| (s.stage == Stage::Ready, !s.is_unheld(), Reverse(s.id)))
+            .collect();
+        present.sort_unstable();
+        for (_, _, Reverse(sandbox)) in present.into_iter().take(surplus as usize) {
             self.recall(c, sandbox);
         }
     }

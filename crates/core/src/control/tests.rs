@@ -9,6 +9,7 @@
 
 mod demand;
 mod deploys;
+mod edges;
 mod recovery;
 mod together;
 

@@ -16,6 +16,8 @@ pub(crate) enum Timer {
     Windows(FunctionId),
     /// A crash loop's next start may be tried.
     Probe(FunctionId),
+    /// Sandboxes of `min` that kept exiting may be started again.
+    Restart(FunctionId),
     /// Slots that were moved have rested.
     Rested(FunctionId),
     /// A deploy does not wait any longer for what it waits for.

@@ -57,6 +57,15 @@ impl Fleet {
         self.forget_waiting(sandbox)
     }
 
+    /// Callers wait now for a sandbox that was not placed yet; whether there was one.
+    pub(crate) fn hasten(&mut self, now: Time, sandbox: SandboxId) -> bool {
+        self.now = now;
+        let Some(left) = self.waiting.take(sandbox) else { return false };
+        self.left(&left);
+        self.want(now, Want { urgent: true, ..left.want });
+        true
+    }
+
     pub(super) fn forget_waiting(&mut self, sandbox: SandboxId) -> bool {
         match self.waiting.take(sandbox) {
             Some(left) => {

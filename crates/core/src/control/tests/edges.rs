@@ -1,0 +1,235 @@
+//! What happens where two things meet: a loss and a drain, a delete and a deploy, a lull and a queue.
+
+use super::*;
+use crate::{
+    DataPlaneId, DataPlaneRecord, FunctionRecord, RevisionRecord, RevisionState, Target, WorkerId,
+    WorkerRecord,
+};
+
+/// Sandboxes that were called back since the last look.
+fn recalled(world: &mut World) -> Vec<SandboxId> {
+    world
+        .said()
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::ToDataPlane { frame: ToDataPlane::RecallSandbox { sandbox, .. }, .. } => {
+                Some(sandbox)
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn runs(function: FunctionId, sandbox: SandboxId) -> SandboxReport {
+    SandboxReport {
+        sandbox,
+        revision: RevisionId { function, number: 1 },
+        address: Some(address(sandbox)),
+        stopping: false,
+        memory: Resources::default().memory,
+        cpu: Resources::default().cpu,
+    }
+}
+
+fn busy(world: &mut World, function: FunctionId, n: u32) -> Vec<SandboxId> {
+    world.demand(PLANE, demand(function, n, 0, 0));
+    let started = world.started();
+    for &sandbox in &started {
+        world.ready(sandbox);
+    }
+    world.demand(PLANE, Demand { elapsed: 2_000_000, ..demand(function, 0, n, n) });
+    world.said();
+    started
+}
+
+#[test]
+fn a_sandbox_that_was_given_up_and_returns_with_its_worker_is_stopped() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let sandbox = busy(&mut world, function, 1)[0];
+    world.tell(Event::Detached { stream: WORKER });
+    world.pass(Duration::from_secs(5));
+    world.deploy("hello", &spec("b", 1), &Settings::default(), false);
+    assert_eq!(recalled(&mut world), [sandbox]);
+    // The drain took too long, and nobody was there to be told.
+    world.pass(Duration::from_secs(700));
+    world.said();
+    world.attach_worker_with(vec![runs(function, sandbox)]);
+    assert!(world.said().contains(&stop(sandbox)), "it would run for ever");
+    world.gone(sandbox, stopped());
+    world.give_back(PLANE, sandbox, WhyReturned::Drained);
+    assert_eq!(world.describe("hello").sandboxes, []);
+}
+
+#[test]
+fn the_windows_of_a_deleted_function_start_nothing() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    busy(&mut world, function, 5);
+    world.pass(Duration::from_secs(5));
+    world.answer(Call::Delete { name: "hello".parse().unwrap() }).unwrap();
+    world.started();
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.started(), []);
+}
+
+#[test]
+fn the_switch_of_a_deleted_function_is_not_its_successors() {
+    let mut world = World::new();
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    world.deploy("hello", &spec("a", 1), &Settings::default(), true);
+    let sandbox = world.started()[0];
+    world.store_answers = false;
+    world.ask(Call::Delete { name: "hello".parse().unwrap() });
+    world.ask(deploy("hello", &spec("b", 1), &Settings::default(), true));
+    world.ready(sandbox);
+    for _ in 0..3 {
+        world.answer_writes(None);
+    }
+    let newest = world.describe("hello").summary.newest;
+    assert_eq!(newest, (1, RevisionState::Checking), "its check is still to come");
+}
+
+#[test]
+fn slots_that_rested_make_room_for_a_function_that_waited_meanwhile() {
+    let mut world = World::new();
+    world.room = 1;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    world.attach_plane(OTHER_PLANE, "b");
+    let (hello, _) = world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    let (other, _) = world.deploy("other", &spec("a", 1), &Settings::default(), false);
+    world.pass(Duration::from_secs(3));
+    world.demand(PLANE, demand(hello, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(hello, 0, 0, 1));
+    world.demand(OTHER_PLANE, demand(hello, 1, 0, 0));
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    world.demand(OTHER_PLANE, demand(hello, 0, 0, 1));
+    world.said();
+    world.demand(PLANE, demand(other, 1, 0, 0));
+    world.pass(Duration::from_millis(50));
+    let asked = ToDataPlane::Recall { function: hello, n: 1, idle_only: true };
+    assert!(world.said().contains(&to_plane(OTHER_PLANE, asked)));
+}
+
+#[test]
+fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
+    let id = |n| FunctionId::new(Epoch(1), n);
+    let record = |n, name: &str| {
+        Arc::new(FunctionRecord {
+            id: id(n),
+            name: name.parse().unwrap(),
+            settings: Arc::default(),
+            revisions: vec![RevisionRecord {
+                number: 1,
+                spec: Arc::new(spec("a", 1)),
+                state: RevisionState::Live,
+                created_ms: 1,
+                failure: None,
+            }],
+            targets: vec![Target { revision: 1, weight: 100 }],
+        })
+    };
+    let plane = |n, name: &str| DataPlaneRecord { id: DataPlaneId(n), name: name.into() };
+    let mut world = World::with(Records {
+        functions: vec![record(1, "hello"), record(2, "other")],
+        workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
+        data_planes: vec![plane(1, "a"), plane(2, "never seen again")],
+    });
+    world.room = 1;
+    let sandbox = SandboxId::new(Epoch(1), 1);
+    world.attach_worker_with(vec![runs(id(1), sandbox)]);
+    let revision = RevisionId { function: id(1), number: 1 };
+    let holding = Holding { sandbox, revision, share: Share::Slots(1), busy: 0, draining: false };
+    world.attach_plane_with(PLANE, "a", vec![holding]);
+    world.demand(PLANE, demand(id(1), 0, 0, 1));
+    world.demand(PLANE, demand(id(2), 1, 0, 0));
+    world.said();
+    world.pass(Duration::from_secs(4));
+    let asked = ToDataPlane::Recall { function: id(1), n: 1, idle_only: true };
+    assert!(world.said().contains(&to_plane(PLANE, asked)));
+}
+
+#[test]
+fn a_call_hurries_the_start_that_nobody_waited_for() {
+    let mut world = World::new();
+    world.room = 2;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let (flood, _) = world.deploy("flood", &spec("a", 1), &Settings::default(), false);
+    busy(&mut world, flood, 2);
+    let settings = Settings { min: 1, ..Settings::default() };
+    let (hello, _) = world.deploy("hello", &spec("a", 1), &settings, false);
+    assert_eq!(recalled(&mut world), [], "nobody waits for it");
+    world.demand(PLANE, demand(hello, 1, 0, 0));
+    assert_eq!(recalled(&mut world).len(), 1, "somebody does now");
+}
+
+#[test]
+fn when_max_is_lowered_what_is_above_it_is_called_back_though_busy() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    busy(&mut world, function, 5);
+    let settings = Settings { max: 2, ..Settings::default() };
+    world.deploy("hello", &spec("a", 1), &settings, false);
+    assert_eq!(recalled(&mut world).len(), 3);
+    world.demand(PLANE, demand(function, 9, 5, 5));
+    assert_eq!((world.started(), recalled(&mut world)), (vec![], vec![]));
+}
+
+#[test]
+fn when_max_is_raised_those_who_wait_get_their_starts_at_once() {
+    let settings = Settings { max: 2, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    world.demand(PLANE, demand(function, 5, 0, 0));
+    assert_eq!(world.started().len(), 2);
+    world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    assert_eq!(world.started().len(), 3);
+}
+
+#[test]
+fn sandboxes_of_min_that_exit_as_soon_as_they_listen_are_started_with_a_back_off() {
+    let settings = Settings { min: 1, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    for _ in 0..3 {
+        let started = world.started();
+        assert_eq!(started.len(), 1);
+        world.ready(started[0]);
+        world.gone(started[0], failure(Fault::Function));
+        world.give_back(PLANE, started[0], WhyReturned::Unreachable);
+    }
+    assert_eq!(world.started(), []);
+    world.pass(Duration::from_millis(999));
+    assert_eq!(world.started(), []);
+    world.pass(Duration::from_millis(1));
+    let again = world.started();
+    assert_eq!(again.len(), 1);
+    world.ready(again[0]);
+    world.gone(again[0], failure(Fault::Function));
+    world.give_back(PLANE, again[0], WhyReturned::Unreachable);
+    world.pass(Duration::from_millis(1999));
+    assert_eq!(world.started(), []);
+    // A call is another matter.
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.started().len(), 1);
+}
+
+#[test]
+fn nobody_waits_for_a_store_that_does_not_take_the_write_before() {
+    let mut world = World::new();
+    world.attach_worker();
+    world.deploy("hello", &spec("a", 1), &Settings::default(), true);
+    let sandbox = world.started()[0];
+    world.store_answers = false;
+    world.ready(sandbox);
+    assert_eq!(world.writes.len(), 1, "the switch");
+    let delete = || Call::Delete { name: "hello".parse().unwrap() };
+    let queued = world.ask(delete());
+    world.answer_writes(Some(Outcome::Refused));
+    assert_eq!(world.replies.get(&queued), Some(&Err(Refusal::StoreUnavailable)));
+    assert_eq!(world.answer(delete()), Err(Refusal::StoreUnavailable));
+    world.pass(Duration::from_secs(1));
+    world.answer_writes(None);
+    world.store_answers = true;
+    assert!(world.answer(delete()).is_ok());
+}
