@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, FunctionId, FunctionRecord, FunctionView, RequestId, RevisionId, RevisionRecord,
-    RevisionView, SandboxId, StartFailure, Time, WorkerId,
+    DataPlaneId, FunctionId, FunctionName, FunctionRecord, FunctionView, RequestId, RevisionId,
+    RevisionRecord, RevisionView, SandboxId, StartFailure, Time, WorkerId,
     control::{
         cluster::Cluster,
         deploy::Rollout,
@@ -221,6 +221,22 @@ impl Active {
 impl Function {
     pub(crate) const fn new(record: Arc<FunctionRecord>, version: u64) -> Self {
         Self { record, version, active: None }
+    }
+
+    /// Stands for a function of which only sandboxes are left.
+    pub(crate) fn ghost(id: FunctionId) -> Self {
+        let name = FunctionName::new(crate::name::DEFAULT_NAMESPACE, "deleted")
+            .expect("it is a DNS label");
+        let record = FunctionRecord {
+            id,
+            name,
+            settings: Arc::default(),
+            revisions: Vec::new(),
+            targets: Vec::new(),
+        };
+        let mut function = Self::new(Arc::new(record), 0);
+        function.activate().deleted = true;
+        function
     }
 
     pub(crate) fn id(&self) -> FunctionId {

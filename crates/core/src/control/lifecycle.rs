@@ -334,6 +334,7 @@ impl Function {
         }
         self.activate();
         self.recall_strays(c);
+        self.recycle_unsure(c);
         self.shrink(c);
         self.offer_unheld(c);
     }
@@ -344,6 +345,19 @@ impl Function {
         let unheld: Vec<SandboxId> = active.books.unheld.iter().copied().collect();
         for sandbox in unheld {
             self.offer(c, sandbox);
+        }
+    }
+
+    /// A data plane that is away for long may never come back, and what it may hold is of no use
+    /// to anybody: such sandboxes drain, and others are started where there is demand.
+    fn recycle_unsure(&mut self, c: &mut Cluster) {
+        if c.now < c.steady_from || c.unsure.is_empty() {
+            return;
+        }
+        let Some(active) = self.active.as_deref() else { return };
+        let unsure = active.sandboxes.values().filter(|s| s.unsure && s.stage == Stage::Ready);
+        for sandbox in unsure.map(|s| s.id).collect::<Vec<_>>() {
+            self.recall(c, sandbox);
         }
     }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, FunctionRecord, SandboxId, StreamId,
-    Time, WorkerId, Write,
+    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, StreamId, Time, WorkerId,
+    Write,
     control::{
         Control, Effect, Measure,
         cluster::{Author, Cluster},
@@ -398,7 +398,7 @@ impl Control {
                 Some(home) => self.with(home, |f, c| f.found(c, report.sandbox, &report)),
                 None => {
                     let home = report.revision.function;
-                    self.functions.entry(home).or_insert_with(|| ghost(home));
+                    self.functions.entry(home).or_insert_with(|| Function::ghost(home));
                     self.with(home, |f, c| f.adopt(c, worker, &report));
                 }
             }
@@ -445,6 +445,9 @@ impl Control {
         self.cluster.reclaim = true;
         if !self.cluster.attention.is_empty() {
             self.cluster.timers.set(Timer::Attention, self.cluster.now);
+        }
+        if !self.cluster.unsure.is_empty() {
+            self.cluster.timers.set(Timer::Doubted, self.cluster.steady_from);
         }
         self.deny_claims();
     }
@@ -580,21 +583,4 @@ impl Function {
             active.no_room = false;
         }
     }
-}
-
-/// Stands for a function of which only sandboxes are left.
-fn ghost(id: FunctionId) -> Function {
-    let name =
-        FunctionName::new(crate::name::DEFAULT_NAMESPACE, "deleted").expect("it is a DNS label");
-    let record = FunctionRecord {
-        id,
-        name,
-        settings: Arc::default(),
-        revisions: Vec::new(),
-        targets: Vec::new(),
-    };
-    let mut function = Function::new(Arc::new(record), 0);
-    let active = function.activate();
-    active.deleted = true;
-    function
 }

@@ -10,6 +10,8 @@ use crate::{DataPlaneId, FunctionId, SandboxId, Time};
 pub(crate) enum Timer {
     /// Peers that have not attached by now are not waited for any more.
     Recovered,
+    /// Data planes that have not attached by now keep no sandbox out of use any longer.
+    Doubted,
     /// Functions that need a look, some at a time.
     Attention,
     /// A function's windows are read.

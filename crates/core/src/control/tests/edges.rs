@@ -113,14 +113,18 @@ fn slots_that_rested_make_room_for_a_function_that_waited_meanwhile() {
     assert!(world.said().contains(&to_plane(OTHER_PLANE, asked)));
 }
 
-#[test]
-fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
-    let id = |n| FunctionId::new(Epoch(1), n);
+fn id(n: u64) -> FunctionId {
+    FunctionId::new(Epoch(1), n)
+}
+
+/// A leader of a worker, of the data plane `a`, and of one that does not come back. Its functions
+/// are `hello` and `other`.
+fn successor(settings: &Settings) -> World {
     let record = |n, name: &str| {
         Arc::new(FunctionRecord {
             id: id(n),
             name: name.parse().unwrap(),
-            settings: Arc::default(),
+            settings: Arc::new(settings.clone()),
             revisions: vec![RevisionRecord {
                 number: 1,
                 spec: Arc::new(spec("a", 1)),
@@ -132,11 +136,16 @@ fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
         })
     };
     let plane = |n, name: &str| DataPlaneRecord { id: DataPlaneId(n), name: name.into() };
-    let mut world = World::with(Records {
+    World::with(Records {
         functions: vec![record(1, "hello"), record(2, "other")],
         workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
         data_planes: vec![plane(1, "a"), plane(2, "never seen again")],
-    });
+    })
+}
+
+#[test]
+fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
+    let mut world = successor(&Settings::default());
     world.room = 1;
     let sandbox = SandboxId::new(Epoch(1), 1);
     world.attach_worker_with(vec![runs(id(1), sandbox)]);
@@ -149,6 +158,26 @@ fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
     world.pass(Duration::from_secs(4));
     let asked = ToDataPlane::Recall { function: id(1), n: 1, idle_only: true };
     assert!(world.said().contains(&to_plane(PLANE, asked)));
+}
+
+#[test]
+fn a_data_plane_that_never_returns_keeps_nothing_out_of_use_for_ever() {
+    let mut world = successor(&Settings { max: 1, ..Settings::default() });
+    let sandbox = SandboxId::new(Epoch(1), 1);
+    world.attach_worker_with(vec![runs(id(1), sandbox)]);
+    world.attach_plane(PLANE, "a");
+    world.demand(PLANE, demand(id(1), 1, 0, 0));
+    world.pass(Duration::from_secs(59));
+    assert_eq!((world.started(), world.granted()), (vec![], vec![]), "it may hold the sandbox");
+    world.pass(Duration::from_secs(2));
+    let started = world.started();
+    assert_eq!(started.len(), 1);
+    world.ready(started[0]);
+    assert_eq!(world.granted().len(), 1);
+    // What may be in use is given the time of any drain.
+    assert!(!world.said().contains(&stop(sandbox)));
+    world.pass(Duration::from_secs(700));
+    assert!(world.said().contains(&stop(sandbox)));
 }
 
 #[test]
