@@ -535,6 +535,8 @@ impl Function {
         let Some(active) = self.active.as_deref_mut() else { return };
         if let Some(level) = active.levels.get_mut(&data_plane) {
             level.demand.queued = 0;
+            // What it holds cannot be called back, so nothing of it is to spare.
+            level.demand.held = 0;
             level.recalling = 0;
             level.told = None;
             level.at = now;

@@ -181,6 +181,34 @@ fn a_data_plane_that_never_returns_keeps_nothing_out_of_use_for_ever() {
 }
 
 #[test]
+fn what_is_idle_at_a_silent_data_plane_does_not_hide_what_is_idle_elsewhere() {
+    let mut world = World::new();
+    world.room = 18;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    world.attach_plane(OTHER_PLANE, "b");
+    let idle = |world: &mut World, plane, name: &str| {
+        let (function, _) = world.deploy(name, &spec("a", 1), &Settings::default(), false);
+        world.demand(plane, demand(function, 1, 0, 0));
+        let started = world.started();
+        world.ready(started[0]);
+        world.demand(plane, demand(function, 0, 0, 1));
+        function
+    };
+    for n in 0..17 {
+        idle(&mut world, OTHER_PLANE, &format!("f{n}"));
+    }
+    world.pass(Duration::from_millis(1));
+    let late = idle(&mut world, PLANE, "late");
+    world.tell(Event::Detached { stream: OTHER_PLANE });
+    let (starved, _) = world.deploy("starved", &spec("a", 1), &Settings::default(), false);
+    world.said();
+    world.demand(PLANE, demand(starved, 1, 0, 0));
+    let asked = ToDataPlane::Recall { function: late, n: 1, idle_only: true };
+    assert!(world.said().contains(&to_plane(PLANE, asked)));
+}
+
+#[test]
 fn a_call_hurries_the_start_that_nobody_waited_for() {
     let mut world = World::new();
     world.room = 2;
