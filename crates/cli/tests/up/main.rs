@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod faults;
 mod host;
 
 use std::{

@@ -1,0 +1,147 @@
+//! What callers get while parts die, machines are full and everything changes.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    hello,
+    host::{self, PATIENCE, Up, call, kill, until},
+    path,
+};
+
+/// Processes of the built-in function `hello`, whichever function it is deployed as.
+fn programs(up: &Up) -> BTreeSet<i32> {
+    let is_hello = |pid: &i32| {
+        let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).contains("example\0hello")
+    };
+    up.state.processes().into_iter().filter(is_hello).collect()
+}
+
+fn busy(up: &Up) -> u64 {
+    up.json(&["describe", "hello"])["summary"]["busy"].as_u64().unwrap()
+}
+
+/// Kills the program of the sandbox in which a call runs, once one does.
+fn kill_the_busy_one(up: &Up) {
+    up.until("a call runs", || busy(up) == 1);
+    let running = programs(up);
+    assert_eq!(running.len(), 1, "{running:?}");
+    running.into_iter().for_each(|pid| kill(pid, Signal::KILL));
+}
+
+#[test]
+fn a_post_whose_sandbox_is_killed_is_told_and_not_repeated() {
+    let up = Up::start(&[]);
+    let place = up.functions.clone();
+    let caller = thread::spawn(move || {
+        call(&place, "POST /?sleep_ms=60000 HTTP/1.1\r\nhost: hello\r\ncontent-length: 0\r\n")
+    });
+    kill_the_busy_one(&up);
+    let response = caller.join().unwrap().unwrap();
+    assert_eq!((response.status, response.header("x-dirigent-error")), (502, "sandbox_lost"));
+    let id = response.header("x-dirigent-request-id").to_owned();
+    assert!(!id.is_empty() && response.body.contains(&id), "{response:?}");
+    assert!(up.body("hello", "/").starts_with("Hello"), "the next call is served");
+}
+
+#[test]
+fn a_get_whose_sandbox_is_killed_is_repeated_once_elsewhere() {
+    let up = Up::start(&[]);
+    let place = up.functions.clone();
+    let caller = thread::spawn(move || {
+        call(&place, "GET /?sleep_ms=2000 HTTP/1.1\r\nhost: hello\r\nx-request-id: twice\r\n")
+    });
+    kill_the_busy_one(&up);
+    let response = caller.join().unwrap().unwrap();
+    assert_eq!(response.status, 200, "{response:?}");
+    let record = up.json(&["logs", "--request-id", "twice"]);
+    assert_eq!(record["record"]["attempts"], 2, "{record}");
+}
+
+#[test]
+fn an_answer_that_had_begun_is_cut_visibly() {
+    let up = Up::start(&[]);
+    let mut stream = TcpStream::connect(&up.functions).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /?stream_ms=60000 HTTP/1.1\r\nhost: hello\r\n\r\n").unwrap();
+    let mut text = String::new();
+    let mut piece = [0; 1024];
+    while !text.contains("line 1\n") {
+        let read = stream.read(&mut piece).unwrap();
+        assert!(read > 0, "{text}");
+        text += &String::from_utf8_lossy(&piece[..read]);
+    }
+    kill_the_busy_one(&up);
+    let mut rest = Vec::new();
+    // A reset and an end without the last chunk both tell the client.
+    if stream.read_to_end(&mut rest).is_ok() {
+        assert!(!String::from_utf8_lossy(&rest).contains("\r\n0\r\n"), "ended as if it were whole");
+    }
+}
+
+#[test]
+fn a_flood_on_a_full_machine_does_not_keep_another_function_waiting() {
+    const FLOOD: usize = 80;
+    let up = Up::start(&["--sandboxes", "4"]);
+    let (flood, single) = (hello("flood", ""), hello("single", ""));
+    up.ok(&["deploy", "--no-check", path(&flood)]);
+    up.ok(&["deploy", "--no-check", path(&single)]);
+    let done = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..FLOOD)
+        .map(|_| {
+            let (place, done) = (up.functions.clone(), Arc::clone(&done));
+            thread::spawn(move || {
+                let head = "GET /?sleep_ms=300 HTTP/1.1\r\nhost: flood\r\n";
+                let status = call(&place, head).unwrap().status;
+                done.fetch_add(1, Ordering::SeqCst);
+                status
+            })
+        })
+        .collect();
+    until("the flood has taken the machine", || done.load(Ordering::SeqCst) >= 8);
+    let before = done.load(Ordering::SeqCst);
+    assert!(up.body("single", "/").starts_with("Hello"));
+    let meanwhile = done.load(Ordering::SeqCst) - before;
+    // One execution ends, its sandbox makes room, one starts: two rounds of four, and some more for
+    // a machine that runs other tests beside.
+    assert!(meanwhile <= 24, "{meanwhile} calls of the flood came before");
+    assert!(callers.into_iter().all(|caller| caller.join().unwrap() == 200));
+}
+
+#[test]
+fn nothing_is_lost_while_everything_changes() {
+    let output = Command::new(host::DIRIGENT)
+        .args(["bench", "zero", "--calls", "1200", "--rate", "60", "--redeploys", "4"])
+        .args(["--websockets", "3"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    // "N starts, N drains, N of them with a call running, N redeploys"
+    let counts: Vec<usize> = out
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let [starts, drains, busy, redeploys] = counts[..] else { panic!("{out}") };
+    assert!(starts >= 20 && drains >= 20 && busy >= 3, "{out}");
+    assert_eq!(redeploys, 3, "one of the four never becomes ready\n{out}");
+}
