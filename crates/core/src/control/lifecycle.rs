@@ -186,7 +186,14 @@ impl Function {
                 self.bury(c, sandbox);
                 self.roll_out(c);
             }
-            Stage::Stopping | Stage::Gone => self.bury(c, sandbox),
+            Stage::Stopping | Stage::Gone => {
+                // It ended by itself before it heard that it should: a data plane that could not
+                // reach it any more has told of it first.
+                if stage == Stage::Stopping && failure.cause != Cause::Stopped {
+                    active.remember_failure(remembered);
+                }
+                self.bury(c, sandbox);
+            }
         }
     }
 

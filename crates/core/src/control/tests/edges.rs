@@ -290,3 +290,13 @@ fn nobody_waits_for_a_store_that_does_not_take_the_write_before() {
     world.store_answers = true;
     assert!(world.answer(delete()).is_ok());
 }
+
+#[test]
+fn a_crash_that_a_data_plane_tells_of_first_is_remembered() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let sandbox = busy(&mut world, function, 1)[0];
+    world.give_back(PLANE, sandbox, WhyReturned::Unreachable);
+    world.gone(sandbox, failure(Fault::Function));
+    let failures = world.describe("hello").failures;
+    assert_eq!(failures.first().map(|last| &last.failure), Some(&failure(Fault::Function)));
+}
