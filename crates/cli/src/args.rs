@@ -76,7 +76,8 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiArgs {
     /// The API, as HOST:PORT or URL [default: the one running on the state directory]
-    #[arg(long, env = "DIRIGENT_API", hide_env_values = true, display_order = 800)]
+    #[arg(long = "server", value_name = "ADDR", env = "DIRIGENT_SERVER")]
+    #[arg(hide_env_values = true, display_order = 800)]
     api: Option<String>,
     #[command(flatten)]
     state: StateArgs,

@@ -1,6 +1,6 @@
 //! A client of the HTTP API and of the data plane: one connection for each request, HTTP/1.1 only.
 //!
-//! Where the API is: `--api`, else the file `api` in the state directory, which `dirigent up`
+//! Where the API is: `--server`, else the file `api` in the state directory, which `dirigent up`
 //! writes; the token is beside it.
 
 use std::{
@@ -145,7 +145,7 @@ impl Client {
         }
         let request = request.body(body).or_fail(Kind::Config, || "a malformed request")?;
         send(&self.api, request, &self.tasks).await.map_err(|fail| {
-            fail.hint("start Dirigent with `dirigent up`, or name its API with --api")
+            fail.hint("start Dirigent with `dirigent up`, or name its API with --server")
         })
     }
 }
@@ -161,7 +161,7 @@ pub(crate) fn read_state(state: &Path, file: &str) -> Result<String> {
         }
         _ => Fail::new(Kind::Config, error)
             .details([format!("reading {}", path.display())])
-            .hint("run as the user who runs `dirigent up`, or name the API with --api"),
+            .hint("run as the user who runs `dirigent up`, or name the API with --server"),
     })
 }
 

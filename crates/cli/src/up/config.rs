@@ -25,7 +25,8 @@ use crate::{
 
 const PREFIX: &str = "DIRIGENT_";
 /// Variables of the client verbs, which are no keys here.
-const RESERVED: [&str; 3] = ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS"];
+const RESERVED: [&str; 4] =
+    ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS", "DIRIGENT_SERVER"];
 
 /// What `up` is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
