@@ -14,6 +14,20 @@ impl Bytes {
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
+
+    /// For messages: rounded down to a tenth of the largest unit that fits. Not to be read back.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            let whole = self.0 >> shift;
+            if whole > 0 {
+                let tenth = ((self.0 - (whole << shift)) >> (shift - 10)) * 10 >> 10;
+                let tenth = if tenth == 0 { String::new() } else { format!(".{tenth}") };
+                return format!("{whole}{tenth}{unit}");
+            }
+        }
+        format!("{}B", self.0)
+    }
 }
 
 impl fmt::Display for Bytes {
@@ -148,6 +162,10 @@ mod tests {
         assert_eq!("1GB".parse(), Ok(Bytes(1_000_000_000)));
         assert_eq!(Bytes::mib(128).to_string(), "128MiB");
         assert_eq!(Bytes(1500).to_string(), "1500B");
+        assert_eq!(Bytes(1500).rounded(), "1.4KiB");
+        assert_eq!(Bytes(20_221_201_608).rounded(), "18.8GiB");
+        assert_eq!(Bytes::mib(128).rounded(), "128MiB");
+        assert_eq!((Bytes(12).rounded(), Bytes(u64::MAX).rounded().len()), ("12B".into(), 13));
         assert!("lots".parse::<Bytes>().is_err());
     }
 

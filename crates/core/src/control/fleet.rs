@@ -306,9 +306,10 @@ impl Fleet {
         let memory = known().map(|capacity| capacity.memory).max().unwrap_or_default();
         if need.memory > memory.0 {
             return format!(
-                "`resources.memory` is {} and the largest worker has {memory}; ask for less, or \
+                "`resources.memory` is {} and the largest worker has {}; ask for less, or \
                  add a larger worker",
-                Bytes(need.memory)
+                Bytes(need.memory),
+                memory.rounded()
             );
         }
         let cpu = known().map(|c| c.cpu.0.saturating_mul(c.cpu_overcommit)).max().unwrap_or(0);
