@@ -166,6 +166,8 @@ impl Blobs {
         if actual != digest {
             return Err(PutError::Mismatch { wanted: digest, actual });
         }
+        // A write is done behind our back; `sync_all` would forget that it failed.
+        file.flush().await?;
         file.sync_all().await?;
         drop(file);
         self.keep(digest, &upload.path).await?;
@@ -319,6 +321,18 @@ mod tests {
         let broken = stream::iter([Ok(Bytes::new()), Err(io::Error::other("left"))]);
         assert!(matches!(blobs.put(digest(b""), broken).await, Err(PutError::Broken { .. })));
         assert_eq!(files(dir.path()), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_full_disk_did_not_take_is_not_kept() {
+        // /dev/full fails each write as a full disk does.
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let upload = dir.path().join(format!("{UPLOAD}0"));
+        std::os::unix::fs::symlink("/dev/full", upload).unwrap();
+        let error = blobs.put(digest(b"abc"), body(&["abc"])).await.unwrap_err();
+        assert!(error.to_string().contains("space"), "{error}");
+        assert_eq!((blobs.size(digest(b"abc")), files(dir.path())), (None, 0));
     }
 
     #[tokio::test]
