@@ -21,7 +21,7 @@ impl Bytes {
         for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
             let whole = self.0 >> shift;
             if whole > 0 {
-                let tenth = ((self.0 - (whole << shift)) >> (shift - 10)) * 10 >> 10;
+                let tenth = (((self.0 - (whole << shift)) >> (shift - 10)) * 10) >> 10;
                 let tenth = if tenth == 0 { String::new() } else { format!(".{tenth}") };
                 return format!("{whole}{tenth}{unit}");
             }
