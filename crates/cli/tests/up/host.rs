@@ -22,6 +22,9 @@ pub(crate) const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
 /// No condition takes that long on a working system; it only ends a test that hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long one that a test leaves running may take to end well.
+const GENTLE: Duration = Duration::from_secs(5);
+
 /// A running `dirigent up`.
 #[derive(Debug)]
 pub(crate) struct Up {
@@ -42,6 +45,12 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new() -> Arc<Self> {
         let dir = tempfile::Builder::new().prefix("dirigent-e2e-").tempdir().unwrap();
+        Arc::new(Self { dir })
+    }
+
+    /// As [`Self::new`], on a file system that the test chose.
+    pub(crate) fn within(parent: &Path) -> Arc<Self> {
+        let dir = tempfile::Builder::new().prefix("dirigent-e2e-").tempdir_in(parent).unwrap();
         Arc::new(Self { dir })
     }
 
@@ -262,10 +271,19 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            drop(child.kill());
-            drop(child.wait());
+        let Some(mut child) = self.child.take() else { return };
+        // Told twice it ends at once, and takes its control groups and firewall rules along.
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let begin = Instant::now();
+        let mut told = 0;
+        while begin.elapsed() < GENTLE && matches!(child.try_wait(), Ok(None)) {
+            if told < 2 && pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) {
+                told += 1;
+            }
+            thread::park_timeout(Duration::from_millis(20));
         }
+        drop(child.kill());
+        drop(child.wait());
     }
 }
 
@@ -350,7 +368,7 @@ pub(crate) fn has(program: &str) -> bool {
     let found = env::var_os("PATH")
         .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     if !found {
-        println!("skipped: {program} is not installed");
+        println!("skip: {program} is not installed");
     }
     found
 }

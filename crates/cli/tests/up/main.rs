@@ -4,6 +4,9 @@
 
 mod faults;
 mod host;
+mod lasting;
+mod traces;
+mod wrong;
 
 use std::{
     net::TcpListener,

@@ -1,0 +1,106 @@
+//! What lasts and what must not: after a kill under load everything is there and works; sandboxes
+//! that are gone leave nothing.
+
+use std::{
+    collections::BTreeSet,
+    os::unix::process::ExitStatusExt as _,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    hello,
+    host::{State, Up, call, until},
+    path,
+    traces::{Marks, Traces},
+};
+
+#[test]
+fn after_kill_9_under_load_all_functions_work_and_nothing_is_leaked() {
+    let state = State::new();
+    let mut up = Up::on(Arc::clone(&state), &[]);
+    let names = ["first", "second", "third"];
+    for name in names {
+        let dir = hello(name, "[scaling]\nmax = 4\n");
+        up.ok(&["deploy", path(&dir)]);
+    }
+    let stop = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    let (place, marks) = (up.functions.clone(), Marks::of(&up));
+    thread::scope(|scope| {
+        for caller in 0..6 {
+            let (place, stop, answered) = (&place, &stop, &answered);
+            let name = names[caller % names.len()];
+            scope.spawn(move || {
+                let head = format!("GET /?sleep_ms=20 HTTP/1.1\r\nhost: {name}\r\n");
+                // Once it is killed nobody answers: that is not what is judged here.
+                while !stop.load(Ordering::SeqCst)
+                    && call(place, &head).is_ok_and(|response| response.status == 200)
+                {
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        until("calls are answered", || answered.load(Ordering::SeqCst) > 60);
+        up.signal(Signal::KILL);
+        assert_eq!(up.wait().signal(), Some(9));
+        stop.store(true, Ordering::SeqCst);
+    });
+    let mut up = Up::on(Arc::clone(&state), &[]);
+    for name in names {
+        assert!(up.body(name, "/").starts_with("Hello"), "{name} is called at once");
+    }
+    let list = up.ok(&["list"]);
+    assert!(names.iter().all(|name| list.contains(name)), "{list}");
+    // Adopted, or gone: what is described is all there is.
+    for name in names {
+        up.until("no more sandboxes than allowed", || up.sandboxes(name).1 <= 4);
+    }
+    up.signal(Signal::TERM);
+    assert!(up.wait().success(), "{}", up.said());
+    until("nothing is left", || marks.count(&state.processes()) == Traces::default());
+}
+
+#[test]
+fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
+    const AT_ONCE: usize = 25;
+    let mut up = Up::start(&[]);
+    // Every sandbox is gone soon after its calls.
+    let brief = hello("brief", "[scaling]\nmax = 25\nkeep_alive = \"1s\"\n");
+    up.ok(&["deploy", path(&brief)]);
+    let marks = Marks::of(&up);
+    let made = Mutex::new(BTreeSet::new());
+    let burst = || {
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(|| {
+                    let response = up.get("brief", "/?sleep_ms=1000");
+                    assert_eq!(response.status, 200, "{response:?}");
+                    made.lock().unwrap().insert(response.header("x-sandbox").to_owned());
+                });
+            }
+        });
+        up.until("it is at zero", || up.sandboxes("brief") == (0, 0));
+    };
+    // What is made once, such as pools, is there after the first.
+    burst();
+    let before = marks.count(&up.state.processes());
+    made.lock().unwrap().clear();
+    while made.lock().unwrap().len() < 100 {
+        burst();
+    }
+    let mut after = before;
+    up.until("no more is there than before", || {
+        after = marks.count(&up.state.processes());
+        after.at_most(before, AT_ONCE)
+    });
+    println!("before {before:?}, after {after:?}");
+    up.signal(Signal::TERM);
+    assert!(up.wait().success(), "{}", up.said());
+    until("nothing is left", || marks.count(&up.state.processes()) == Traces::default());
+}
