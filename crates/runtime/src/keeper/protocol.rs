@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub(crate) const VERSION: u32 = 1;
 
 /// The longest frame.
-const MAX_FRAME: usize = 16 << 20;
+pub(crate) const MAX_FRAME: usize = 16 << 20;
 
 /// The first message of the worker. Its form never changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -174,14 +174,6 @@ impl Inbox {
         let (message, end) = (serde_json::from_slice(body)?, body.len() + 4);
         self.bytes.drain(..end);
         Ok(Some(message))
-    }
-
-    /// The next whole message, read as something simpler, which stays the next one.
-    pub(crate) fn peek<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
-        Ok(match self.body()? {
-            Some(body) => Some(serde_json::from_slice(body)?),
-            None => None,
-        })
     }
 
     fn body(&self) -> io::Result<Option<&[u8]>> {

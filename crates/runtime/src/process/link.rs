@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::lock;
 use crate::keeper::{
     Options, at_socket,
-    protocol::{Greeting, Inbox, VERSION, Welcome, check_version, encode},
+    protocol::{Greeting, MAX_FRAME, VERSION, Welcome, check_version, encode},
 };
 
 /// How long a keeper may take to look around, or one that is leaving to be gone.
@@ -106,22 +106,19 @@ fn greet(mut stream: UnixStream) -> io::Result<(UnixStream, Welcome)> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     stream.write_all(&encode(&Greeting { version: VERSION })?)?;
-    let mut inbox = Inbox::default();
-    let mut buffer = vec![0; 64 * 1024];
-    let welcome: Welcome = loop {
-        let length = stream.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        inbox.push(&buffer[..length]);
-        // Of another version only the number is read.
-        if let Some(theirs) = inbox.peek::<Greeting>()? {
-            check_version(theirs.version)?;
-            if let Some(welcome) = inbox.next()? {
-                break welcome;
-            }
-        }
-    };
+    // Just this frame: what the keeper says next, such as the end of a sandbox, is the driver's to
+    // hear.
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let bytes = usize::try_from(u32::from_le_bytes(length)).map_err(io::Error::other)?;
+    if bytes > MAX_FRAME {
+        return Err(io::Error::other(format!("a message of {bytes} bytes is too long")));
+    }
+    let mut body = vec![0; bytes];
+    stream.read_exact(&mut body)?;
+    // Of another version only the number is read.
+    check_version(serde_json::from_slice::<Greeting>(&body)?.version)?;
+    let welcome: Welcome = serde_json::from_slice(&body)?;
     stream.set_read_timeout(None)?;
     Ok((stream, welcome))
 }
@@ -147,4 +144,33 @@ fn start_keeper(command: &[String], options: &Options) -> io::Result<()> {
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("the keeper does not start: {}", text.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keeper::protocol::{FromKeeper, Inbox};
+
+    #[test]
+    fn what_is_said_right_after_the_welcome_is_not_lost() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let welcome = Welcome {
+            version: VERSION,
+            abilities: crate::keeper::protocol::Abilities::default(),
+            sandboxes: Vec::new(),
+        };
+        let sandbox = dirigent_core::SandboxId::new(dirigent_core::Epoch(1), 1);
+        let created = FromKeeper::Created { sandbox, init: 7, uid: None, at_ns: 9 };
+        let mut said = encode(&welcome).expect("encodes");
+        said.extend(encode(&created).expect("encodes"));
+        theirs.write_all(&said).expect("writes");
+        let (mut stream, heard) = greet(ours).expect("greets");
+        assert_eq!(heard.version, VERSION);
+        let mut inbox = Inbox::default();
+        let mut buffer = [0; 1024];
+        let length = stream.read(&mut buffer).expect("reads");
+        inbox.push(&buffer[..length]);
+        let next: Option<FromKeeper> = inbox.next().expect("whole");
+        assert!(matches!(next, Some(FromKeeper::Created { init: 7, .. })), "{next:?}");
+    }
 }
