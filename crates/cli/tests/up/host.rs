@@ -103,13 +103,18 @@ fn processes() -> Vec<(i32, i32)> {
     entries
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-            let state = fields.next()?;
-            let parent = fields.next()?.parse().ok()?;
-            (!matches!(state, "Z" | "X")).then_some((pid, parent))
+            Some((pid, parent(pid)?))
         })
         .collect()
+}
+
+/// The parent of a process that is there and no zombie.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(parent)
 }
 
 pub(crate) fn kill(pid: i32, signal: Signal) {

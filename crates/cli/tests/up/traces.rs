@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::host::{Up, has};
+use crate::host::{Up, has, parent};
 
 /// What exists now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,8 +63,13 @@ impl Marks {
             let text = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
             text.lines().filter(|line| line.contains(&self.state)).count()
         };
-        // The keeper has mounts of its own; a sandbox's are gone with it.
-        let mounts = processes.iter().map(|pid| lines(&pid.to_string())).sum::<usize>();
+        // The keeper has mounts of its own. What a sandbox mounted ends with its processes, which
+        // are counted; there are dozens of them as an ordinary user, also in each that is prepared.
+        let mounts = processes
+            .iter()
+            .filter(|pid| !is_below_keeper(**pid))
+            .map(|pid| lines(&pid.to_string()))
+            .sum::<usize>();
         let open = |pid: &i32| children(Path::new(&format!("/proc/{pid}/fd")));
         let group = self.group.as_deref();
         Traces {
@@ -76,6 +81,14 @@ impl Marks {
             descriptors: processes.iter().map(open).sum(),
         }
     }
+}
+
+/// Whether a keeper is this process's parent.
+fn is_below_keeper(pid: i32) -> bool {
+    parent(pid).is_some_and(|parent| {
+        let line = fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == b"keeper")
+    })
 }
 
 fn children(path: &Path) -> usize {
