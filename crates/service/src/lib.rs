@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod cores;
 pub mod listen;
 pub mod lock;
 pub mod outbox;
@@ -12,6 +13,7 @@ pub mod tasks;
 pub mod telemetry;
 
 pub use clock::Clock;
+pub use cores::{Cores, Seat};
 pub use lock::{LockError, StateLock};
 pub use outbox::{Limits, Outbox, OutboxClosed, OutboxFeed, outbox};
 pub use pipe::{Acceptor, Closed, Dialer, End, acceptor, pipe};

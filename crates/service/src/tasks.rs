@@ -2,6 +2,7 @@
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -70,7 +71,38 @@ impl Tasks {
     pub fn spawn<F, E>(&self, name: &'static str, on_error: OnError, on_cancel: OnCancel, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
-        E: fmt::Display + Send,
+        E: fmt::Display + Send + 'static,
+    {
+        self.tracker.spawn(self.body(name, on_error, on_cancel, task));
+    }
+
+    /// Start a task that cannot fail.
+    pub fn run<F>(&self, name: &'static str, on_cancel: OnCancel, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, OnError::StopRole, on_cancel, infallible(task));
+    }
+
+    /// As [`Self::run`], on another runtime than the current one.
+    pub fn run_on<F>(&self, handle: &Handle, name: &'static str, on_cancel: OnCancel, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let body = self.body(name, OnError::StopRole, on_cancel, infallible(task));
+        self.tracker.spawn_on(body, handle);
+    }
+
+    fn body<F, E>(
+        &self,
+        name: &'static str,
+        on_error: OnError,
+        on_cancel: OnCancel,
+        task: F,
+    ) -> impl Future<Output = ()> + Send + use<F, E>
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display + Send + 'static,
     {
         let this = self.clone();
         let span = tracing::debug_span!("task", name);
@@ -94,18 +126,7 @@ impl Tasks {
                 }
             }
         };
-        self.tracker.spawn(body.instrument(span));
-    }
-
-    /// Start a task that cannot fail.
-    pub fn run<F>(&self, name: &'static str, on_cancel: OnCancel, task: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.spawn(name, OnError::StopRole, on_cancel, async move {
-            task.await;
-            Ok::<(), std::convert::Infallible>(())
-        });
+        body.instrument(span)
     }
 
     /// Wait until every task has ended, at most `deadline` long; whether all did.
@@ -122,6 +143,11 @@ impl Tasks {
         }
         self.stop();
     }
+}
+
+async fn infallible(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    task.await;
+    Ok(())
 }
 
 /// Dropped while the task unwinds, it tells that the task panicked.
