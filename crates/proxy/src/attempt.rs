@@ -43,7 +43,7 @@ pub(crate) async fn over_http1(
 ) -> Outcome {
     let Bound { binding, kept, .. } = bound;
     let lease = Lease::new(&invocation.shared, &invocation.slot, binding);
-    let mut kept = kept.map(|kept| kept.conn).filter(|conn| conn.stream.is_quiet());
+    let mut kept = kept.and_then(|kept| kept.conn.reuse(invocation.home));
     let mut lease = Some(lease);
     while let Some(held) = lease.take() {
         let reused = kept.is_some();

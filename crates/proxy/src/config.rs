@@ -1,6 +1,6 @@
 //! What a data plane is started with.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
 
 use dirigent_core::name::HostRules;
 use dirigent_service::Clock;
@@ -17,6 +17,8 @@ pub struct Config {
     /// A directory of its own for the cluster and epoch obeyed; `None` remembers nothing over a
     /// restart.
     pub state: Option<PathBuf>,
+    /// Threads that serve connections, each with its own.
+    pub cores: NonZero<usize>,
     /// The process's clock.
     pub clock: Clock,
     /// Every bound of the data plane.
@@ -24,7 +26,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults, listening at `listen`.
+    /// The defaults, listening at `listen`, with a thread per core of the machine.
     #[must_use]
     pub fn new(listen: SocketAddr) -> Self {
         Self {
@@ -32,6 +34,7 @@ impl Config {
             flag: "--listen",
             hosts: HostRules::default(),
             state: None,
+            cores: thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
             clock: Clock::new(),
             limits: Limits::default(),
         }

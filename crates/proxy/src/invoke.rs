@@ -38,6 +38,7 @@ use crate::{
     ids,
     slot::{Admission, Answer, Bound, FunctionSlot, lock},
     source::Source,
+    upstream::{Home, home},
     wire::Line,
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct Front {
     pub(crate) shared: Arc<Shared>,
     pub(crate) line: Arc<Line>,
     pub(crate) peer: SocketAddr,
+    home: Home,
     /// The function that the last Host named.
     last: Mutex<Option<(HeaderValue, Arc<FunctionSlot>)>>,
     /// A timer that the next invocation may use.
@@ -65,6 +67,8 @@ pub(crate) struct Invocation {
     pub(crate) call: Call,
     pub(crate) on_upgrade: Option<OnUpgrade>,
     pub(crate) alarm: Alarm,
+    /// The thread that serves it.
+    pub(crate) home: Home,
     id: InvocationId,
     queue_deadline: Instant,
     queued_since: u64,
@@ -72,7 +76,8 @@ pub(crate) struct Invocation {
 
 impl Front {
     pub(crate) fn new(shared: Arc<Shared>, line: Arc<Line>, peer: SocketAddr) -> Self {
-        Self { shared, line, peer, last: Mutex::default(), alarm: Mutex::default() }
+        let (last, alarm) = (Mutex::default(), Mutex::default());
+        Self { shared, line, peer, home: home(), last, alarm }
     }
 
     /// Answers a request, whatever happens.
@@ -157,6 +162,7 @@ impl Front {
             call,
             on_upgrade,
             alarm: lock(&self.alarm).take().unwrap_or_default(),
+            home: self.home,
             id: shared.next_invocation(),
         };
         self.attempts(invocation, source).await
@@ -264,7 +270,7 @@ impl Invocation {
     /// A slot, after waiting for one if need be.
     async fn acquire(&mut self, attempt: Attempt) -> Result<Bound, Failure> {
         let now = self.shared.now();
-        let bound = match self.slot.admit(&self.shared, now, self.id, attempt) {
+        let bound = match self.slot.admit(&self.shared, now, (self.id, self.home), attempt) {
             Admission::Bound(bound) => bound,
             Admission::Refused(refusal) => return Err(Failure::refused(&refusal)),
             Admission::Queued(answer) => self.wait(answer).await?,

@@ -1,8 +1,9 @@
 //! The data plane's shell: HTTP in, sandboxes out.
 //!
-//! A client's connection is served by one task, which does everything for its invocations: it finds
-//! the function, calls its gate under a short lock, and drives the connection to the sandbox. So a
-//! warm invocation changes tasks nowhere and takes no lock but its function's.
+//! A client's connection is served by one task on one thread, which does everything for its
+//! invocations: it finds the function, calls its gate under a short lock, and drives the connection
+//! to the sandbox. So a warm invocation changes neither task nor thread, and takes no lock but its
+//! function's. Connections are spread over the threads when they come.
 //!
 //! ```text
 //! server  accepts          wire + scan   what of a client's bytes is let through
@@ -54,7 +55,7 @@ use dirigent_core::{
     frame::{FromDataPlane, FromDataPlaneBulk, InvocationRecord, ToDataPlane, ToDataPlaneBulk},
     name::HostRules,
 };
-use dirigent_service::{Clock, Dialer, OnCancel, Outbox, Tasks, listen};
+use dirigent_service::{Clock, Cores, Dialer, OnCancel, Outbox, Tasks, listen};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +75,9 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error("the data plane's state cannot be used")]
     State(#[source] io::Error),
+    /// The threads that serve connections cannot be had.
+    #[error("the data plane's threads cannot be started")]
+    Cores(#[source] io::Error),
 }
 
 /// A data plane that serves. Cheap to clone.
@@ -97,6 +101,7 @@ pub async fn start(
     let memory = Memory::open(config.state.as_deref()).map_err(StartError::State)?;
     let listener = listen::bind(config.listen, config.flag).await?;
     let address = listener.local_addr().map_err(StartError::State)?;
+    let cores = Cores::start("data-plane", config.cores).map_err(StartError::Cores)?;
     let Config { hosts, clock, limits, .. } = config;
     let draining = CancellationToken::new();
     let shared = Arc::new(Shared {
@@ -117,6 +122,7 @@ pub async fn start(
         draining: draining.clone(),
         beside: Stoppable(tasks.clone()),
         tasks: tasks.clone(),
+        cores,
     });
     let stop = tasks.shutdown().clone();
     tasks.run("data plane: stop", OnCancel::Wait, async move {
@@ -129,7 +135,7 @@ pub async fn start(
     tasks.run("data plane: control stream", OnCancel::Abort, stream);
     let bulk = control::run_bulk(Arc::clone(&shared), bulk);
     tasks.run("data plane: bulk stream", OnCancel::Abort, bulk);
-    tasks.run("data plane: accept", OnCancel::Wait, server::run(Arc::clone(&shared), listener));
+    server::start(&shared, listener).map_err(StartError::State)?;
     Ok(Running { address, shared })
 }
 
@@ -187,6 +193,7 @@ struct Shared {
     draining: CancellationToken,
     beside: Stoppable,
     tasks: Tasks,
+    cores: Cores,
 }
 
 /// The stream to the control plane.

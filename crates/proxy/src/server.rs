@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
+    runtime::Handle,
 };
 
 use crate::{
@@ -35,8 +36,24 @@ const BREATH: Duration = Duration::from_millis(20);
 const STREAMS: u32 = 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 
+/// Starts to accept.
+pub(crate) fn start(shared: &Arc<Shared>, listener: TcpListener) -> io::Result<()> {
+    let seat = shared.cores.first();
+    let listener = listener.into_std()?;
+    let listener = within(seat.handle(), || TcpListener::from_std(listener))?;
+    let accept = accept(Arc::clone(shared), listener);
+    shared.tasks.run_on(seat.handle(), "data plane: accept", OnCancel::Wait, accept);
+    Ok(())
+}
+
+/// Registers a socket with the event queue of another thread than this one.
+fn within<T>(handle: &Handle, register: impl FnOnce() -> T) -> T {
+    let _entered = handle.enter();
+    register()
+}
+
 /// Accepts until the drain begins.
-pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -46,15 +63,13 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
         match accepted {
             Ok((stream, peer)) => {
                 shared.metrics.accepted.inc();
-                let open = shared.metrics.connections.inc();
-                if usize::try_from(open).unwrap_or(0) >= shared.limits.connections {
-                    shared.metrics.connections.dec();
+                let (connected, before) = Connected::new(&shared);
+                if before >= shared.limits.connections {
                     shared.metrics.shed.inc();
                     refuse(stream);
-                    continue;
+                } else if let Err(error) = seat(connected, stream, peer) {
+                    tracing::warn!(%peer, %error, "a connection could not be served");
                 }
-                let connection = serve(Arc::clone(&shared), stream, peer, Open::new(&shared));
-                shared.tasks.run("connection", OnCancel::Wait, connection);
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -62,6 +77,45 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
             }
         }
     }
+}
+
+/// A client's connection, counted until it ends.
+struct Connected(Arc<Shared>);
+
+impl Connected {
+    /// With how many there were before it.
+    fn new(shared: &Arc<Shared>) -> (Self, usize) {
+        let before = shared.metrics.connections.inc();
+        (Self(Arc::clone(shared)), usize::try_from(before).unwrap_or(0))
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}
+
+/// Gives a connection to the thread that has fewest.
+fn seat(connected: Connected, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    let shared = Arc::clone(&connected.0);
+    let seat = shared.cores.seat();
+    let handle = seat.handle().clone();
+    let stream = if handle.id() == Handle::current().id() {
+        stream
+    } else {
+        let stream = stream.into_std()?;
+        within(&handle, || TcpStream::from_std(stream))?
+    };
+    let open = Open::new(&shared);
+    let tasks = shared.tasks.clone();
+    tasks.run_on(&handle, "connection", OnCancel::Wait, async move {
+        if let Err(error) = serve(&shared, stream, peer).await {
+            tracing::debug!(%peer, %error, "a connection ended");
+        }
+        drop((connected, open, seat));
+    });
+    Ok(())
 }
 
 /// One connection more than there may be: it is told so, as far as one write goes.
@@ -74,16 +128,7 @@ fn refuse(stream: TcpStream) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, open: Open) {
-    let result = serve_http(&shared, stream, peer).await;
-    if let Err(error) = result {
-        tracing::debug!(%peer, %error, "a connection ended");
-    }
-    shared.metrics.connections.dec();
-    drop(open);
-}
-
-async fn serve_http(
+async fn serve(
     shared: &Arc<Shared>,
     mut stream: TcpStream,
     peer: SocketAddr,

@@ -25,7 +25,7 @@ use crate::{
     errors::Failure,
     metrics::FunctionMetrics,
     timers::Alarm,
-    upstream::{Conn, Kept, Multiplexed},
+    upstream::{Conn, Home, Kept, Multiplexed},
 };
 
 /// A poisoned lock still guards a whole state: nothing panics between two of them.
@@ -55,10 +55,11 @@ pub(crate) enum Admission {
     Refused(Refusal),
 }
 
-/// Connections kept to a sandbox: the most recently used last.
+/// Connections kept to a sandbox: by the thread that each is at home on, the most recently used
+/// last. There are as many entries as threads at most.
 #[derive(Debug, Default)]
 struct Pool {
-    idle: VecDeque<Kept>,
+    idle: Vec<(Home, VecDeque<Kept>)>,
     h2: Option<Multiplexed>,
 }
 
@@ -66,19 +67,53 @@ impl Pool {
     /// Keeps a connection, and lets go of the two that were idle for longest if that was too long:
     /// so they go faster than they come.
     fn keep(&mut self, conn: Conn, now: u64, limit: u64) {
-        self.idle.push_back(Kept { conn, since: now });
+        let home = conn.home;
+        let kept = Kept { conn, since: now };
+        match self.idle.iter_mut().find(|(at, _)| *at == home) {
+            Some((_, idle)) => idle.push_back(kept),
+            None => self.idle.push((home, VecDeque::from([kept]))),
+        }
         for _ in 0..2 {
-            if self.idle.front().is_some_and(|kept| now.saturating_sub(kept.since) > limit) {
-                self.idle.pop_front();
+            let since = |idle: &VecDeque<Kept>| idle.front().map_or(u64::MAX, |kept| kept.since);
+            let oldest = self.idle.iter_mut().min_by_key(|(_, idle)| since(idle));
+            if let Some((_, idle)) = oldest
+                && now.saturating_sub(since(idle)) > limit
+            {
+                idle.pop_front();
             }
         }
     }
+
+    /// One for an invocation served by `home`: its own thread's if there is one, since another's
+    /// has to move. None that was idle for longer than `limit`.
+    fn take(&mut self, home: Home, now: u64, limit: u64) -> Option<Kept> {
+        let since = |idle: &VecDeque<Kept>| idle.back().map(|kept| kept.since);
+        let (_, idle) = self
+            .idle
+            .iter_mut()
+            .filter(|(_, idle)| !idle.is_empty())
+            .max_by_key(|(at, idle)| (*at == home, since(idle)))?;
+        let kept = idle.pop_back()?;
+        if now.saturating_sub(kept.since) > limit {
+            // The others were idle for longer still.
+            idle.clear();
+            return None;
+        }
+        Some(kept)
+    }
+}
+
+/// One who waits.
+#[derive(Debug)]
+struct Waiter {
+    told: oneshot::Sender<Answer>,
+    home: Home,
 }
 
 #[derive(Debug)]
 struct Inner {
     gate: Gate,
-    waiters: HashMap<InvocationId, oneshot::Sender<Answer>>,
+    waiters: HashMap<InvocationId, Waiter>,
     pools: HashMap<SandboxId, Pool>,
     /// What the timers know of.
     armed: Option<Alarm>,
@@ -133,21 +168,21 @@ impl FunctionSlot {
         self.view.load_full()
     }
 
-    /// An invocation asks for a slot.
+    /// An invocation, served by a thread, asks for a slot.
     pub(crate) fn admit(
         self: &Arc<Self>,
         shared: &Shared,
         now: Time,
-        invocation: InvocationId,
+        (invocation, home): (InvocationId, Home),
         attempt: Attempt,
     ) -> Admission {
         let mut inner = lock(&self.inner);
         let admission = match inner.gate.admit(now, invocation, attempt) {
-            Verdict::Bound(binding) => Admission::Bound(inner.bind(shared, now, binding)),
+            Verdict::Bound(binding) => Admission::Bound(inner.bind(shared, now, binding, home)),
             Verdict::Queued => {
-                let (tx, rx) = oneshot::channel();
-                inner.waiters.insert(invocation, tx);
-                Admission::Queued(rx)
+                let (told, answer) = oneshot::channel();
+                inner.waiters.insert(invocation, Waiter { told, home });
+                Admission::Queued(answer)
             }
             Verdict::Refused(refusal) => Admission::Refused(refusal),
         };
@@ -260,9 +295,10 @@ impl FunctionSlot {
             match effect {
                 Effect::Bind { invocation, binding } => {
                     let sandbox = binding.sandbox;
-                    let bound = inner.bind(shared, now, binding);
-                    let waiter = inner.waiters.remove(&invocation);
-                    let told = waiter.map(|tx| tx.send(Answer::Bound(Box::new(bound))));
+                    let told = inner.waiters.remove(&invocation).map(|Waiter { told, home }| {
+                        let bound = inner.bind(shared, now, binding, home);
+                        told.send(Answer::Bound(Box::new(bound)))
+                    });
                     if !matches!(told, Some(Ok(()))) {
                         // It left without saying so; its slot must not.
                         inner.gate.handle(now, Event::Finished { sandbox, how: Finish::Done });
@@ -270,7 +306,7 @@ impl FunctionSlot {
                 }
                 Effect::Refuse { invocation, refusal } => {
                     let waiter = inner.waiters.remove(&invocation);
-                    if waiter.is_none_or(|tx| tx.send(Answer::Refused(refusal)).is_err()) {
+                    if waiter.is_none_or(|one| one.told.send(Answer::Refused(refusal)).is_err()) {
                         tracing::debug!(%invocation, "refused one who has left");
                     }
                 }
@@ -290,18 +326,11 @@ impl FunctionSlot {
 }
 
 impl Inner {
-    fn bind(&mut self, shared: &Shared, now: Time, binding: Binding) -> Bound {
-        let (mut kept, mut h2) = (None, None);
-        if let Some(pool) = self.pools.get_mut(&binding.sandbox) {
-            kept = pool.idle.pop_back();
-            let limit = shared.kept_nanos();
-            if kept.as_ref().is_some_and(|kept| now.0.saturating_sub(kept.since) > limit) {
-                // The others were idle for longer still.
-                pool.idle.clear();
-                kept = None;
-            }
-            h2 = pool.h2.clone();
-        }
+    fn bind(&mut self, shared: &Shared, now: Time, binding: Binding, home: Home) -> Bound {
+        let pool = self.pools.get_mut(&binding.sandbox);
+        let (kept, h2) = pool.map_or((None, None), |pool| {
+            (pool.take(home, now.0, shared.kept_nanos()), pool.h2.clone())
+        });
         Bound { binding, kept, h2 }
     }
 }

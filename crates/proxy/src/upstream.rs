@@ -5,9 +5,19 @@ mod http1;
 mod http2;
 mod stream;
 
+use tokio::runtime::Handle;
+
 pub(crate) use http1::{Conn, Exchange, Head, RecvError};
 pub(crate) use http2::{Beside, Multiplexed, connect as connect_http2};
 pub(crate) use stream::{Stream, connect};
+
+/// A thread that serves, by its runtime.
+pub(crate) type Home = tokio::runtime::Id;
+
+/// The thread that this is called on.
+pub(crate) fn home() -> Home {
+    Handle::current().id()
+}
 
 /// A connection that waits for its next invocation.
 #[derive(Debug)]

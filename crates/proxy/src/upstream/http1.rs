@@ -24,7 +24,7 @@ use tokio_util::io::poll_read_buf;
 use crate::{
     headers::{self, Forward, Framing},
     source::{Source, SourceError},
-    upstream::Stream,
+    upstream::{Home, Stream, home},
 };
 
 /// Of a response's head, and of its trailers.
@@ -40,14 +40,28 @@ const COPIED: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) stream: Stream,
+    /// The thread on whose event queue `stream` is.
+    pub(crate) home: Home,
     pub(crate) input: BytesMut,
     output: BytesMut,
     room: usize,
 }
 
 impl Conn {
+    /// On a stream made by this thread.
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, input: BytesMut::new(), output: BytesMut::new(), room: ROOM }
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Self { stream, home: home(), input, output, room: ROOM }
+    }
+
+    /// One that was kept, ready to be used on this thread; `None` if it cannot be any more.
+    pub(crate) fn reuse(mut self, home: Home) -> Option<Self> {
+        if self.home == home {
+            return self.stream.is_quiet().then_some(self);
+        }
+        self.stream = self.stream.moved()?;
+        self.home = home;
+        Some(self)
     }
 }
 

@@ -1,7 +1,12 @@
 //! A byte stream to a sandbox, by whichever address its worker gave it.
+//!
+//! It is registered with the event queue of the thread that made it. On another thread it still
+//! works, but each event is heard by the first thread, which has to wake the other: so a stream that
+//! is used on another thread moves there first.
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -55,6 +60,28 @@ fn notice_death(stream: &TcpStream) -> io::Result<()> {
 }
 
 impl Stream {
+    /// The same one, registered with this thread's event queue; `None` if it is not quiet.
+    pub(crate) fn moved(self) -> Option<Self> {
+        // What this thread's queue knows of it comes later: the socket itself is asked.
+        let quiet = |peeked: io::Result<usize>| {
+            matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        };
+        let moved = match self {
+            Self::Tcp(stream) => stream.into_std().and_then(|stream| {
+                let quiet = quiet(stream.peek(&mut [0]));
+                Ok(quiet.then_some(Self::Tcp(TcpStream::from_std(stream)?)))
+            }),
+            Self::Unix(stream) => stream.into_std().and_then(|stream| {
+                let quiet = quiet(SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]));
+                Ok(quiet.then_some(Self::Unix(UnixStream::from_std(stream)?)))
+            }),
+        };
+        moved.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a kept connection could not be moved");
+            None
+        })
+    }
+
     /// Whether the other end neither closed it nor said anything unasked.
     pub(crate) fn is_quiet(&self) -> bool {
         let mut byte = [0];

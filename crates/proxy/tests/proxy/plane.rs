@@ -102,6 +102,7 @@ async fn a_deleted_function_is_gone_at_once_and_its_slots_go_back() {
     let function = Function { id: 9, ..Function::default() };
     let view = Some(function.view("hello"));
     rig.say(ToDataPlane::Resolved { name, version: 3, function: view }).await;
+    rig.saw("applied", |f| matches!(f, FromDataPlane::Applied { version: 3, .. })).await;
     rig.grant(&function, 7, backend.address, 1).await;
     caller.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
     assert_eq!(status(&read_response(&mut caller).await.0), 200);
