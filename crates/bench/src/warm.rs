@@ -94,10 +94,10 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
     warm_up(rival.address, options).await?;
     for _ in 0..options.blocks {
         let before = cluster.cpu_used().await?;
-        let (requests, failed) = block(cluster.functions(), options).await;
+        let (requests, failed) = block(cluster.functions(), options).await?;
         dirigent.push(figures(options, requests, failed, cluster.cpu_used().await? - before)?);
         let before = cpu_of(rival.proxy.id())?;
-        let (requests, failed) = block(rival.address, options).await;
+        let (requests, failed) = block(rival.address, options).await?;
         haproxy.push(figures(options, requests, failed, cpu_of(rival.proxy.id())? - before)?);
     }
     cluster.remove(NAME).await?;
@@ -152,19 +152,29 @@ fn ratio(ours: &[Block], theirs: &[Block], of: fn(&Block) -> f64) -> (f64, (f64,
 /// Until sandboxes run and connections are kept: not measured.
 async fn warm_up(target: SocketAddr, options: &Options) -> Result<()> {
     let options = Options { block: Duration::from_secs(2), ..options.clone() };
-    let (requests, _failed) = block(target, &options).await;
+    let (requests, _failed) = block(target, &options).await?;
     if requests == 0 {
         bail!("nothing answers at {target}");
     }
     Ok(())
 }
 
-/// Requests answered and failed while a block lasts.
-async fn block(target: SocketAddr, options: &Options) -> (u64, u64) {
+/// Requests answered and failed while a block lasts. The client has a thread of its own and no
+/// more, so that it costs as little as it can on the machine that it shares with the proxies.
+async fn block(target: SocketAddr, options: &Options) -> Result<(u64, u64)> {
+    let Options { connections, block, .. } = *options;
+    let client = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok::<_, std::io::Error>(runtime.block_on(closed_loop(target, connections, block)))
+    });
+    Ok(client.await.context("the client panicked")??)
+}
+
+async fn closed_loop(target: SocketAddr, connections: usize, block: Duration) -> (u64, u64) {
     let over = Arc::new(AtomicBool::new(false));
     let (answered, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut loops = JoinSet::new();
-    for _ in 0..options.connections {
+    for _ in 0..connections {
         let over = Arc::clone(&over);
         let (answered, failed) = (Arc::clone(&answered), Arc::clone(&failed));
         loops.spawn(async move {
@@ -175,7 +185,7 @@ async fn block(target: SocketAddr, options: &Options) -> (u64, u64) {
             }
         });
     }
-    tokio::time::sleep(options.block).await;
+    tokio::time::sleep(block).await;
     over.store(true, Ordering::Relaxed);
     // Whoever still waits for an answer is not part of the block.
     loops.shutdown().await;
