@@ -13,7 +13,7 @@ use dirigent_core::gate::Finish;
 use http::{Request, StatusCode};
 
 use crate::{
-    body::Alarm,
+    alarm::Alarm,
     errors::{Code, Failure},
     headers::{self, Framing},
     invoke::{Invocation, Pending, Reply, before, body_too_large, future_before},

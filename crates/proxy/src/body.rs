@@ -14,9 +14,10 @@ use bytes::Bytes;
 use dirigent_core::gate::Finish;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::{
+    alarm::Alarm,
     call::Call,
     lease::{Lease, Running},
     upstream::RecvError,
@@ -38,29 +39,6 @@ pub(crate) enum Body {
     Relay(Box<Relay>),
     /// It comes over HTTP/2.
     Stream(Box<Stream>),
-}
-
-/// A timer that is moved only when it fires: deadlines that only get later cost nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Alarm {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Alarm {
-    /// Ready once `deadline` has passed.
-    pub(crate) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if sleep.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
 }
 
 /// Silence allowed in a response that has begun.

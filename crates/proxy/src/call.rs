@@ -2,7 +2,6 @@
 //! metrics and the record when it is dropped, so that no end is forgotten.
 
 use std::{
-    fmt::Write as _,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -102,12 +101,14 @@ impl Call {
 
     /// `Server-Timing`: milliseconds. The phases add up to the time until the first byte.
     pub(crate) fn server_timing(&self) -> HeaderValue {
-        let mut text = String::with_capacity(128);
+        let mut text = Vec::with_capacity(128);
         let mut put = |name: &str, nanos: u64| {
-            let separator = if text.is_empty() { "" } else { ", " };
-            let (ms, us) = (nanos / 1_000_000, nanos / 1000 % 1000);
-            write!(text, "{separator}{name};dur={ms}.{us:03}")
-                .expect("writing to a string does not fail");
+            if !text.is_empty() {
+                text.extend_from_slice(b", ");
+            }
+            text.extend_from_slice(name.as_bytes());
+            text.extend_from_slice(b";dur=");
+            put_millis(&mut text, nanos);
         };
         self.each_phase(&mut put);
         HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
@@ -167,6 +168,25 @@ impl Drop for Call {
     }
 }
 
+/// Nanoseconds as milliseconds with three decimals.
+fn put_millis(out: &mut Vec<u8>, nanos: u64) {
+    // A u64 of microseconds has 17 digits.
+    let mut digits = [b'0'; 20];
+    let (mut micros, mut first) = (nanos / 1000, digits.len());
+    // At least one before the point.
+    while micros > 0 || first > digits.len() - 4 {
+        first -= 1;
+        if let Some(digit) = digits.get_mut(first) {
+            *digit = b'0' + u8::try_from(micros % 10).unwrap_or(0);
+        }
+        micros /= 10;
+    }
+    let (whole, decimals) = digits.split_at(digits.len() - 3);
+    out.extend_from_slice(whole.get(first..).unwrap_or_default());
+    out.push(b'.');
+    out.extend_from_slice(decimals);
+}
+
 /// The last `waited` of a start: what came before was not seen by this invocation.
 fn seen(start: StartPhases, waited: Duration) -> StartPhases {
     let mut unseen = sum(&start).saturating_sub(waited);
@@ -195,6 +215,22 @@ fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_in_milliseconds() {
+        for (nanos, text) in [
+            (0, "0.000"),
+            (999, "0.000"),
+            (1_000, "0.001"),
+            (1_234_567, "1.234"),
+            (60_000_000_000, "60000.000"),
+            (u64::MAX, "18446744073709.551"),
+        ] {
+            let mut out = Vec::new();
+            put_millis(&mut out, nanos);
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
 
     #[test]
     fn only_the_part_of_a_start_that_was_waited_for_counts() {

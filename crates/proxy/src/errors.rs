@@ -18,6 +18,7 @@ use crate::{body::Body, ids, scan::Violation};
 pub(crate) const REQUEST_ID: &str = "x-dirigent-request-id";
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID);
 pub(crate) static X_ERROR: HeaderName = HeaderName::from_static("x-dirigent-error");
+pub(crate) static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 

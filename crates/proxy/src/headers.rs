@@ -1,6 +1,6 @@
 //! Headers on their way to a function and back: what is removed, what is added.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::{BufMut as _, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts};
@@ -11,7 +11,7 @@ use crate::ids;
 #[derive(Clone, Debug)]
 pub(crate) struct Forward {
     pub(crate) request_id: HeaderValue,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Arc<Peer>,
     /// The Host as received, or HTTP/2's authority.
     pub(crate) host: HeaderValue,
     /// The part of the path that named the function: its length, with `/fn`.
@@ -20,6 +20,23 @@ pub(crate) struct Forward {
     pub(crate) attempt: u32,
     /// The protocol to switch to is offered to the function.
     pub(crate) upgrade: bool,
+}
+
+/// A client as the headers of a proxy name it; written once per connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// As in `X-Forwarded-For`.
+    ip: String,
+    /// As in `Forwarded` (RFC 7239): `for=` and a quoted IPv6 address, up to the Host.
+    forwarded: String,
+}
+
+impl Peer {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        let ip = address.ip();
+        let quoted = if ip.is_ipv4() { ip.to_string() } else { format!("\"[{ip}]\"") };
+        Self { ip: ip.to_string(), forwarded: format!("for={quoted};host=\"") }
+    }
 }
 
 /// How the length of a body is told.
@@ -108,89 +125,59 @@ pub(crate) fn path(uri: &Uri, prefix: usize) -> &str {
     path.get(prefix..).unwrap_or("/")
 }
 
-fn put_line(out: &mut BytesMut, name: &[u8], value: &[u8]) {
-    out.put_slice(name);
+fn put_line(out: &mut BytesMut, name: &str, value: &[&[u8]]) {
+    out.put_slice(name.as_bytes());
     out.put_slice(b": ");
-    out.put_slice(value);
+    for part in value {
+        out.put_slice(part);
+    }
     out.put_slice(b"\r\n");
 }
 
-/// Calls `put` for every header that goes to the function, except framing and Host.
-fn each(parts: &Parts, forward: &Forward, mut put: impl FnMut(&str, &[u8])) {
+/// Calls `put` for every header that goes to the function, except framing and Host, with the parts
+/// of its value.
+fn each(parts: &Parts, forward: &Forward, mut put: impl FnMut(&str, &[&[u8]])) {
     let headers = &parts.headers;
     let named = Named::of(headers);
     for (name, value) in headers {
         if !ends_here(name) && !named.contains(name) {
-            put(name.as_str(), value.as_bytes());
+            put(name.as_str(), &[value.as_bytes()]);
         }
     }
-    let ip = forward.peer.ip();
-    let mut scratch = BytesMut::with_capacity(256);
-    let mut line = |name: &'static str, write: &mut dyn FnMut(&mut BytesMut)| {
-        scratch.clear();
-        write(&mut scratch);
-        put(name, &scratch);
-    };
-    line("forwarded", &mut |out| {
-        join(out, headers, "forwarded");
-        out.put_slice(b"for=");
-        put_for(out, ip);
-        out.put_slice(b";host=\"");
-        out.put_slice(forward.host.as_bytes());
-        out.put_slice(b"\";proto=http");
-    });
-    line("x-forwarded-for", &mut |out| {
-        join(out, headers, "x-forwarded-for");
-        put_ip(out, ip);
-    });
+    let (peer, host) = (&forward.peer, forward.host.as_bytes());
+    let before = said(headers, "forwarded");
+    put("forwarded", &[&before, peer.forwarded.as_bytes(), host, b"\";proto=http"]);
+    let before = said(headers, "x-forwarded-for");
+    put("x-forwarded-for", &[&before, peer.ip.as_bytes()]);
     // What a trusted hop before us saw is nearer to the truth than what we see.
-    line("x-forwarded-proto", &mut |out| {
-        out.put_slice(headers.get("x-forwarded-proto").map_or(b"http", HeaderValue::as_bytes));
-    });
-    line("x-forwarded-host", &mut |out| {
-        out.put_slice(headers.get("x-forwarded-host").unwrap_or(&forward.host).as_bytes());
-    });
-    line("x-request-id", &mut |out| out.put_slice(forward.request_id.as_bytes()));
-    line("traceparent", &mut |out| match headers.get("traceparent") {
-        Some(given) if ids::is_traceparent(given) => out.put_slice(given.as_bytes()),
-        _ => ids::put_traceparent(out),
-    });
+    let given = |name| headers.get(name).map(HeaderValue::as_bytes);
+    put("x-forwarded-proto", &[given("x-forwarded-proto").unwrap_or(b"http")]);
+    put("x-forwarded-host", &[given("x-forwarded-host").unwrap_or(host)]);
+    put("x-request-id", &[forward.request_id.as_bytes()]);
+    match headers.get("traceparent") {
+        Some(given) if ids::is_traceparent(given) => put("traceparent", &[given.as_bytes()]),
+        _ => put("traceparent", &[&ids::traceparent()]),
+    }
     if forward.prefix > 0 {
         let path = parts.uri.path().get(..forward.prefix).unwrap_or_default();
-        line("x-forwarded-prefix", &mut |out| out.put_slice(path.as_bytes()));
+        put("x-forwarded-prefix", &[path.as_bytes()]);
     }
     if forward.attempt > 1 {
-        line("x-dirigent-attempt", &mut |out| {
-            out.put_slice(forward.attempt.to_string().as_bytes());
-        });
+        put("x-dirigent-attempt", &[forward.attempt.to_string().as_bytes()]);
     }
     if takes_trailers(headers) {
-        line("te", &mut |out| out.put_slice(b"trailers"));
+        put("te", &[b"trailers"]);
     }
 }
 
-/// What earlier hops said, joined.
-fn join(out: &mut BytesMut, headers: &HeaderMap, name: &str) {
+/// What earlier hops said, to be followed by what we say.
+fn said(headers: &HeaderMap, name: &str) -> Vec<u8> {
+    let mut joined = Vec::new();
     for value in headers.get_all(name) {
-        out.put_slice(value.as_bytes());
-        out.put_slice(b", ");
+        joined.extend_from_slice(value.as_bytes());
+        joined.extend_from_slice(b", ");
     }
-}
-
-fn put_ip(out: &mut BytesMut, ip: IpAddr) {
-    use std::fmt::Write as _;
-    write!(out, "{ip}").expect("writing to a buffer does not fail");
-}
-
-fn put_for(out: &mut BytesMut, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(_) => put_ip(out, ip),
-        IpAddr::V6(_) => {
-            out.put_slice(b"\"[");
-            put_ip(out, ip);
-            out.put_slice(b"]\"");
-        }
-    }
+    joined
 }
 
 /// The head as a function that speaks HTTP/1.1 reads it.
@@ -203,20 +190,22 @@ pub(crate) fn put_http1(out: &mut BytesMut, parts: &Parts, forward: &Forward, fr
     }
     out.put_slice(path.as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
-    put_line(out, b"host", forward.host.as_bytes());
+    put_line(out, "host", &[forward.host.as_bytes()]);
     match framing {
         Framing::None => {}
-        Framing::Length(length) => put_line(out, b"content-length", length.to_string().as_bytes()),
-        Framing::Chunked => put_line(out, b"transfer-encoding", b"chunked"),
+        Framing::Length(length) => {
+            put_line(out, "content-length", &[length.to_string().as_bytes()]);
+        }
+        Framing::Chunked => put_line(out, "transfer-encoding", &[b"chunked"]),
     }
-    each(parts, forward, |name, value| put_line(out, name.as_bytes(), value));
+    each(parts, forward, |name, value| put_line(out, name, value));
     if forward.upgrade {
-        put_line(out, b"connection", b"upgrade");
+        put_line(out, "connection", &[b"upgrade"]);
         for value in parts.headers.get_all(header::UPGRADE) {
-            put_line(out, b"upgrade", value.as_bytes());
+            put_line(out, "upgrade", &[value.as_bytes()]);
         }
     } else if takes_trailers(&parts.headers) {
-        put_line(out, b"connection", b"te");
+        put_line(out, "connection", &[b"te"]);
     }
     out.put_slice(b"\r\n");
 }
@@ -230,7 +219,7 @@ pub(crate) fn http2(
     let mut headers = HeaderMap::with_capacity(parts.headers.len() + 8);
     each(parts, forward, |name, value| {
         let name = HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(&value.concat())) {
             headers.append(name, value);
         }
     });
@@ -287,7 +276,7 @@ mod tests {
     fn forward() -> Forward {
         Forward {
             request_id: HeaderValue::from_static("id-1"),
-            peer: SocketAddr::from(([192, 0, 2, 1], 7)),
+            peer: Arc::new(Peer::new(SocketAddr::from(([192, 0, 2, 1], 7)))),
             host: HeaderValue::from_static("hello.example"),
             prefix: 0,
             attempt: 1,

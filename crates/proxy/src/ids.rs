@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
+    ops::Range,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -24,29 +25,41 @@ pub(crate) fn unique() -> u64 {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// The low `digits` hexadecimal digits of `value`.
-pub(crate) fn put_hex(out: &mut impl Extend<u8>, value: u64, digits: u32) {
-    out.extend((0..digits).rev().map(|digit| {
-        let nibble = usize::try_from((value >> (digit * 4)) & 15).unwrap_or(0);
-        HEX.get(nibble).copied().unwrap_or(b'0')
-    }));
+/// The low hexadecimal digits of `value`, as many as `out` is long.
+fn put_hex(out: &mut [u8], value: u64) {
+    for (nibble, digit) in out.iter_mut().rev().enumerate() {
+        let value = usize::try_from((value >> (4 * nibble)) & 15).unwrap_or(0);
+        *digit = HEX.get(value).copied().unwrap_or(b'0');
+    }
+}
+
+/// Writes each number into its place of a text whose other bytes stay as they are.
+fn fill<const LENGTH: usize>(
+    mut text: [u8; LENGTH],
+    places: &[(Range<usize>, u64)],
+) -> [u8; LENGTH] {
+    for (place, value) in places {
+        if let Some(out) = text.get_mut(place.clone()) {
+            put_hex(out, *value);
+        }
+    }
+    text
 }
 
 /// A new id of the form of a UUID of version 7: 48 bits of time, then what is unique.
 pub(crate) fn request_id(wall_ms: u64) -> HeaderValue {
     let (high, low) = (unique(), unique());
-    let mut text = Vec::with_capacity(36);
-    put_hex(&mut text, wall_ms >> 16, 8);
-    text.push(b'-');
-    put_hex(&mut text, wall_ms & 0xffff, 4);
-    text.push(b'-');
-    put_hex(&mut text, 0x7000 | (high & 0xfff), 4);
-    text.push(b'-');
-    put_hex(&mut text, 0x8000 | (low >> 50), 4);
-    text.push(b'-');
-    put_hex(&mut text, low & 0xffff_ffff_ffff, 12);
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
-        .unwrap_or(HeaderValue::from_static("none"))
+    let text = fill(
+        *b"tttttttt-tttt-7hhh-llll-llllllllllll",
+        &[
+            (0..8, wall_ms >> 16),
+            (9..13, wall_ms),
+            (15..18, high),
+            (19..23, 0x8000 | (low >> 50)),
+            (24..36, low),
+        ],
+    );
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
 }
 
 /// The client's id is kept if it is 1 to 128 visible ASCII characters.
@@ -68,13 +81,11 @@ pub(crate) fn is_traceparent(value: &HeaderValue) -> bool {
 }
 
 /// A new trace context.
-pub(crate) fn put_traceparent(out: &mut impl Extend<u8>) {
-    out.extend(*b"00-");
-    put_hex(out, unique(), 16);
-    put_hex(out, unique() | 1, 16);
-    out.extend(*b"-");
-    put_hex(out, unique() | 1, 16);
-    out.extend(*b"-01");
+pub(crate) fn traceparent() -> [u8; 55] {
+    fill(
+        *b"00-tttttttttttttttttttttttttttttttt-pppppppppppppppp-01",
+        &[(3..19, unique()), (19..35, unique() | 1), (36..52, unique() | 1)],
+    )
 }
 
 #[cfg(test)]
@@ -93,9 +104,7 @@ mod tests {
 
     #[test]
     fn trace_contexts_made_here_are_valid_and_wrong_ones_are_not() {
-        let mut made = Vec::new();
-        put_traceparent(&mut made);
-        assert!(is_traceparent(&HeaderValue::from_bytes(&made).unwrap()));
+        assert!(is_traceparent(&HeaderValue::from_bytes(&traceparent()).unwrap()));
         for bad in ["", "00-0-0-00", &format!("00-{}-{}-01", "0".repeat(32), "1".repeat(16))] {
             assert!(!is_traceparent(&HeaderValue::from_str(bad).unwrap()), "{bad}");
         }

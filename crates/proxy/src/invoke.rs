@@ -30,11 +30,12 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     Shared,
+    alarm::Alarm,
     attempt::{self, Outcome},
-    body::{Alarm, Body},
+    body::Body,
     call::Call,
-    errors::{Code, Failure, X_REQUEST_ID},
-    headers::{self, Forward},
+    errors::{Code, Failure, SERVER_TIMING, X_REQUEST_ID},
+    headers::{self, Forward, Peer},
     ids,
     slot::{Admission, Answer, Bound, FunctionSlot, lock},
     source::Source,
@@ -47,7 +48,7 @@ use crate::{
 pub(crate) struct Front {
     pub(crate) shared: Arc<Shared>,
     pub(crate) line: Arc<Line>,
-    pub(crate) peer: SocketAddr,
+    peer: Arc<Peer>,
     home: Home,
     /// The function that the last Host named.
     last: Mutex<Option<(HeaderValue, Arc<FunctionSlot>)>>,
@@ -77,7 +78,7 @@ pub(crate) struct Invocation {
 impl Front {
     pub(crate) fn new(shared: Arc<Shared>, line: Arc<Line>, peer: SocketAddr) -> Self {
         let (last, alarm) = (Mutex::default(), Mutex::default());
-        Self { shared, line, peer, home: home(), last, alarm }
+        Self { shared, line, peer: Arc::new(Peer::new(peer)), home: home(), last, alarm }
     }
 
     /// Answers a request, whatever happens.
@@ -143,7 +144,7 @@ impl Front {
         let view = slot.view();
         let forward = Forward {
             request_id: call.request_id.clone(),
-            peer: self.peer,
+            peer: Arc::clone(&self.peer),
             host,
             prefix,
             attempt: 1,
@@ -371,7 +372,7 @@ impl Reply {
         let call = &mut invocation.call;
         call.answered(status.as_u16(), None);
         headers.insert(X_REQUEST_ID.clone(), call.request_id.clone());
-        headers.append("server-timing", call.server_timing());
+        headers.append(SERVER_TIMING.clone(), call.server_timing());
         let idle = invocation.view.settings.idle_timeout;
         if invocation.forward.upgrade && !matches!(body, Pending::Tunnel(_)) {
             // What the client sent behind its head was not looked at.

@@ -15,6 +15,7 @@
 //! It decides nothing: which sandbox serves is the gate's business (`dirigent_core::gate`), how many
 //! there are is the control plane's.
 
+mod alarm;
 mod attempt;
 mod body;
 mod call;
@@ -44,7 +45,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -103,7 +107,6 @@ pub async fn start(
     let address = listener.local_addr().map_err(StartError::State)?;
     let cores = Cores::start("data-plane", config.cores).map_err(StartError::Cores)?;
     let Config { hosts, clock, limits, .. } = config;
-    let draining = CancellationToken::new();
     let shared = Arc::new(Shared {
         clock,
         limits,
@@ -119,15 +122,16 @@ pub async fn start(
         in_flight: AtomicUsize::new(0),
         open: AtomicUsize::new(0),
         closed: Notify::new(),
-        draining: draining.clone(),
+        draining: CancellationToken::new(),
+        is_draining: AtomicBool::new(false),
         beside: Stoppable(tasks.clone()),
         tasks: tasks.clone(),
         cores,
     });
-    let stop = tasks.shutdown().clone();
+    let (stop, ending) = (tasks.shutdown().clone(), Arc::clone(&shared));
     tasks.run("data plane: stop", OnCancel::Wait, async move {
         stop.cancelled().await;
-        draining.cancel();
+        ending.begin_drain();
     });
     tasks.run("data plane: timers", OnCancel::Abort, Timers::run(Arc::clone(&shared)));
     tasks.run("data plane: sweep", OnCancel::Abort, sweep(Arc::clone(&shared)));
@@ -167,7 +171,7 @@ impl Running {
     /// Accepts nothing more, tells clients so, and waits until every invocation is answered, at
     /// most until `deadline`. Whether all were. What is left ends with the tasks.
     pub async fn drain(&self, deadline: Duration) -> bool {
-        self.shared.draining.cancel();
+        self.shared.begin_drain();
         server::wait_until_closed(&self.shared, deadline).await
     }
 }
@@ -191,6 +195,8 @@ struct Shared {
     open: AtomicUsize,
     closed: Notify,
     draining: CancellationToken,
+    /// As the token says, without its lock; set before it.
+    is_draining: AtomicBool,
     beside: Stoppable,
     tasks: Tasks,
     cores: Cores,
@@ -214,6 +220,11 @@ impl Shared {
 
     fn is_attached(&self) -> bool {
         self.attached.load(Relaxed)
+    }
+
+    fn begin_drain(&self) {
+        self.is_draining.store(true, Release);
+        self.draining.cancel();
     }
 
     fn next_invocation(&self) -> InvocationId {

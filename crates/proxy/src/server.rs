@@ -3,9 +3,15 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io::{self, Write as _},
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Relaxed},
+    },
+    task::Poll,
     time::Duration,
 };
 
@@ -136,10 +142,19 @@ async fn serve(
     stream.set_nodelay(true)?;
     let limit = shared.limits.head_timeout;
     // A token of its own: looking at a shared one takes a lock that all connections would share.
-    let draining = shared.draining.child_token();
+    // It is looked at once, to be woken, and then when there is something to see.
+    let token = shared.draining.child_token();
+    let (mut cancelled, mut is_known) = (pin!(token.cancelled()), false);
+    let mut drain = poll_fn(|cx| {
+        if is_known && !shared.is_draining.load(Acquire) {
+            return Poll::Pending;
+        }
+        is_known = true;
+        cancelled.as_mut().poll(cx)
+    });
     let told = tokio::select! {
         biased;
-        () = draining.cancelled() => return Ok(()),
+        () = &mut drain => return Ok(()),
         told = tokio::time::timeout(limit.max(IDLE_FIRST), first_bytes(&mut stream)) => told,
     };
     let (http1, prefix) = match told {
@@ -162,11 +177,11 @@ async fn serve(
             .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))
             .serve_connection(io, service)
             .with_upgrades();
-        let mut connection = std::pin::pin!(connection);
+        let mut connection = pin!(connection);
         tokio::select! {
             biased;
             result = &mut connection => return Ok(result?),
-            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = &mut drain => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             biased;
@@ -183,11 +198,11 @@ async fn serve(
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
             .serve_connection(io, service);
-        let mut connection = std::pin::pin!(connection);
+        let mut connection = pin!(connection);
         tokio::select! {
             biased;
             result = &mut connection => return Ok(result?),
-            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = &mut drain => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             biased;

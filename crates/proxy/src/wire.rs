@@ -21,10 +21,10 @@ use dirigent_service::Clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Sleep,
 };
 
 use crate::{
+    alarm::Alarm,
     config::Limits,
     errors,
     scan::{Scanner, Violation},
@@ -44,6 +44,9 @@ pub(crate) struct Line {
 /// How long and how much is read away after a refusal.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 20;
+
+/// Up to so many bytes are written as one piece: cheaper than to have the kernel gather them.
+const GATHERED: usize = 2048;
 
 #[derive(Debug)]
 enum Refusal {
@@ -67,7 +70,7 @@ pub(crate) struct Wire {
     /// Only for HTTP/1.
     scanner: Option<Scanner>,
     refusal: Refusal,
-    timer: Pin<Box<Sleep>>,
+    timer: Alarm,
     /// When a write began to wait for the client.
     stalled_at: Option<u64>,
     line: Arc<Line>,
@@ -87,7 +90,7 @@ impl Wire {
     ) -> Self {
         let now = clock.nanos();
         line.read_at.store(now, Relaxed);
-        let timer = Box::pin(tokio::time::sleep_until(clock.instant(now) + limits.idle_connection));
+        let timer = Alarm::at(clock.instant(now) + limits.idle_connection);
         Self {
             io,
             prefix,
@@ -113,10 +116,7 @@ impl Wire {
             self.refusal = Refusal::Told(violation);
         } else if scanner.in_head() && !in_head {
             self.head_at = now;
-            let due = self.clock.instant(now) + self.limits.head_timeout;
-            if due < self.timer.deadline() {
-                self.timer.as_mut().reset(due);
-            }
+            self.timer.set_earlier(self.clock.instant(now) + self.limits.head_timeout);
         }
     }
 
@@ -124,7 +124,7 @@ impl Wire {
     /// once and moved only when it fires, so that requests do not touch it.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.timer.as_mut().poll(cx));
+            ready!(self.timer.poll_off(cx));
             let now = self.clock.nanos();
             let in_head = self.scanner.as_ref().is_some_and(Scanner::in_head);
             let (since, allowed) = if in_head {
@@ -146,7 +146,7 @@ impl Wire {
                 }
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.timer.as_mut().reset(due);
+            self.timer.set(due);
         }
     }
 
@@ -158,7 +158,7 @@ impl Wire {
                     if answer.is_empty() {
                         ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                         self.refusal = Refusal::Lingering(LINGER_BYTES);
-                        self.timer.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                        self.timer.set(tokio::time::Instant::now() + LINGER);
                         continue;
                     }
                     let wrote = ready!(Pin::new(&mut self.io).poll_write(cx, answer))?;
@@ -176,7 +176,7 @@ impl Wire {
                         }
                         Poll::Ready(_) => self.refusal = Refusal::Over,
                         Poll::Pending => {
-                            ready!(self.timer.as_mut().poll(cx));
+                            ready!(self.timer.poll_off(cx));
                             self.refusal = Refusal::Over;
                         }
                     }
@@ -220,6 +220,15 @@ impl Wire {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Pending,
         }
+    }
+}
+
+/// Copies all parts one behind the other; together they are as long as `room`.
+fn gather(mut room: &mut [u8], parts: &[io::IoSlice<'_>]) {
+    for part in parts {
+        let (here, rest) = room.split_at_mut(part.len());
+        here.copy_from_slice(part);
+        room = rest;
     }
 }
 
@@ -304,7 +313,16 @@ impl AsyncWrite for Wire {
         if let Some(replaced) = this.poll_replace(cx, first) {
             return replaced.map_ok(|()| parts.iter().map(|part| part.len()).sum());
         }
-        match Pin::new(&mut this.io).poll_write_vectored(cx, parts) {
+        let whole = parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut room = [0; GATHERED];
+        let wrote = match room.get_mut(..whole) {
+            Some(room) => {
+                gather(room, parts);
+                Pin::new(&mut this.io).poll_write(cx, room)
+            }
+            None => Pin::new(&mut this.io).poll_write_vectored(cx, parts),
+        };
+        match wrote {
             Poll::Pending => this.poll_stall(cx),
             ready => {
                 this.stalled_at = None;

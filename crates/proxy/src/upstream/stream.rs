@@ -63,9 +63,7 @@ impl Stream {
     /// The same one, registered with this thread's event queue; `None` if it is not quiet.
     pub(crate) fn moved(self) -> Option<Self> {
         // What this thread's queue knows of it comes later: the socket itself is asked.
-        let quiet = |peeked: io::Result<usize>| {
-            matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-        };
+        let quiet = |peeked: io::Result<usize>| matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         let moved = match self {
             Self::Tcp(stream) => stream.into_std().and_then(|stream| {
                 let quiet = quiet(stream.peek(&mut [0]));
