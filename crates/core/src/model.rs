@@ -384,6 +384,16 @@ pub enum Address {
     },
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+            Self::Ingress { worker, sandbox } => write!(f, "{sandbox} by {worker}"),
+        }
+    }
+}
+
 /// Whose fault a failure is: it decides who gets into quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -72,11 +72,12 @@ fn text(description: &FunctionDescription, url: Option<&str>) -> String {
                 sandbox.revision.to_string(),
                 sandbox.state.clone(),
                 sandbox.worker.map_or_else(|| "-".to_owned(), |worker| worker.to_string()),
+                sandbox.address.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
                 if holders.is_empty() { "-".to_owned() } else { holders.join(",") },
                 duration(sandbox.age),
             ]
         });
-        let head = ["SANDBOX", "REVISION", "STATE", "WORKER", "HELD BY", "AGE"];
+        let head = ["SANDBOX", "REVISION", "STATE", "WORKER", "ADDRESS", "HELD BY", "AGE"];
         section(&mut out, "Sandboxes", &table(&head, rows.collect()));
     }
     if !description.failures.is_empty() {

@@ -103,6 +103,7 @@ impl Function {
                     revision: sandbox.revision.number,
                     state: sandbox.stage.name().to_owned(),
                     worker: sandbox.worker,
+                    address: sandbox.address.clone(),
                     holders: sandbox.holders.iter().map(|(id, _)| *id).collect(),
                     age: now.since(sandbox.decided),
                 })

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, MilliCpu, RequestId, RevisionId,
-    RevisionState, SandboxId, Settings, Spec, StartFailure, StreamId, Target, WorkerId, Write,
-    WriteToken,
+    Address, Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, MilliCpu, RequestId,
+    RevisionId, RevisionState, SandboxId, Settings, Spec, StartFailure, StreamId, Target, WorkerId,
+    Write, WriteToken,
     frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker},
 };
 
@@ -364,6 +364,8 @@ pub struct SandboxDescription {
     pub state: String,
     /// Where.
     pub worker: Option<WorkerId>,
+    /// Where it listens, once it does.
+    pub address: Option<Address>,
     /// Who holds its slots.
     pub holders: Vec<DataPlaneId>,
     /// How long ago it was decided.
