@@ -58,7 +58,8 @@ pub(crate) async fn over_http1(
                 }
             },
         };
-        let exchange = Exchange::new(conn, &invocation.parts, &invocation.forward, source);
+        let (parts, forward) = (&invocation.parts, &invocation.forward);
+        let exchange = Box::new(Exchange::new(conn, parts, forward, source));
         match exchange_once(invocation, Running::new(exchange, held), reused).await {
             Once::Outcome(outcome) => return outcome,
             Once::Stale(body, held) => {
@@ -109,7 +110,7 @@ async fn exchange_once(invocation: &mut Invocation, mut running: Running, reused
 }
 
 /// The connection broke, or what came is not HTTP, before there was a head.
-fn broken(exchange: Exchange, lease: Lease, reused: bool, error: &RecvError) -> Once {
+fn broken(exchange: Box<Exchange>, lease: Lease, reused: bool, error: &RecvError) -> Once {
     if !exchange.sent {
         let mut source = exchange.into_source();
         if !source.rewind() {

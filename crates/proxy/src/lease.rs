@@ -79,24 +79,25 @@ async fn wait_for_close(mut conn: Conn) {
 /// An exchange over HTTP/1.1 and its slot. Dropped before its end, it was abandoned.
 #[derive(Debug)]
 pub(crate) struct Running {
-    inner: Option<(Exchange, Lease)>,
+    /// The exchange is large, and handed on several times.
+    inner: Option<(Box<Exchange>, Lease)>,
 }
 
 impl Running {
-    pub(crate) fn new(exchange: Exchange, lease: Lease) -> Self {
+    pub(crate) fn new(exchange: Box<Exchange>, lease: Lease) -> Self {
         Self { inner: Some((exchange, lease)) }
     }
 
     pub(crate) fn exchange(&mut self) -> Option<&mut Exchange> {
-        self.inner.as_mut().map(|(exchange, _)| exchange)
+        self.inner.as_mut().map(|(exchange, _)| &mut **exchange)
     }
 
     pub(crate) fn peek(&self) -> Option<&Exchange> {
-        self.inner.as_ref().map(|(exchange, _)| exchange)
+        self.inner.as_ref().map(|(exchange, _)| &**exchange)
     }
 
     /// Its parts, for an end that is decided elsewhere.
-    pub(crate) fn take(&mut self) -> Option<(Exchange, Lease)> {
+    pub(crate) fn take(&mut self) -> Option<(Box<Exchange>, Lease)> {
         self.inner.take()
     }
 
