@@ -51,6 +51,9 @@ pub trait Cluster: Send + Sync {
     /// Sandboxes now.
     fn census(&self) -> Answer<'_, Census>;
 
+    /// Where a function's ready sandboxes listen.
+    fn addresses(&self, name: &str) -> Answer<'_, Vec<SocketAddr>>;
+
     /// The processor time that the system itself has used so far, sandboxes not counted.
     fn cpu_used(&self) -> Answer<'_, std::time::Duration>;
 }

@@ -1,4 +1,4 @@
-//! The warm path beside a rival: HAProxy in front of the same program, in alternating blocks of
+//! The warm path beside a rival: HAProxy in front of the same sandboxes, in alternating blocks of
 //! the same run. Cost is processor time per request of the proxy; the closed loop of kept-alive
 //! connections only keeps it busy.
 
@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -26,11 +26,7 @@ use crate::{Cluster, bare, exchange, replay};
 /// What is compared.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The program behind both proxies; it listens on `$PORT`.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// The same as a function's command.
+    /// The function behind both proxies.
     pub command: Vec<String>,
     /// The rival's program.
     pub haproxy: PathBuf,
@@ -76,8 +72,12 @@ pub struct Warm {
     pub throughput_ratio_range: (f64, f64),
 }
 
-/// Sandboxes, or servers of the rival, where each takes one invocation at a time.
+/// Sandboxes where each takes one invocation at a time.
 const SINGLES: usize = 16;
+
+/// After a block.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// The name that the function is deployed as.
 const NAME: &str = "warm";
@@ -88,7 +88,7 @@ const NAME: &str = "warm";
 /// If a part cannot be started or a block makes no request at all.
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
     cluster.deploy(manifest(options)?).await?;
-    let rival = Rival::start(options)?;
+    let rival = Rival::start(options, &sandboxes(cluster, options).await?)?;
     let (mut dirigent, mut haproxy) = (Vec::new(), Vec::new());
     warm_up(cluster.functions(), options).await?;
     warm_up(rival.address, options).await?;
@@ -118,7 +118,7 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
 
 fn manifest(options: &Options) -> Result<Manifest> {
     let concurrency = options.concurrency;
-    let sandboxes = if concurrency == 0 { 1 } else { u32::try_from(SINGLES)? };
+    let sandboxes = u32::try_from(count(options))?;
     Ok(Manifest {
         name: NAME.parse().context("a benchmark's name")?,
         sandbox: Sandbox { command: options.command.clone(), ..replay::sleeper() },
@@ -127,6 +127,25 @@ fn manifest(options: &Options) -> Result<Manifest> {
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
         env: std::collections::BTreeMap::new(),
     })
+}
+
+fn count(options: &Options) -> usize {
+    if options.concurrency == 0 { 1 } else { SINGLES }
+}
+
+/// Where all sandboxes listen, once they do.
+async fn sandboxes(cluster: &dyn Cluster, options: &Options) -> Result<Vec<SocketAddr>> {
+    let begun = Instant::now();
+    loop {
+        let addresses = cluster.addresses(NAME).await?;
+        if addresses.len() == count(options) {
+            return Ok(addresses);
+        }
+        if begun.elapsed() > READY_WITHIN {
+            bail!("{} of {} sandboxes are ready", addresses.len(), count(options));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn figures(options: &Options, requests: u64, failed: u64, cpu: Duration) -> Result<Block> {
@@ -187,9 +206,14 @@ async fn closed_loop(target: SocketAddr, connections: usize, block: Duration) ->
     }
     tokio::time::sleep(block).await;
     over.store(true, Ordering::Relaxed);
-    // Whoever still waits for an answer is not part of the block.
-    loops.shutdown().await;
-    (answered.load(Ordering::Relaxed), failed.load(Ordering::Relaxed))
+    let counted = (answered.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+    // Whoever still waits for an answer is not part of the block, but gets it: a client that leaves
+    // costs a sandbox its life where it takes one invocation at a time.
+    let answers = async { while loops.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_ANSWERS, answers).await.is_err() {
+        loops.shutdown().await;
+    }
+    counted
 }
 
 /// Request after request on one connection.
@@ -205,24 +229,20 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
     Ok(())
 }
 
-/// HAProxy and the servers behind it; ended with the value.
+/// HAProxy; ended with the value.
 struct Rival {
     proxy: Child,
-    servers: Vec<Child>,
     address: SocketAddr,
 }
 
 impl Rival {
-    fn start(options: &Options) -> Result<Self> {
-        let (count, limit) =
-            if options.concurrency == 0 { (1, "") } else { (SINGLES, " maxconn 1") };
-        let mut servers = Vec::new();
-        let mut lines = Vec::new();
-        for number in 0..count {
-            let port = bare::free_port()?;
-            servers.push(bare::spawn(&options.program, &options.args, port)?);
-            lines.push(format!("    server s{number} 127.0.0.1:{port}{limit}"));
-        }
+    fn start(options: &Options, sandboxes: &[SocketAddr]) -> Result<Self> {
+        let limit = if options.concurrency == 0 { "" } else { " maxconn 1" };
+        let lines: Vec<String> = sandboxes
+            .iter()
+            .enumerate()
+            .map(|(number, address)| format!("    server s{number} {address}{limit}"))
+            .collect();
         let port = bare::free_port()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let config = include_str!("haproxy.cfg")
@@ -242,7 +262,7 @@ impl Rival {
             .spawn()
             .with_context(|| format!("cannot start {}", options.haproxy.display()))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let rival = Self { proxy, servers, address };
+        let rival = Self { proxy, address };
         for _ in 0..200 {
             if std::net::TcpStream::connect(address).is_ok() {
                 return Ok(rival);
@@ -256,11 +276,9 @@ impl Rival {
 
 impl Drop for Rival {
     fn drop(&mut self) {
-        for child in std::iter::once(&mut self.proxy).chain(&mut self.servers) {
-            // It may have ended by itself; there is nobody left to tell.
-            drop(child.kill());
-            drop(child.wait());
-        }
+        // It may have ended by itself; there is nobody left to tell.
+        drop(self.proxy.kill());
+        drop(self.proxy.wait());
     }
 }
 

@@ -206,22 +206,11 @@ async fn bench_warm(system: &System, shape: Shape, printer: Printer) -> Result {
             Fail::unavailable("the rival, HAProxy, is not installed")
                 .hint("on Debian: apt-get install haproxy")
         })?;
-    let (program, _) = example()?;
-    let args = ["example", "fast"].map(str::to_owned).to_vec();
     let command = ["dirigent", "example", "fast"].map(str::to_owned).to_vec();
     let Shape { concurrency, blocks, block, connections } = shape;
     let scratch = system.scratch().to_owned();
-    let options = warm::Options {
-        program,
-        args,
-        command,
-        haproxy,
-        concurrency,
-        connections,
-        blocks,
-        block,
-        scratch,
-    };
+    let options =
+        warm::Options { command, haproxy, concurrency, connections, blocks, block, scratch };
     let warm =
         warm::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
     if printer.is_json() {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use dirigent_bench::{Answer, Census, Cluster, warm};
 use dirigent_core::{
-    RevisionState,
+    Address, RevisionState,
     control::{self, FunctionSummary},
     manifest::Manifest,
 };
@@ -246,6 +246,23 @@ impl Cluster for System {
                 control::Answer::Top(functions) => Ok(sum(&functions)),
                 other => anyhow::bail!("not an answer to `top`: {other:?}"),
             }
+        })
+    }
+
+    fn addresses(&self, name: &str) -> Answer<'_, Vec<SocketAddr>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            let name = name.parse().context("a benchmark's name")?;
+            let control::Answer::Function(function) = self.ask(Method::GET, &path(&name)).await?
+            else {
+                anyhow::bail!("not a description of `{name}`");
+            };
+            let ready = function.sandboxes.into_iter().filter(|one| one.state == "ready");
+            let address = |one: control::SandboxDescription| match one.address {
+                Some(Address::Tcp(address)) => Ok(address),
+                other => anyhow::bail!("{} does not listen on TCP: {other:?}", one.id),
+            };
+            ready.map(address).collect()
         })
     }
 
