@@ -50,7 +50,9 @@ pub(crate) fn run(args: &UpArgs, printer: Printer) -> Result {
     raise_open_files();
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores)
+        // Connections have a thread per core beside these. What the other roles do goes through
+        // several tasks, each short: between threads that sleep it would take longer.
+        .worker_threads((cores / 2).max(1))
         // Readers of logs and the unpacking of artifacts; more of them would only compete.
         .max_blocking_threads(4 * cores + 8)
         .thread_keep_alive(Duration::from_secs(2))
