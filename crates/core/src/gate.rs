@@ -42,6 +42,11 @@ use queue::{Queue, Waiting};
 /// While invocations run, the demand is told so often; it is cumulative, so nothing is lost between.
 const DEMAND_EVERY: Duration = Duration::from_secs(1);
 
+/// While a queue that was told of changes, it is told so often: more would only keep the control
+/// plane busy with a function that is at its maximum. What matters for a start, the first who waits
+/// and a queue twice as long, is told at once.
+const QUEUE_EVERY: Duration = Duration::from_millis(1);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Gate {
@@ -71,6 +76,10 @@ struct Telling {
     due: bool,
     /// Something changed since it was last told.
     changed: bool,
+    /// The queue did.
+    queue_changed: bool,
+    /// How many waited when it was last told.
+    queued: u32,
     last: Option<Time>,
 }
 
@@ -238,7 +247,7 @@ impl Gate {
             return Verdict::Refused(Refusal::QueueFull { max_queue });
         }
         self.queue.push(Waiting { invocation, avoid, since: self.now });
-        self.tell_demand();
+        self.tell_queue();
         Verdict::Queued
     }
 
@@ -293,7 +302,7 @@ impl Gate {
                 }
             }
             if self.queue.is_empty() {
-                self.tell_demand();
+                self.tell_queue();
             }
         }
         self.tell_demand_if_due();
@@ -518,7 +527,8 @@ impl Gate {
     }
 
     fn demand_due(&self) -> Time {
-        self.telling.last.map_or(self.now, |told| told + DEMAND_EVERY)
+        let every = if self.telling.queue_changed { QUEUE_EVERY } else { DEMAND_EVERY };
+        self.telling.last.map_or(self.now, |told| told + every)
     }
 
     fn tell_demand_if_due(&mut self) {
@@ -527,9 +537,22 @@ impl Gate {
         }
     }
 
+    /// The queue got longer, or empty.
+    fn tell_queue(&mut self) {
+        self.telling.changed = true;
+        self.telling.queue_changed = true;
+        let (waiting, told) = (count(self.queue.len()), self.telling.queued);
+        let grown = waiting > told && waiting >= told.saturating_mul(2);
+        if grown || self.demand_due() <= self.now {
+            self.tell_demand();
+        }
+    }
+
     fn tell_demand(&mut self) {
         if self.attached {
-            self.telling = Telling { due: true, changed: false, last: Some(self.now) };
+            let queued = count(self.queue.len());
+            self.telling =
+                Telling { due: true, queued, last: Some(self.now), ..Telling::default() };
         }
     }
 

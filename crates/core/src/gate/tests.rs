@@ -150,6 +150,30 @@ fn an_invocation_waits_for_a_grant_and_is_bound_to_it_at_once() {
 }
 
 #[test]
+fn a_queue_is_told_of_when_it_begins_doubles_or_a_millisecond_has_passed() {
+    let mut gate = gate(1);
+    let at = |us: u64| Time(1_000_000 + us * 1000);
+    let mut told = Vec::new();
+    for n in 1..=3 {
+        assert_eq!(admit(&mut gate, at(n), n), "queued");
+        told.push(said(&mut gate));
+    }
+    let demand = |n: u32| vec![format!("demand queued {n} held 0 busy 0")];
+    assert_eq!(told, [demand(1), demand(2), Vec::new()]);
+    assert_eq!(gate.deadline(), Some(at(1002)));
+    gate.expire(at(1002));
+    assert_eq!(said(&mut gate), demand(3));
+    assert_eq!(gate.deadline(), None);
+    // It empties and begins again within the millisecond: told once, as it is then.
+    granted(&mut gate, at(1003), 7, 3);
+    assert_eq!(said(&mut gate).len(), 3, "all are bound, nothing is told");
+    assert_eq!(admit(&mut gate, at(1004), 4), "queued");
+    assert_eq!(said(&mut gate), [""; 0]);
+    gate.expire(at(2002));
+    assert_eq!(said(&mut gate), ["demand queued 1 held 3 busy 3"]);
+}
+
+#[test]
 fn the_queue_is_served_in_order_as_slots_become_free() {
     let mut gate = gate(1);
     granted(&mut gate, ms(1), 1, 1);
