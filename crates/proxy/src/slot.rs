@@ -2,7 +2,8 @@
 //! sandboxes, under one short lock.
 //!
 //! The connection's own task calls the gate here, so that a warm invocation never changes tasks.
-//! What the gate orders is done before the lock is let go, which keeps the order of orders.
+//! What the gate has to say is said before the lock is let go, which keeps the order; those who
+//! waited are woken after that, for each takes a system call if another thread serves it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -160,7 +161,7 @@ impl FunctionSlot {
             retired: AtomicBool::new(false),
             metrics,
         });
-        slot.settle(&mut lock(&slot.inner), shared, now);
+        slot.settle(lock(&slot.inner), shared, now);
         slot
     }
 
@@ -186,7 +187,7 @@ impl FunctionSlot {
             }
             Verdict::Refused(refusal) => Admission::Refused(refusal),
         };
-        self.settle(&mut inner, shared, now);
+        self.settle(inner, shared, now);
         admission
     }
 
@@ -198,7 +199,7 @@ impl FunctionSlot {
         if configures {
             self.view.store(Arc::clone(inner.gate.view()));
         }
-        self.settle(&mut inner, shared, now);
+        self.settle(inner, shared, now);
     }
 
     /// A slot is no longer used; the connection, if it may be used again.
@@ -222,10 +223,11 @@ impl FunctionSlot {
             Finish::Abandoned => {}
         }
         inner.gate.handle(now, Event::Finished { sandbox, how });
-        self.settle(&mut inner, shared, now);
+        self.settle(inner, shared, now);
     }
 
-    /// One who waits goes away. What it was told meanwhile, if it was.
+    /// One who waits goes away. What it was told meanwhile, if it was; what it is about to be told
+    /// comes back to the gate when nobody is there to hear it.
     pub(crate) fn leave(
         self: &Arc<Self>,
         shared: &Shared,
@@ -238,7 +240,7 @@ impl FunctionSlot {
             return answer.try_recv().ok();
         }
         inner.gate.handle(now, Event::Left { invocation });
-        self.settle(&mut inner, shared, now);
+        self.settle(inner, shared, now);
         None
     }
 
@@ -269,7 +271,7 @@ impl FunctionSlot {
             inner.armed = None;
         }
         inner.gate.expire(now);
-        self.settle(&mut inner, shared, now);
+        self.settle(inner, shared, now);
     }
 
     /// What a `Hello` says of this function; from now on what the gate says is for `stream`.
@@ -289,26 +291,21 @@ impl FunctionSlot {
         inner.gate.is_empty() && inner.waiters.is_empty()
     }
 
-    /// Do what the gate orders, and tell the timers.
-    fn settle(self: &Arc<Self>, inner: &mut Inner, shared: &Shared, now: Time) {
+    /// Do what the gate orders, tell the timers, and wake those who waited.
+    fn settle(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, shared: &Shared, now: Time) {
+        let mut answered = Vec::new();
         while let Some(effect) = inner.gate.poll_effect() {
             match effect {
                 Effect::Bind { invocation, binding } => {
-                    let sandbox = binding.sandbox;
-                    let told = inner.waiters.remove(&invocation).map(|Waiter { told, home }| {
-                        let bound = inner.bind(shared, now, binding, home);
-                        told.send(Answer::Bound(Box::new(bound)))
-                    });
-                    if !matches!(told, Some(Ok(()))) {
-                        // It left without saying so; its slot must not.
-                        inner.gate.handle(now, Event::Finished { sandbox, how: Finish::Done });
-                    }
+                    let waiter = inner.waiters.remove(&invocation);
+                    let Waiter { told, home } = waiter.expect("who is in the queue waits here");
+                    let bound = inner.bind(shared, now, binding, home);
+                    answered.push((told, Answer::Bound(Box::new(bound))));
                 }
                 Effect::Refuse { invocation, refusal } => {
                     let waiter = inner.waiters.remove(&invocation);
-                    if waiter.is_none_or(|one| one.told.send(Answer::Refused(refusal)).is_err()) {
-                        tracing::debug!(%invocation, "refused one who has left");
-                    }
+                    let Waiter { told, .. } = waiter.expect("who is in the queue waits here");
+                    answered.push((told, Answer::Refused(refusal)));
                 }
                 Effect::Send(frame) => shared.say(inner.stream, frame),
                 Effect::Close { sandbox } => {
@@ -321,6 +318,15 @@ impl FunctionSlot {
             && inner.armed.is_none_or(|alarm| deadline.0 < alarm.at)
         {
             inner.armed = Some(shared.timers.arm(inner.armed, deadline.0, self));
+        }
+        drop(inner);
+        for (told, answer) in answered {
+            if let Err(Answer::Bound(bound)) = told.send(answer) {
+                // It left in the same moment: nothing was sent, the slot is free.
+                let Bound { binding, kept, .. } = *bound;
+                let conn = kept.map(|kept| kept.conn);
+                self.finish(shared, binding.sandbox, Finish::Done, conn);
+            }
         }
     }
 }
