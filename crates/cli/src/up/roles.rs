@@ -1,6 +1,9 @@
 //! The roles of one process and how they are joined.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock, Weak},
+};
 
 use dirigent_core::{RuntimeKind, name::HostRules};
 use dirigent_runtime::{
@@ -21,16 +24,24 @@ const EVENTS: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Roles {
     pub(super) control: dirigent_control::Running,
-    pub(super) proxy: dirigent_proxy::Running,
+    pub(super) proxy: Arc<dirigent_proxy::Running>,
     pub(super) worker: dirigent_worker::Running,
     process: Option<Arc<ProcessRuntime>>,
 }
 
 impl Roles {
     pub(super) async fn start(config: &UpConfig, dir: &Path, tasks: &Tasks) -> Result<Self> {
-        let control = dirigent_control::start(control_config(config, dir), tasks)
-            .await
-            .map_err(control_failed)?;
+        let mut control_config = control_config(config, dir);
+        // The control plane serves the data plane's metrics, and is there before it.
+        let data_plane_page = Arc::new(OnceLock::<Weak<dirigent_proxy::Running>>::new());
+        let served = Arc::clone(&data_plane_page);
+        control_config.pages.push(Arc::new(move |page| {
+            if let Some(proxy) = served.get().and_then(Weak::upgrade) {
+                page.push_str(&proxy.metrics_page());
+            }
+        }));
+        let control =
+            dirigent_control::start(control_config, tasks).await.map_err(control_failed)?;
         // Left by a life that was killed, it would be taken for this one's.
         forget(&dir.join(FUNCTIONS_FILE));
         let data_plane = dirigent_proxy::Config {
@@ -38,14 +49,17 @@ impl Roles {
             state: Some(dir.join("data-plane")),
             ..dirigent_proxy::Config::new(config.listen)
         };
-        let proxy = dirigent_proxy::start(
-            data_plane,
-            control.data_planes.clone(),
-            control.data_planes_bulk.clone(),
-            tasks,
-        )
-        .await
-        .map_err(proxy_failed)?;
+        let proxy = Arc::new(
+            dirigent_proxy::start(
+                data_plane,
+                control.data_planes.clone(),
+                control.data_planes_bulk.clone(),
+                tasks,
+            )
+            .await
+            .map_err(proxy_failed)?,
+        );
+        data_plane_page.get_or_init(|| Arc::downgrade(&proxy));
         control.set_functions(proxy.address);
         let Started { runtime, events, process } = runtime(config, dir, control.api.port()).await?;
         let worker = dirigent_worker::start(
