@@ -1,4 +1,4 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,tidy,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,tidy,generate,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
@@ -32,6 +32,8 @@ enum Task {
     },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
+    /// Writes what is made from the code and checked in: pages of reference, expected outputs.
+    Generate,
     /// What CI runs: check, then test.
     Ci,
 }
@@ -53,6 +55,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Check => check()?,
         Task::Test { install, filter } => test::test(install, filter.as_deref())?,
         Task::Tidy => tidy::tidy()?,
+        Task::Generate => generate()?,
         Task::Ci => {
             check()?;
             // The command of the README, so that CI proves what users are told to run.
@@ -60,6 +63,12 @@ fn perform(task: Task) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The tests that compare such files write them instead. Nothing else says how they are made.
+fn generate() -> Result<()> {
+    let args = ["test", "--quiet", "--workspace", "--", "reference_page", "as_reviewed"];
+    run::cargo_with("generated files", &args, &[("UPDATE", "1")])
 }
 
 /// Cheapest first, so that a red gate is red early.

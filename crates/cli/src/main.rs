@@ -14,6 +14,8 @@ mod format;
 mod manifest;
 mod printer;
 mod project;
+#[cfg(test)]
+mod reference;
 mod up;
 
 use std::process::ExitCode;

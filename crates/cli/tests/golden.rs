@@ -1,13 +1,17 @@
-//! What the command line prints, compared with files beside this one. `UPDATE=1` writes them anew:
-//! then the diff is the review.
+//! What the command line prints, compared with files beside this one. `cargo xtask generate` writes
+//! them anew: then the diff is the review.
 
 #![cfg(test)]
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write as _,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
+
+use dirigent_service::reference::{UPDATE, check};
 
 const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
 
@@ -31,18 +35,21 @@ fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
 
 /// Compares, or writes; what differs.
 fn compare(path: &Path, found: &str) -> Option<String> {
-    if env::var_os("UPDATE").is_some() {
+    if env::var_os(UPDATE).is_some() {
         fs::write(path, found).unwrap();
         return None;
     }
     let wanted = fs::read_to_string(path).unwrap_or_default();
     (wanted != found).then(|| {
-        format!("--- {} (UPDATE=1 writes it anew)\n{wanted}+++ found\n{found}", path.display())
+        format!(
+            "--- {} (`cargo xtask generate` writes it anew)\n{wanted}+++ found\n{found}",
+            path.display()
+        )
     })
 }
 
 #[test]
-fn bad_manifests_are_explained_and_good_ones_are_not() {
+fn bad_manifests_are_explained_as_reviewed_and_good_ones_are_not() {
     let folder = tests().join("manifests");
     let mut names: Vec<String> = fs::read_dir(&folder)
         .unwrap()
@@ -67,37 +74,32 @@ fn bad_manifests_are_explained_and_good_ones_are_not() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
-#[test]
-fn help_texts_are_as_reviewed() {
-    let folder = tests().join("help");
-    let verbs = [
-        "",
-        "up",
-        "deploy",
-        "rollback",
-        "revisions",
-        "list",
-        "describe",
-        "invoke",
-        "logs",
-        "rm",
-        "top",
-        "workers",
-        "config",
-        "doctor",
-        "completions",
-    ];
-    let mut differences = Vec::new();
-    for verb in verbs {
-        let mut args: Vec<&str> = Vec::new();
-        args.extend(Some(verb).filter(|verb| !verb.is_empty()));
-        args.push("--help");
-        let (code, out, err) = run(&args, &folder);
-        assert_eq!((code, err.as_str()), (0, ""), "{verb}");
-        let name = if verb.is_empty() { "dirigent" } else { verb };
-        differences.extend(compare(&folder.join(name).with_extension("txt"), &out));
+/// The help of a verb and of all below it, as the reference page shows it.
+fn help(verb: &[String], page: &mut String) {
+    let args: Vec<&str> = verb.iter().map(String::as_str).chain(["--help"]).collect();
+    let (code, out, err) = run(&args, Path::new("/"));
+    assert_eq!((code, err.as_str()), (0, ""), "{verb:?}");
+    let name = ["dirigent"].into_iter().chain(verb.iter().map(String::as_str));
+    let name = name.collect::<Vec<_>>().join(" ");
+    writeln!(page, "## `{name}`\n\n```text\n{}\n```\n", out.trim_end()).unwrap();
+    let verbs = out.split("\nCommands:\n").nth(1).unwrap_or_default();
+    // Two spaces and the name; what is further in goes on with a line above.
+    for line in verbs.lines().take_while(|line| !line.is_empty()) {
+        if let Some(name) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) {
+            let next = name.split(' ').next().unwrap().to_owned();
+            help(&[verb, &[next]].concat(), page);
+        }
     }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn the_reference_page_shows_the_help_of_every_verb() {
+    let mut page = String::new();
+    help(&[], &mut page);
+    for verb in ["up", "deploy", "bench zero", "config show"] {
+        assert!(page.contains(&format!("## `dirigent {verb}`")), "{verb} was found");
+    }
+    assert_eq!(check("reference/cli.md", "verbs", &page), Ok(()));
 }
 
 #[test]

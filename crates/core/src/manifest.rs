@@ -26,7 +26,7 @@ pub struct Manifest {
     /// How it is invoked.
     #[serde(default)]
     pub invocation: Invocation,
-    /// Its environment.
+    /// Its environment, beside what the platform sets.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
 }
@@ -35,10 +35,10 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sandbox {
-    /// `process` (default), `container`, `wasm`, `microvm`.
+    /// `process`; `container`, `wasm`, `microvm` are to come.
     #[serde(default = "process")]
     pub runtime: RuntimeKind,
-    /// Program and arguments.
+    /// Program and arguments; `dirigent` is the binary of the worker itself.
     #[serde(default)]
     pub command: Vec<String>,
     /// For containers.
@@ -50,13 +50,13 @@ pub struct Sandbox {
     /// A wish; the truth is in `$PORT`.
     #[serde(default)]
     pub port: Option<u16>,
-    /// `http1` or `h2c`.
+    /// `http1`, or `h2c` for gRPC.
     #[serde(default)]
     pub protocol: Protocol,
-    /// `plain`, `basic`, `strict`; demanded if given.
+    /// `plain`, `basic`, `strict`: refused rather than weakened; the best there is if left out.
     #[serde(default)]
     pub isolation: Option<Isolation>,
-    /// `port` or `fd`.
+    /// `port`: it binds `$PORT`; `fd`: it takes file descriptor 3 (`LISTEN_FDS`), the fastest start.
     #[serde(default)]
     pub listen: Listen,
 }
@@ -69,9 +69,9 @@ fn process() -> RuntimeKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManifestResources {
-    /// `100m`.
+    /// See [`Resources::cpu`].
     pub cpu: MilliCpu,
-    /// `128MiB`.
+    /// See [`Resources::memory`].
     pub memory: Bytes,
 }
 

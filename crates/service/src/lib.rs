@@ -8,6 +8,7 @@ pub mod listen;
 pub mod lock;
 pub mod outbox;
 pub mod pipe;
+pub mod reference;
 pub mod state;
 pub mod tasks;
 pub mod telemetry;

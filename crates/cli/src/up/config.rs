@@ -23,7 +23,8 @@ use crate::{
     printer::Printer,
 };
 
-const PREFIX: &str = "DIRIGENT_";
+/// What the names of its variables start with.
+pub(crate) const PREFIX: &str = "DIRIGENT_";
 /// Variables of the client verbs, which are no keys here.
 const RESERVED: [&str; 4] =
     ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS", "DIRIGENT_SERVER"];
@@ -34,16 +35,17 @@ const RESERVED: [&str; 4] =
 pub(crate) struct UpConfig {
     /// Where functions are called.
     pub(crate) listen: SocketAddr,
-    /// Where the API listens. Loopback only: it speaks no TLS.
+    /// Where the [API](api.md) listens. Loopback only: it speaks no TLS.
     pub(crate) api: SocketAddr,
-    /// The state directory.
+    /// The state directory; if nothing is said `/var/lib/dirigent` as root, else
+    /// `~/.local/state/dirigent`. One Dirigent at a time.
     pub(crate) state: Option<PathBuf>,
     /// How long calls may go on after SIGTERM or Ctrl-C.
     #[serde(with = "units::duration")]
     pub(crate) drain: Duration,
-    /// Domains under which functions are called, as `NAME.DOMAIN`.
+    /// Domains under which functions are called, as `NAME.DOMAIN`; the flag adds to `localhost`.
     pub(crate) domains: Vec<String>,
-    /// Functions are refused rather than run with less.
+    /// Functions are refused rather than run with less: `plain`, `basic`, `strict`.
     pub(crate) min_isolation: Option<Isolation>,
     /// What starts sandboxes: `process`, or `fake` for tests.
     pub(crate) runtime: RuntimeKind,
@@ -61,7 +63,8 @@ pub(crate) struct UpConfig {
     pub(crate) last_port: u16,
     /// Whether the function `hello` is there from the beginning.
     pub(crate) hello: bool,
-    /// What to log: a level, or levels by target.
+    /// What to log: a level such as `info`, or levels by target such as
+    /// `warn,dirigent_control=debug`.
     pub(crate) log: String,
     /// `text` or `json`.
     pub(crate) log_format: Format,
@@ -73,7 +76,7 @@ pub(crate) struct UpConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CompatConfig {
-    /// Whether it is offered.
+    /// Take the registration of the published system, on loopback.
     pub(crate) enabled: bool,
     /// Which command stands for which image.
     pub(crate) images: BTreeMap<String, Vec<String>>,
@@ -198,6 +201,26 @@ fn flags(args: &UpArgs) -> Vec<Flag> {
     add("sandboxes", "sandboxes", args.sandboxes.map(|count| count.to_string()));
     add("log", "log", args.log.clone());
     flags
+}
+
+/// Every flag with the key that it sets. All are named here, so that a new one cannot be forgotten.
+#[cfg(test)]
+pub(crate) fn every_flag() -> Vec<Flag> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    flags(&UpArgs {
+        listen: Some(address),
+        api: Some(address),
+        state: Some(PathBuf::from("x")),
+        config: None,
+        drain: Some("1s".to_owned()),
+        domain: vec!["x".to_owned()],
+        compat: true,
+        min_isolation: Some(IsolationArg::Plain),
+        runtime: Some(RuntimeArg::Process),
+        memory: Some(Bytes::mib(1)),
+        sandboxes: Some(1),
+        log: Some("x".to_owned()),
+    })
 }
 
 /// `config show`.

@@ -5,6 +5,7 @@
 mod faults;
 mod host;
 mod lasting;
+mod metrics;
 mod traces;
 mod wrong;
 
