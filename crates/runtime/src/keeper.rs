@@ -15,9 +15,11 @@ pub(crate) mod cgroup;
 pub(crate) mod init;
 pub(crate) mod launch;
 pub(crate) mod leftover;
+pub(crate) mod orphans;
 pub(crate) mod output;
 pub(crate) mod protocol;
 pub(crate) mod root;
+pub(crate) mod rules;
 pub(crate) mod seccomp;
 
 use std::{

@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod artifact;
+mod claim;
 pub mod fake;
 pub mod keeper;
 mod logs;

@@ -3,7 +3,6 @@
 //! Here is what needs no parenthood: what to start, readiness, deadlines, artifacts, reading logs.
 //! One thread owns it all (`driver.rs`), so that what is told of a sandbox is told in order.
 
-mod claim;
 mod driver;
 mod link;
 mod listeners;
@@ -26,12 +25,16 @@ use dirigent_core::{
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
     worker::{Adopted, CreateSandbox},
 };
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    io::Errno,
+};
 use tokio::sync::mpsc;
 
 use crate::{
     Event, Facts, Runtime,
     artifact::ArtifactStore,
+    claim::Claim,
     keeper::{
         Options,
         launch::PATH,
@@ -39,7 +42,6 @@ use crate::{
     },
     logs,
 };
-use claim::{Claim, Taken};
 use driver::{Driver, Entry, Order};
 use link::Link;
 use listeners::Listeners;
@@ -376,12 +378,12 @@ impl Runtime for ProcessRuntime {
         if lock(&self.shared.listeners).at(port).is_some() {
             return self.shared.report(Event::PortTaken { sandbox, port });
         }
-        let claim = match Claim::take(port) {
+        let claim = match Claim::port(port) {
             Ok(claim) => Some(claim),
-            Err(Taken::ByAnother) => {
+            Err(Errno::ADDRINUSE) => {
                 return self.shared.report(Event::PortTaken { sandbox, port });
             }
-            Err(Taken::Unknown(error)) => {
+            Err(error) => {
                 tracing::warn!(port, %error, "a port cannot be claimed");
                 None
             }

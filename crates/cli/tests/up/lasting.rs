@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     os::unix::process::ExitStatusExt as _,
     sync::{
         Arc, Mutex,
@@ -15,7 +16,7 @@ use rustix::process::Signal;
 
 use crate::{
     hello,
-    host::{State, Up, call, until},
+    host::{State, Up, call, kill, until},
     path,
     traces::{Marks, Traces},
 };
@@ -103,4 +104,40 @@ fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
     up.signal(Signal::TERM);
     assert!(up.wait().success(), "{}", up.said());
     until("nothing is left", || marks.count(&up.state.processes()) == Traces::default());
+}
+
+/// Kills the keeper of a directory, and what it keeps dies with it.
+fn kill_keeper(state: &State) {
+    let is_keeper = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == b"keeper")
+    };
+    state.processes().into_iter().filter(is_keeper).for_each(|pid| kill(pid, Signal::KILL));
+    until("all its processes are gone", || state.processes().is_empty());
+}
+
+#[test]
+fn what_a_dead_one_left_is_removed_by_another_and_what_a_living_one_has_stays() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skip: only root's control groups and network rules outlive all processes");
+        return;
+    }
+    let (mut dead, living) = (Up::start(&[]), Up::start(&[]));
+    for up in [&dead, &living] {
+        up.body("hello", "/");
+    }
+    let (left, kept) = (Marks::of(&dead), Marks::of(&living));
+    let before = kept.count(&living.state.processes());
+    dead.signal(Signal::KILL);
+    assert_eq!(dead.wait().signal(), Some(9));
+    kill_keeper(&dead.state);
+    // On a directory of its own; it looks around before it is ready.
+    let mut another = Up::start(&[]);
+    let Traces { groups, tables, mounts, .. } = left.count(&dead.state.processes());
+    assert_eq!((groups, tables, mounts), (0, 0, 0), "{}", another.said());
+    let after = kept.count(&living.state.processes());
+    assert_eq!((after.tables, after.groups > 0), (before.tables, before.groups > 0));
+    assert!(living.body("hello", "/").starts_with("Hello"));
+    another.signal(Signal::TERM);
+    assert!(another.wait().success(), "{}", another.said());
 }

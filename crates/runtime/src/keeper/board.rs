@@ -20,9 +20,12 @@ use rustix::{
 };
 use seccompiler::BpfProgram;
 
+use crate::claim::Claim;
+
 use super::{
     Options,
     cgroup::{Group, Groups},
+    orphans::Name,
     output::{Bounds, Logs, Pumped, Which},
     protocol::Abilities,
     root::Template,
@@ -103,6 +106,9 @@ pub(crate) struct Board {
     listener: UnixListener,
     /// Held as long as this keeper lives.
     _lock: OwnedFd,
+    _claim: Option<Claim>,
+    /// Of what outlives the process.
+    name: Name,
     worker: Option<Connection>,
     cells: HashMap<u64, Cell>,
     next_key: u64,
@@ -138,6 +144,8 @@ impl Board {
             poll,
             listener,
             _lock: lock,
+            _claim: found.claim,
+            name: found.name,
             worker: None,
             cells: HashMap::new(),
             next_key: 1,
@@ -355,6 +363,6 @@ impl Board {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         self.groups.remove();
-        machine::leave(&self.options);
+        machine::leave(&self.options, &self.name);
     }
 }

@@ -53,6 +53,8 @@ impl Directory {
 #[derive(Debug)]
 pub(crate) struct Groups {
     parents: Vec<Directory>,
+    /// The roots of the hierarchies that they are in.
+    roots: Vec<PathBuf>,
     /// The number of processes in one sandbox.
     most_processes: u32,
 }
@@ -63,6 +65,7 @@ impl Groups {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut parents: Vec<Directory> = Vec::new();
+        let mut roots = Vec::new();
         let mut missing = Vec::new();
         for (controller, word) in CONTROLLERS {
             if parents.iter().any(|p| p.has(controller)) {
@@ -73,14 +76,19 @@ impl Groups {
                 continue;
             };
             match make_parent(&place, name, word) {
-                Ok(path) => match parents.iter_mut().find(|p| p.path == path) {
-                    Some(parent) => parent.controllers.push(controller),
-                    None => parents.push(Directory {
-                        path,
-                        version: place.version,
-                        controllers: vec![controller],
-                    }),
-                },
+                Ok(path) => {
+                    if !roots.contains(&place.root) {
+                        roots.push(place.root.clone());
+                    }
+                    match parents.iter_mut().find(|p| p.path == path) {
+                        Some(parent) => parent.controllers.push(controller),
+                        None => parents.push(Directory {
+                            path,
+                            version: place.version,
+                            controllers: vec![controller],
+                        }),
+                    }
+                }
                 Err(error) => missing.push(format!(
                     "cgroup {word}: {} cannot be used: {error}; run as root, or where it is \
                      delegated to you",
@@ -88,12 +96,17 @@ impl Groups {
                 )),
             }
         }
-        (Self { parents, most_processes }, missing)
+        (Self { parents, roots, most_processes }, missing)
     }
 
     /// Whether memory is limited by the kernel.
     pub(crate) fn limit_memory(&self) -> bool {
         self.parents.iter().any(|p| p.has(Controller::Memory))
+    }
+
+    /// The roots of the hierarchies in which groups are made.
+    pub(crate) fn roots(&self) -> &[PathBuf] {
+        &self.roots
     }
 
     /// A new group.
@@ -139,6 +152,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// What somebody left, of which nothing but where it is matters; inner directories first.
+    pub(crate) fn left(paths: Vec<PathBuf>) -> Self {
+        let directory = |path| Directory { path, version: Version::V2, controllers: Vec::new() };
+        Self { directories: paths.into_iter().map(directory).collect() }
+    }
+
     /// The files into which a process writes "0" to join.
     pub(crate) fn doors(&self) -> Vec<PathBuf> {
         self.directories.iter().map(|d| d.path.join("cgroup.procs")).collect()
@@ -206,7 +225,7 @@ impl Group {
     }
 
     /// As `remove`, again and again until a deadline.
-    fn remove_within(&mut self, limit: Duration) {
+    pub(crate) fn remove_within(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         while !self.remove() {
             if Instant::now() >= deadline {

@@ -17,14 +17,13 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Shared,
-    claim::Claim,
-    link,
+    Shared, link,
     listeners::{Listeners, Owner},
     lock,
 };
 use crate::{
     Event,
+    claim::Claim,
     keeper::{
         Options,
         protocol::{FromKeeper, Inbox, Start, ToKeeper},
@@ -102,7 +101,7 @@ impl Entry {
             start_timeout: Duration::ZERO,
             state: State::Settled,
             verdict: None,
-            _claim: adopted.port.and_then(|port| Claim::take(port).ok()),
+            _claim: adopted.port.and_then(|port| Claim::port(port).ok()),
         }
     }
 

@@ -4,16 +4,21 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::Ipv4Addr,
-    process::{Command, Stdio},
 };
 
 use rustix::process::{WaitOptions, getegid, geteuid, waitpid};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
+    claim::Claim,
     keeper::{
-        Options, cgroup::Groups, init::map_user, leftover, protocol::Abilities, root::Template,
-        socket_path,
+        Options,
+        cgroup::Groups,
+        init::map_user,
+        leftover,
+        orphans::{self, Name},
+        protocol::Abilities,
+        root::Template,
+        rules, socket_path,
     },
     sys::process::{Forked, exit_now, fork, unshare},
 };
@@ -21,6 +26,9 @@ use crate::{
 /// What was found.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// Shows others that this keeper lives.
+    pub(super) claim: Option<Claim>,
+    pub(super) name: Name,
     pub(super) groups: Groups,
     pub(super) template: Option<Template>,
     pub(super) abilities: Abilities,
@@ -28,9 +36,13 @@ pub(super) struct Found {
 
 /// End what earlier keepers left and find out what works.
 pub(super) fn look(options: &Options) -> io::Result<Found> {
-    let (groups, mut missing) = Groups::find(&group_name(options), options.processes);
+    let name = Name::of(&options.directory)?;
+    // Claimed before anything is made that has this name: see `orphans`.
+    let claim = name.claim();
+    let (groups, mut missing) = Groups::find(&name.group(), options.processes);
     leftover::sweep(&options.directory.join("sandboxes"))?;
     groups.sweep();
+    orphans::sweep(&name, groups.roots());
     if !groups.limit_memory() {
         missing.push(
             "memory: not limited by the kernel here; looked at every second instead".to_owned(),
@@ -50,7 +62,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         abilities.no_basic = Some("switched off by configuration".to_owned());
         None
     };
-    if as_root && let Err(reason) = fence(options) {
+    if as_root && let Err(reason) = rules::make(options, &name.table()) {
         missing.push(format!(
             "network rules: {reason}; sandboxes can connect to each other's ports and to the API \
              (which asks for a token)"
@@ -64,7 +76,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         );
     }
     abilities.missing = missing;
-    Ok(Found { groups, template, abilities })
+    Ok(Found { claim, name, groups, template, abilities })
 }
 
 /// Say what to do about a refusal.
@@ -83,20 +95,6 @@ pub(super) fn explain(reason: &str, as_root: bool) -> String {
         }
     }
     format!("{reason} (user namespaces are restricted here{hint}; or start as root)")
-}
-
-/// A name that is the same for every keeper of one state directory and for no other.
-fn group_name(options: &Options) -> String {
-    use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _};
-    let path = options.directory.canonicalize().unwrap_or_else(|_| options.directory.clone());
-    let mut name = "dirigent-".to_owned();
-    for byte in Sha256::digest(path.as_os_str().as_bytes()).iter().take(8) {
-        // Writing to a string cannot fail.
-        if write!(name, "{byte:02x}").is_err() {
-            break;
-        }
-    }
-    name
 }
 
 /// A mount namespace of our own with the template in it; as an ordinary user also a user namespace.
@@ -150,65 +148,12 @@ fn rehearse(options: &Options) -> io::Result<()> {
     }
 }
 
-/// The table's name, one per keeper.
-fn table(options: &Options) -> String {
-    group_name(options).replace('-', "_")
-}
-
-/// Rules that keep sandboxes from the protected ports and from each other's, and other hosts from
-/// theirs. Made once; `nft` is not on the path of a start.
-fn fence(options: &Options) -> Result<(), String> {
-    let first = options.uid_base;
-    let last = options.uid_base.saturating_add(u32::from(u16::MAX));
-    let ports: Vec<String> = options.protected_ports.iter().map(u16::to_string).collect();
-    let protected = if ports.is_empty() {
-        String::new()
-    } else {
-        format!("meta skuid {first}-{last} tcp dport {{ {} }} reject\n", ports.join(", "))
-    };
-    let table = table(options);
-    // A sandbox's answers to who called it have its uid and a port of the range too: only packets
-    // that open a connection are judged. That needs no connection tracking.
-    let opens = "tcp flags & (fin | syn | rst | ack) == syn";
-    let rules = format!(
-        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
-         chain out {{ type filter hook output priority 0; policy accept;\n{protected}\
-         meta skuid {first}-{last} tcp dport 20000-29999 {opens} reject\n}}\n\
-         chain in {{ type filter hook input priority 0; policy accept;\n\
-         iifname != \"lo\" tcp dport 20000-29999 {opens} reject\n}}\n}}\n"
-    );
-    nft(&rules)
-}
-
-fn nft(rules: &str) -> Result<(), String> {
-    let child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = child.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "`nft` is not installed (package nftables)".to_owned(),
-        _ => format!("nft: {error}"),
-    })?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(rules.as_bytes()).map_err(|error| format!("nft: {error}"))?;
-    }
-    let output = child.wait_with_output().map_err(|error| format!("nft: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(format!("nft: {}", text.lines().next().unwrap_or("failed")))
-}
-
 /// Remove what does not vanish with the process.
-pub(super) fn leave(options: &Options) {
-    if geteuid().is_root() {
-        let table = table(options);
-        if let Err(reason) = nft(&format!("table inet {table}\ndelete table inet {table}\n")) {
-            tracing::debug!(%reason, "no rules removed");
-        }
+pub(super) fn leave(options: &Options, name: &Name) {
+    if geteuid().is_root()
+        && let Err(reason) = rules::remove(&name.table())
+    {
+        tracing::debug!(%reason, "no rules removed");
     }
     for path in [socket_path(&options.directory), options.directory.join("keeper.lock")] {
         if let Err(error) = fs::remove_file(&path) {
