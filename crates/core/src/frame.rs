@@ -360,6 +360,9 @@ pub struct Capacity {
     pub starts: u32,
     /// Runtimes that work here, each with its best isolation.
     pub runtimes: Vec<(RuntimeKind, Isolation)>,
+    /// What does not work here and why, a line each: shown to users, never judged.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// A sandbox as its worker knows it.

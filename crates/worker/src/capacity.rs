@@ -90,6 +90,7 @@ pub(crate) fn offered(settings: &Settings, facts: &[Facts]) -> Result<Capacity, 
         sandboxes: settings.sandboxes,
         starts: settings.starts.unwrap_or_else(|| cores.saturating_mul(4)),
         runtimes: facts.iter().filter_map(|f| Some((f.kind, f.best?))).collect(),
+        missing: facts.iter().flat_map(|f| f.missing.iter().cloned()).collect(),
     })
 }
 
@@ -141,12 +142,14 @@ mod tests {
     fn what_is_not_set_comes_from_the_machine() {
         let works =
             Facts { kind: RuntimeKind::Fake, best: Some(Isolation::Plain), missing: Vec::new() };
-        let fails = Facts { kind: RuntimeKind::Process, best: None, missing: Vec::new() };
+        let why = vec!["not here".to_owned()];
+        let fails = Facts { kind: RuntimeKind::Process, best: None, missing: why.clone() };
         let capacity = offered(&Settings::default(), &[works, fails]).unwrap();
         assert!(capacity.memory > Bytes::mib(64));
         assert!(capacity.cpu >= MilliCpu(1000));
         assert_eq!(capacity.starts, capacity.cpu.0 / 1000 * 4);
         assert_eq!(capacity.runtimes, [(RuntimeKind::Fake, Isolation::Plain)]);
+        assert_eq!(capacity.missing, why);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //! Values of its environment are never shown.
 
 use dirigent_core::{
-    Listen, Spec,
+    Isolation, Listen, RuntimeKind, Spec,
     control::{Answer, FunctionDescription, RevisionDescription},
     frame::Status,
 };
 use http::Method;
+use serde::{Deserialize, Serialize};
 
 use super::{functions::state_word, path, unexpected, url};
 use crate::{
@@ -33,10 +34,73 @@ pub(super) async fn revisions(args: &FunctionArgs, printer: Printer) -> Result {
 
 pub(super) async fn describe(args: &FunctionArgs, printer: Printer) -> Result {
     let description = ask(args).await?;
+    let status: ClusterStatus =
+        args.api.client()?.call(Method::GET, "/v1/status", None::<&()>).await?;
     if printer.is_json() {
-        return printer.json(&description);
+        return printer.json(&Described {
+            function: &description,
+            isolation: shown(&description).map(|shown| isolation(&shown.spec, &status.workers)),
+        });
     }
-    printer.line(&text(&description, url(&args.api, &args.name).as_deref()))
+    printer.line(&text(&description, &status.workers, url(&args.api, &args.name).as_deref()))
+}
+
+/// As much of the cluster's status as is shown here.
+#[derive(Debug, Deserialize)]
+struct ClusterStatus {
+    workers: Vec<WorkerOffer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct WorkerOffer {
+    name: String,
+    runtimes: Vec<RuntimeOffer>,
+    missing: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RuntimeOffer {
+    runtime: RuntimeKind,
+    /// The best.
+    isolation: Isolation,
+}
+
+/// A description for machines.
+struct Described<'a> {
+    function: &'a FunctionDescription,
+    isolation: Option<Vec<Isolated>>,
+}
+
+impl Serialize for Described<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error as _;
+        let mut value = serde_json::to_value(self.function).map_err(S::Error::custom)?;
+        value["isolation"] = serde_json::to_value(&self.isolation).map_err(S::Error::custom)?;
+        value.serialize(serializer)
+    }
+}
+
+/// The isolation that a sandbox gets on a worker.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Isolated {
+    worker: String,
+    level: Isolation,
+    /// What does not work there and why.
+    missing: Vec<String>,
+}
+
+/// What a spec gets on each worker that can run it: what it demands, else the best.
+fn isolation(spec: &Spec, workers: &[WorkerOffer]) -> Vec<Isolated> {
+    let runs = |worker: &WorkerOffer| {
+        let offer = worker.runtimes.iter().find(|offer| offer.runtime == spec.sandbox.runtime)?;
+        let level = spec.sandbox.isolation.unwrap_or(offer.isolation);
+        (level <= offer.isolation).then(|| Isolated {
+            worker: worker.name.clone(),
+            level,
+            missing: worker.missing.clone(),
+        })
+    };
+    workers.iter().filter_map(runs).collect()
 }
 
 fn revision_table(revisions: &[RevisionDescription]) -> String {
@@ -61,8 +125,8 @@ fn what(spec: &Spec) -> String {
 }
 
 /// The whole description as text, a section each.
-fn text(description: &FunctionDescription, url: Option<&str>) -> String {
-    let mut out = table(&[], head(description, url));
+fn text(description: &FunctionDescription, workers: &[WorkerOffer], url: Option<&str>) -> String {
+    let mut out = table(&[], head(description, workers, url));
     section(&mut out, "Revisions", &revision_table(&description.revisions));
     if !description.sandboxes.is_empty() {
         let rows = description.sandboxes.iter().map(|sandbox| {
@@ -117,7 +181,11 @@ fn section(out: &mut String, title: &str, body: &str) {
 }
 
 /// Names and values at the top.
-fn head(description: &FunctionDescription, url: Option<&str>) -> Vec<Vec<String>> {
+fn head(
+    description: &FunctionDescription,
+    workers: &[WorkerOffer],
+    url: Option<&str>,
+) -> Vec<Vec<String>> {
     let FunctionDescription { summary, settings, status, .. } = description;
     let mut rows = vec![vec!["Function".to_owned(), format!("{} ({})", summary.name, summary.id)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
@@ -132,14 +200,8 @@ fn head(description: &FunctionDescription, url: Option<&str>) -> Vec<Vec<String>
             summary.ready, summary.starting, summary.busy, summary.queued, summary.arrivals_total
         ),
     );
-    let live = summary.targets.first().map(|target| target.revision);
-    let shown = description
-        .revisions
-        .iter()
-        .find(|revision| Some(revision.number) == live)
-        .or_else(|| description.revisions.last());
-    if let Some(revision) = shown {
-        spec_rows(&revision.spec, &mut row);
+    if let Some(revision) = shown(description) {
+        spec_rows(&revision.spec, workers, &mut row);
     }
     row(
         "Scaling",
@@ -173,14 +235,37 @@ fn head(description: &FunctionDescription, url: Option<&str>) -> Vec<Vec<String>
     rows
 }
 
-fn spec_rows(spec: &Spec, row: &mut impl FnMut(&str, String)) {
+/// The revision whose spec is shown: the live one, else the newest.
+fn shown(description: &FunctionDescription) -> Option<&RevisionDescription> {
+    let live = description.summary.targets.first().map(|target| target.revision);
+    let revisions = &description.revisions;
+    let found = revisions.iter().find(|revision| Some(revision.number) == live);
+    found.or_else(|| revisions.last())
+}
+
+fn isolation_rows(spec: &Spec, workers: &[WorkerOffer], row: &mut impl FnMut(&str, String)) {
+    let why = if spec.sandbox.isolation.is_some() { "demanded" } else { "the best there is" };
+    let all = isolation(spec, workers);
+    if all.is_empty() {
+        let demanded = spec.sandbox.isolation.map(|level| format!("`{level}` for "));
+        let demanded = demanded.unwrap_or_default();
+        let runtime = spec.sandbox.runtime;
+        row("Isolation", format!("none: no worker offers {demanded}the runtime `{runtime}`"));
+    }
+    for Isolated { worker, level, missing } in &all {
+        let place = if all.len() > 1 { format!(" on {worker}") } else { String::new() };
+        row("Isolation", format!("{level}{place}, {why}"));
+        for line in missing {
+            row("", format!("missing: {line}"));
+        }
+    }
+}
+
+fn spec_rows(spec: &Spec, workers: &[WorkerOffer], row: &mut impl FnMut(&str, String)) {
     let sandbox = &spec.sandbox;
     let passed = if sandbox.listen == Listen::Fd { ", passed listener" } else { "" };
     row("Runs", format!("{} ({}{passed})", what(spec), sandbox.runtime));
-    let isolation = sandbox
-        .isolation
-        .map_or_else(|| "the worker's best".to_owned(), |level| format!("{level}, demanded"));
-    row("Isolation", isolation);
+    isolation_rows(spec, workers, row);
     row("Resources", format!("{} CPU, {} memory", spec.resources.cpu, spec.resources.memory));
     let at_once = match spec.concurrency {
         0 => "unlimited".to_owned(),
@@ -204,5 +289,50 @@ fn status_text(status: &Status) -> String {
         Status::NotReady => "no revision is live yet".to_owned(),
         Status::StartFailed(failure) => format!("the last start failed: {}", failure.cause),
         Status::CrashLoop(failure) => format!("crash loop: {}", failure.cause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str, best: Isolation) -> WorkerOffer {
+        let runtimes = vec![RuntimeOffer { runtime: RuntimeKind::Process, isolation: best }];
+        WorkerOffer { name: name.to_owned(), runtimes, missing: vec!["cgroup cpu: why".to_owned()] }
+    }
+
+    fn rows(manifest: &str, workers: &[WorkerOffer]) -> Vec<String> {
+        let text = format!("name = \"f\"\nsandbox.command = [\"x\"]\n{manifest}");
+        let manifest: dirigent_core::manifest::Manifest = toml::from_str(&text).unwrap();
+        let (_, spec, _) = manifest.validate(None).unwrap();
+        let mut rows = Vec::new();
+        isolation_rows(&spec, workers, &mut |name, value| rows.push(format!("{name}: {value}")));
+        rows
+    }
+
+    #[test]
+    fn isolation_is_what_the_workers_really_give() {
+        let (weak, strong) = (worker("a", Isolation::Plain), worker("b", Isolation::Basic));
+        let missing = ": missing: cgroup cpu: why";
+        assert_eq!(
+            rows("", &[worker("b", Isolation::Basic)]),
+            ["Isolation: basic, the best there is", missing]
+        );
+        let both = [weak, strong];
+        assert_eq!(
+            rows("", &both),
+            [
+                "Isolation: plain on a, the best there is",
+                missing,
+                "Isolation: basic on b, the best there is",
+                missing
+            ]
+        );
+        let demanded = rows("sandbox.isolation = \"basic\"", &both);
+        assert_eq!(demanded, ["Isolation: basic, demanded", missing]);
+        assert_eq!(
+            rows("sandbox.isolation = \"strict\"", &both),
+            ["Isolation: none: no worker offers `strict` for the runtime `process`"]
+        );
     }
 }

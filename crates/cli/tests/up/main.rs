@@ -314,6 +314,31 @@ fn environment_values_are_never_shown() {
 }
 
 #[test]
+fn a_description_shows_the_isolation_that_is_had_and_what_is_missing() {
+    let up = Up::start(&[]);
+    let described = up.json(&["describe", "hello"]);
+    let [on] = described["isolation"].as_array().unwrap().as_slice() else { panic!("{described}") };
+    let level = on["level"].as_str().unwrap();
+    let text = up.ok(&["describe", "hello"]);
+    assert!(text.contains(&format!("{level}, the best there is")), "{text}");
+    let missing = on["missing"].as_array().unwrap();
+    assert!(!missing.is_empty(), "`strict` at least: {described}");
+    for line in missing {
+        assert!(text.contains(line.as_str().unwrap()), "{line} in {text}");
+    }
+    up.ok(&[
+        "deploy",
+        "--name",
+        "bare",
+        "--isolation",
+        "plain",
+        "--command",
+        "dirigent example hello",
+    ]);
+    assert!(up.ok(&["describe", "bare"]).contains("plain, demanded"));
+}
+
+#[test]
 fn the_log_is_followed_while_calls_are_made() {
     let up = Up::start(&[]);
     up.body("hello", "/one");

@@ -36,6 +36,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
                 "sandboxes": offer.sandboxes,
                 "starts": offer.starts,
                 "runtimes": runtimes,
+                "missing": offer.missing,
             })
         })
         .collect();

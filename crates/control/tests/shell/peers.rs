@@ -34,6 +34,7 @@ pub(crate) fn worker_hello() -> FromWorker {
         sandboxes: 100,
         starts: 8,
         runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+        missing: Vec::new(),
     };
     let artifacts = Vec::new();
     FromWorker::Hello(Box::new(WorkerHello {

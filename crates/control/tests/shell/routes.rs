@@ -200,6 +200,7 @@ async fn the_status_shows_what_attached_workers_offer() {
         sandboxes: 10,
         starts: 8,
         runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+        missing: Vec::new(),
     };
     let hello = WorkerHello { hello, capacity, sandboxes: Vec::new(), artifacts: Vec::new() };
     end.tx.send(FromWorker::Hello(Box::new(hello))).await.unwrap();

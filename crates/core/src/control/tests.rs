@@ -150,6 +150,7 @@ impl World {
                 sandboxes: 10_000,
                 starts: 10_000,
                 runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
+                missing: Vec::new(),
             },
             sandboxes,
             artifacts: Vec::new(),

@@ -28,6 +28,7 @@ fn config() -> Config {
             sandboxes: 4,
             starts: 4,
             runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+            missing: Vec::new(),
         },
         ports: (20000, 20004),
     }

@@ -136,6 +136,7 @@ impl World {
             sandboxes: 1000,
             starts: 8,
             runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+            missing: Vec::new(),
         };
         let config = worker::Config { capacity, ports: (20000, 20999) };
         let control = control::Config { office, seed: 1 };

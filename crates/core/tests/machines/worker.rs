@@ -126,6 +126,7 @@ impl World {
                 sandboxes: 8,
                 starts: 4,
                 runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+                missing: Vec::new(),
             },
             ports: PORTS,
         };

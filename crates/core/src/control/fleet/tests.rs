@@ -74,6 +74,7 @@ pub(super) fn capacity() -> Capacity {
         sandboxes: 100,
         starts: 4,
         runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+        missing: Vec::new(),
     }
 }
 

@@ -600,6 +600,7 @@ impl Together {
                 sandboxes: 100,
                 starts: 4,
                 runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
+                missing: Vec::new(),
             },
             sandboxes: sandboxes.collect(),
             artifacts: Vec::new(),
