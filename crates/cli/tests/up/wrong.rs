@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
 };
@@ -240,6 +240,15 @@ impl Small {
         println!("skip: this root may not mount a file system that is soon full");
         None
     }
+
+    /// Takes all the room that there is; removing the file gives it back.
+    fn fill(&self) -> PathBuf {
+        let filler = self.0.path().join("filler");
+        let mut file = fs::File::create(&filler).unwrap();
+        let piece = vec![0_u8; 4096];
+        while file.write_all(&piece).is_ok() {}
+        filler
+    }
 }
 
 impl Drop for Small {
@@ -256,10 +265,7 @@ fn a_full_disk_is_told_and_what_runs_goes_on() {
     let mut up = Up::on(state, &[]);
     let kept = hello("kept", "");
     up.ok(&["deploy", path(&kept)]);
-    let filler = small.0.path().join("filler");
-    let mut file = fs::File::create(&filler).unwrap();
-    let piece = vec![0_u8; 4096];
-    while file.write_all(&piece).is_ok() {}
+    let filler = small.fill();
     // Neither the store nor the logs can be written now.
     let (code, _, err) = up.cli(&["deploy", &example("hello-python")]);
     assert_ne!(code, 0, "{err}");
@@ -279,7 +285,6 @@ fn a_full_disk_is_told_and_what_runs_goes_on() {
     }
     let refused = refused.expect("the store cannot grow");
     assert!(refused.contains("store"), "{refused}");
-    drop(file);
     fs::remove_file(&filler).unwrap();
     let more = hello("more", "");
     up.until("deploys work again", || up.cli(&["deploy", path(&more)]).0 == 0);
@@ -287,4 +292,30 @@ fn a_full_disk_is_told_and_what_runs_goes_on() {
     up.signal(rustix::process::Signal::TERM);
     assert!(up.wait().success(), "{}", up.said());
     until("nothing is left", || up.state.processes().is_empty());
+}
+
+#[test]
+fn a_full_disk_costs_lines_of_the_log_and_the_log_says_so() {
+    let Some(small) = Small::mount(tempfile::tempdir().unwrap()) else { return };
+    let up = Up::on(State::within(small.0.path()), &[]);
+    let log = || up.ok(&["logs", "hello"]);
+    up.body("hello", "/before");
+    up.until("a line is kept", || log().contains("/before"));
+    let filler = small.fill();
+    let long = "x".repeat(200);
+    // More than what the file's last page still takes.
+    for number in 0..100 {
+        assert!(up.body("hello", &format!("/full-{number}-{long}")).starts_with("Hello"));
+    }
+    fs::remove_file(&filler).unwrap();
+    // What is missing is said before the next line.
+    up.body("hello", "/after");
+    up.until("lines are kept again", || log().contains("/after"));
+    let log = log();
+    assert!(log.contains("lines lost: the log could not be written: No space left"), "{log}");
+    assert!(!log.contains("/full-99-"), "the disk was full: {log}");
+    // None begins with a part of another.
+    let calls = log.lines().filter(|line| line.contains("GET /")).collect::<Vec<_>>();
+    assert!(calls.len() >= 2, "{log}");
+    assert!(calls.iter().all(|line| line.matches("GET /").count() == 1), "{log}");
 }

@@ -8,7 +8,7 @@ use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
     fs::{File, OpenOptions},
-    io::Write as _,
+    io::{self, Write as _},
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     rc::{Rc, Weak},
@@ -112,31 +112,35 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Append whole lines; whether they are kept. A disk that is full or broken is not worth more
-    /// than the lines.
-    fn append(&mut self, lines: &[u8]) -> bool {
+    /// Append whole lines, all or none. A disk that is full or broken is not worth more than the
+    /// lines.
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.length >= self.bound {
             self.file = None;
             // If it cannot be renamed, it is not opened for more either: the bound holds.
-            if std::fs::rename(&self.path, logs::previous(&self.path)).is_err() {
-                return false;
-            }
+            std::fs::rename(&self.path, logs::previous(&self.path))?;
         }
         if self.file.is_none() {
-            let Ok(file) = open(&self.path) else { return false };
+            let file = open(&self.path)?;
             self.length = file.metadata().map_or(0, |m| m.len());
             self.file = Some(file);
         }
-        let Some(file) = &mut self.file else { return false };
-        let written = file.write_all(lines).is_ok();
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if let Err(error) = file.write_all(lines) {
+            // A disk takes what fits: the part of a line that did would begin the next one.
+            if let Err(error) = file.set_len(self.length) {
+                tracing::debug!(path = %self.path.display(), %error, "a part of a line stays");
+            }
+            return Err(error);
+        }
         let length = u64::try_from(lines.len()).unwrap_or(u64::MAX);
         self.length += length;
         *self.unchecked.borrow_mut() += length;
-        written
+        Ok(())
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
@@ -149,7 +153,10 @@ pub(crate) struct Output {
     tail: VecDeque<String>,
     allowance: f64,
     filled: Instant,
+    /// Lines that were too many at once.
     dropped: u64,
+    /// Lines that could not be written, and why the last one could not.
+    lost: Option<(u64, String)>,
 }
 
 /// Which stream.
@@ -195,6 +202,7 @@ impl Output {
             allowance: BURST,
             filled: Instant::now(),
             dropped: 0,
+            lost: None,
         }
     }
 
@@ -236,7 +244,7 @@ impl Output {
             }
             self.end(which);
         }
-        self.report_dropped();
+        self.report_missing();
         std::mem::take(&mut self.tail).into()
     }
 
@@ -254,7 +262,7 @@ impl Output {
         self.allowance = (self.allowance + earned).min(BURST);
         self.filled = now;
         if self.allowance >= 0.0 {
-            self.report_dropped();
+            self.report_missing();
         }
         let at_ms = wall_ms();
         let stderr = which == Which::Stderr;
@@ -279,19 +287,35 @@ impl Output {
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no exact bytes")]
         let cost = bytes.len() as f64;
         self.allowance = (self.allowance - cost).max(-RATE);
-        if flood || (!out.is_empty() && !self.file.borrow_mut().append(&out)) {
+        if flood {
             self.dropped += lines;
+        } else if !out.is_empty()
+            && let Err(error) = self.file.borrow_mut().append(&out)
+        {
+            let before = self.lost.take().map_or(0, |(lines, _)| lines);
+            self.lost = Some((before + lines, error.to_string()));
         }
     }
 
-    fn report_dropped(&mut self) {
+    /// Says in the log what is missing from it, once it can be said.
+    fn report_missing(&mut self) {
+        let mut texts = Vec::new();
+        if let Some((lines, why)) = &self.lost {
+            texts.push(format!("[{lines} lines lost: the log could not be written: {why}]"));
+        }
         if self.dropped > 0 {
-            let text = format!("[{} lines dropped: too many at once]", self.dropped);
-            let mut out = Vec::new();
+            texts.push(format!("[{} lines dropped: too many at once]", self.dropped));
+        }
+        if texts.is_empty() {
+            return;
+        }
+        let mut out = Vec::new();
+        for text in texts {
             logs::format(&mut out, wall_ms(), self.sandbox, true, text.as_bytes());
-            if self.file.borrow_mut().append(&out) {
-                self.dropped = 0;
-            }
+        }
+        if self.file.borrow_mut().append(&out).is_ok() {
+            self.dropped = 0;
+            self.lost = None;
         }
     }
 }
@@ -423,6 +447,12 @@ mod tests {
         let (_logs, mut output, mut out, _err) = output(&missing, BOUNDS);
         out.write_all(b"hello\n").expect("writes");
         assert_eq!(output.finish(&mut [0; 1024]), ["hello"]);
-        assert_eq!(output.dropped, 1);
+        // Made meanwhile, as a disk gets room again.
+        std::fs::create_dir(&missing).expect("a directory");
+        output.keep(Which::Stdout, b"later\n");
+        let kept = kept(&missing);
+        let texts: Vec<_> = kept.lines().filter_map(|line| line.splitn(3, ' ').nth(2)).collect();
+        assert!(texts.first().is_some_and(|text| text.starts_with("e [1 lines lost: ")), "{kept}");
+        assert_eq!(texts.get(1..), Some(&["o later"][..]));
     }
 }
