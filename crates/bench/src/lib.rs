@@ -6,6 +6,7 @@
 //! - [`warm`]: the warm path beside a rival proxy.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
 //! - [`zero`]: nothing is lost while everything changes.
+//! - [`churn`]: many sandboxes made and gone leave nothing, as [`traces`] counts it.
 //! - [`report`]: what was seen, as JSON and as a page without outside references.
 //!
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
@@ -13,6 +14,7 @@
 pub mod arrivals;
 mod bare;
 pub mod burst;
+pub mod churn;
 pub mod cold;
 mod exchange;
 pub mod load;
@@ -23,6 +25,7 @@ pub mod replay;
 pub mod report;
 pub mod synthetic;
 pub mod trace;
+pub mod traces;
 pub mod warm;
 mod websocket;
 pub mod zero;

@@ -7,7 +7,9 @@ mod trace;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
-use dirigent_bench::{burst, cold, load::Progress, percentiles::Summary, register, warm, zero};
+use dirigent_bench::{
+    burst, churn, cold, load::Progress, percentiles::Summary, register, warm, zero,
+};
 
 pub(crate) use self::system::System;
 pub(crate) use self::trace::{print as print_replay, replayed};
@@ -75,6 +77,15 @@ enum What {
         #[arg(long, default_value_t = 10)]
         websockets: usize,
     },
+    /// Many sandboxes made and gone leave nothing behind, counted
+    Churn {
+        /// Sandboxes in all
+        #[arg(long, default_value_t = 1000)]
+        sandboxes: usize,
+        /// Sandboxes at once
+        #[arg(long, default_value_t = 50)]
+        at_once: u32,
+    },
     /// Register many functions, then start again with them: time and memory
     Register {
         /// Functions, at least 2000
@@ -108,6 +119,9 @@ pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
                 seed: 1,
             };
             bench_zero(&system, options, printer).await
+        }
+        What::Churn { sandboxes, at_once } => {
+            return bench_churn(system, churn::Options { sandboxes, at_once }, printer).await;
         }
         What::Register { functions } => bench_register(&mut system, functions, printer).await,
         What::Trace(args) => trace::bench(&system, &args, printer).await,
@@ -323,6 +337,49 @@ async fn bench_zero(system: &System, options: zero::Options, printer: Printer) -
                 text: format!("{} WebSockets broken", zero.websockets_broken),
                 holds: zero.websockets_broken == 0,
             },
+        ],
+    )
+}
+
+/// Ends the system itself: what counts is also what is left then.
+async fn bench_churn(system: System, options: churn::Options, printer: Printer) -> Result {
+    let state = system.state();
+    let outcome = churn::run(&system, &state, options).await;
+    let (churn, marks) = match outcome {
+        Ok(seen) => seen,
+        Err(error) => {
+            system.stop().await?;
+            return Err(error).or_fail(Kind::User, || "the measurement failed");
+        }
+    };
+    let scratch = system.stop_and_keep().await?;
+    let end = marks.count();
+    drop(std::fs::remove_dir_all(scratch));
+    if printer.is_json() {
+        printer.json(&serde_json::json!({ "churn": churn, "end": end }))?;
+    } else {
+        let figures = churn.before.named().into_iter().zip(churn.after.named());
+        let rows = figures.zip(end.named()).map(|(((name, before), (_, after)), (_, end))| {
+            vec![name.to_owned(), before.to_string(), after.to_string(), end.to_string()]
+        });
+        printer.table(&["COUNTED", "before", "after", "stopped"], rows.collect())?;
+        if !marks.has_groups() {
+            printer.problem("no control group here: neither groups nor rules are counted");
+        }
+    }
+    judge(
+        printer,
+        &[
+            Bar {
+                text: format!("{} sandboxes made and gone", churn.made),
+                holds: churn.made >= options.sandboxes,
+            },
+            Bar { text: format!("{} failed", churn.failed), holds: churn.failed == 0 },
+            Bar {
+                text: "no more is there than before".to_owned(),
+                holds: churn.after.at_most(churn.before, 0),
+            },
+            Bar { text: "nothing but files once it is stopped".to_owned(), holds: end.is_gone() },
         ],
     )
 }

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dirigent_bench::traces::processes_of;
 use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
@@ -58,33 +59,9 @@ impl State {
         self.dir.path()
     }
 
-    /// Processes whose command line or environment has this directory in it, and all below them.
+    /// All that belongs to it.
     pub(crate) fn processes(&self) -> BTreeSet<i32> {
-        let wanted = self.path().to_str().unwrap();
-        let own = i32::try_from(std::process::id()).unwrap();
-        let all = processes();
-        let mut found: BTreeSet<i32> = all
-            .iter()
-            .filter(|(pid, _)| *pid != own)
-            .filter(|(pid, _)| {
-                ["cmdline", "environ"].iter().any(|file| {
-                    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                    String::from_utf8_lossy(&bytes).contains(wanted)
-                })
-            })
-            .map(|(pid, _)| *pid)
-            .collect();
-        loop {
-            let more: Vec<i32> = all
-                .iter()
-                .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
-                .map(|(pid, _)| *pid)
-                .collect();
-            if more.is_empty() {
-                return found;
-            }
-            found.extend(more);
-        }
+        processes_of(self.path())
     }
 }
 
@@ -95,26 +72,6 @@ impl Drop for State {
             kill(pid, Signal::KILL);
         }
     }
-}
-
-/// Every process with its parent, zombies left out.
-fn processes() -> Vec<(i32, i32)> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            Some((pid, parent(pid)?))
-        })
-        .collect()
-}
-
-/// The parent of a process that is there and no zombie.
-pub(crate) fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    let parent = fields.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(parent)
 }
 
 pub(crate) fn kill(pid: i32, signal: Signal) {

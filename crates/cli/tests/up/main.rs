@@ -6,7 +6,6 @@ mod faults;
 mod host;
 mod lasting;
 mod metrics;
-mod traces;
 mod wrong;
 
 use std::{

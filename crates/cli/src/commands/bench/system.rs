@@ -79,6 +79,19 @@ impl System {
         Ok(kib << 10)
     }
 
+    /// Its state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// As [`Self::stop`], but what it left in its directory stays; where that is.
+    pub(crate) async fn stop_and_keep(mut self) -> Result<PathBuf> {
+        if let Some(launched) = self.launched.take() {
+            launched.stop().await?;
+        }
+        Ok(std::mem::take(&mut self.directory))
+    }
+
     /// Where a measurement may put files; removed with the system.
     pub(crate) fn scratch(&self) -> &Path {
         &self.directory
