@@ -16,6 +16,7 @@ mod printer;
 mod project;
 #[cfg(test)]
 mod reference;
+mod signals;
 mod up;
 
 use std::process::ExitCode;

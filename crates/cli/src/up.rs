@@ -22,13 +22,13 @@ use std::{
 
 use dirigent_service::{Tasks, state, telemetry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     args::UpArgs,
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
     printer::Printer,
+    signals::Signals,
 };
 use config::UpConfig;
 use roles::{End, Roles};
@@ -126,29 +126,6 @@ async fn serve(
         printer.problem(&format!("warning: {left} sandboxes did not stop in time: killed"));
     }
     (if is_hurried { Err(Fail::interrupted()) } else { Ok(()) }, End::Close)
-}
-
-/// SIGTERM and Ctrl-C.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// The next one. Cancellation safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// Connections and sandboxes cost descriptors; the soft limit is often 1024.

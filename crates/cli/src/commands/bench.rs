@@ -97,16 +97,19 @@ enum What {
 }
 
 pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
-    let mut system = System::start(printer).await?;
-    let outcome = match args.what {
-        What::Cold { starts, rate } => bench_cold(&system, starts, rate, printer).await,
+    System::run(printer, async |system| measure(system, args, printer).await).await
+}
+
+async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Result {
+    match args.what {
+        What::Cold { starts, rate } => bench_cold(system, starts, rate, printer).await,
         What::Warm { concurrency, blocks, seconds, connections } => {
             let block = Duration::from_secs(seconds);
             let shape = Shape { concurrency, blocks, block, connections };
-            bench_warm(&system, shape, printer).await
+            bench_warm(system, shape, printer).await
         }
         What::Burst { calls, max, rounds } => {
-            bench_burst(&system, calls, max, rounds, printer).await
+            bench_burst(system, calls, max, rounds, printer).await
         }
         What::Zero { calls, rate, redeploys, websockets } => {
             let options = zero::Options {
@@ -118,17 +121,14 @@ pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
                 long: Duration::from_secs(2),
                 seed: 1,
             };
-            bench_zero(&system, options, printer).await
+            bench_zero(system, options, printer).await
         }
         What::Churn { sandboxes, at_once } => {
-            return bench_churn(system, churn::Options { sandboxes, at_once }, printer).await;
+            bench_churn(system, churn::Options { sandboxes, at_once }, printer).await
         }
-        What::Register { functions } => bench_register(&mut system, functions, printer).await,
-        What::Trace(args) => trace::bench(&system, &args, printer).await,
-    };
-    // The system is stopped also when the measurement failed; its failure comes first.
-    let stopped = system.stop().await;
-    outcome.and(stopped)
+        What::Register { functions } => bench_register(system, functions, printer).await,
+        What::Trace(args) => trace::bench(system, &args, printer).await,
+    }
 }
 
 /// What must hold, with the figure that shows whether it does.
@@ -342,19 +342,13 @@ async fn bench_zero(system: &System, options: zero::Options, printer: Printer) -
 }
 
 /// Ends the system itself: what counts is also what is left then.
-async fn bench_churn(system: System, options: churn::Options, printer: Printer) -> Result {
+async fn bench_churn(system: &mut System, options: churn::Options, printer: Printer) -> Result {
     let state = system.state();
-    let outcome = churn::run(&system, &state, options).await;
-    let (churn, marks) = match outcome {
-        Ok(seen) => seen,
-        Err(error) => {
-            system.stop().await?;
-            return Err(error).or_fail(Kind::User, || "the measurement failed");
-        }
-    };
-    let scratch = system.stop_and_keep().await?;
+    let (churn, marks) = churn::run(system, &state, options)
+        .await
+        .or_fail(Kind::User, || "the measurement failed")?;
+    system.end().await?;
     let end = marks.count();
-    drop(std::fs::remove_dir_all(scratch));
     if printer.is_json() {
         printer.json(&serde_json::json!({ "churn": churn, "end": end }))?;
     } else {

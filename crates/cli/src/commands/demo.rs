@@ -35,17 +35,7 @@ pub(crate) struct DemoArgs {
 const SPEED: f64 = 10.0;
 
 pub(crate) async fn demo(args: DemoArgs, printer: Printer) -> Result {
-    let system = System::start(printer).await?;
-    let shown = tokio::select! {
-        shown = show(&system, &args, printer) => shown,
-        // The system is stopped below, so that nothing is left behind.
-        interrupted = tokio::signal::ctrl_c() => match interrupted {
-            Ok(()) => Err(Fail::interrupted()),
-            Err(error) => Err(Fail::new(Kind::Internal, error)),
-        },
-    };
-    let stopped = system.stop().await;
-    shown.and(stopped)
+    System::run(printer, async |system| show(system, &args, printer).await).await
 }
 
 async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {

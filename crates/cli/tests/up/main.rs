@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod demo;
 mod faults;
 mod host;
 mod lasting;

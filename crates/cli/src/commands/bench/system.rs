@@ -25,9 +25,10 @@ use crate::{
     commands::path,
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
+    signals::Signals,
 };
 
-/// A running `dirigent up`, ended by [`System::stop`].
+/// A running `dirigent up`, ended by [`System::run`].
 #[derive(Debug)]
 pub(crate) struct System {
     launched: Option<Launched>,
@@ -38,7 +39,25 @@ pub(crate) struct System {
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 impl System {
-    pub(crate) async fn start(printer: Printer) -> Result<Self> {
+    /// Starts one, measures it, and ends it, however the measurement ends.
+    pub(crate) async fn run(
+        printer: Printer,
+        measure: impl AsyncFnOnce(&mut Self) -> Result,
+    ) -> Result {
+        // Before the first process is started, so that none is left behind.
+        let mut signals = Signals::new()?;
+        let mut system = Self::start(printer).await?;
+        let measured = tokio::select! {
+            biased;
+            () = signals.next() => Err(Fail::interrupted()),
+            measured = measure(&mut system) => measured,
+        };
+        // The failure of the measurement comes first.
+        let ended = system.end().await;
+        measured.and(ended)
+    }
+
+    async fn start(printer: Printer) -> Result<Self> {
         let directory = scratch_directory()?;
         match launch(&directory.join("state"), printer).await {
             Ok(launched) => Ok(Self { launched: Some(launched), directory }),
@@ -51,9 +70,7 @@ impl System {
 
     /// Ends it and starts it again on what it has stored.
     pub(crate) async fn restart(&mut self, printer: Printer) -> Result {
-        if let Some(launched) = self.launched.take() {
-            launched.stop().await?;
-        }
+        self.end().await?;
         self.launched = Some(launch(&self.directory.join("state"), printer).await?);
         Ok(())
     }
@@ -84,21 +101,14 @@ impl System {
         self.directory.join("state")
     }
 
-    /// As [`Self::stop`], but what it left in its directory stays; where that is.
-    pub(crate) async fn stop_and_keep(mut self) -> Result<PathBuf> {
-        if let Some(launched) = self.launched.take() {
-            launched.stop().await?;
-        }
-        Ok(std::mem::take(&mut self.directory))
-    }
-
     /// Where a measurement may put files; removed with the system.
     pub(crate) fn scratch(&self) -> &Path {
         &self.directory
     }
 
-    /// Drains and ends it. It must end well.
-    pub(crate) async fn stop(mut self) -> Result {
+    /// Drains and ends it, if that was not done yet. It must end well. Its files stay until the
+    /// value goes.
+    pub(crate) async fn end(&mut self) -> Result {
         match self.launched.take() {
             Some(launched) => launched.stop().await,
             None => Ok(()),
