@@ -3,7 +3,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// The same as a function.
     pub sandbox: Sandbox,
+    /// What the function may use.
+    pub memory: Size,
     /// Starts of each kind.
     pub starts: usize,
     /// Starts of both kinds together per second.
@@ -62,7 +64,7 @@ pub struct Cold {
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
     // A function for each start, so that each call is a cold one and none waits for a stop.
     for number in 0..options.starts {
-        cluster.deploy(manifest(number, &options.sandbox)?).await?;
+        cluster.deploy(manifest(number, options)?).await?;
     }
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
     let mut caller = Caller::connect(cluster.functions()).await?;
@@ -135,11 +137,11 @@ fn name(number: usize) -> String {
     format!("cold-{number:05}")
 }
 
-fn manifest(number: usize, sandbox: &Sandbox) -> Result<Manifest> {
+fn manifest(number: usize, options: &Options) -> Result<Manifest> {
     Ok(Manifest {
         name: name(number).parse().context("a benchmark's name")?,
-        sandbox: sandbox.clone(),
-        resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(32) },
+        sandbox: options.sandbox.clone(),
+        resources: ManifestResources { cpu: MilliCpu(10), memory: options.memory },
         scaling: Scaling { keep_alive: Duration::from_secs(1), ..Scaling::default() },
         invocation: Invocation::default(),
         env: std::collections::BTreeMap::new(),
@@ -219,10 +221,29 @@ impl Phases {
     }
 }
 
-/// The built-in program as a function.
-#[must_use]
-pub fn built_in() -> Sandbox {
-    replay::sleeper()
+impl Options {
+    /// The built-in program, which is `program` with `args`.
+    #[must_use]
+    pub fn built_in(program: PathBuf, args: Vec<String>, starts: usize, per_second: f64) -> Self {
+        let (sandbox, memory) = (replay::sleeper(), Size::mib(32));
+        Self { program, args, sandbox, memory, starts, per_second }
+    }
+
+    /// A program in an interpreter's language, given to it as an argument.
+    #[must_use]
+    pub fn interpreted(
+        interpreter: &Path,
+        code: [&str; 2],
+        starts: usize,
+        per_second: f64,
+    ) -> Self {
+        let args = code.map(str::to_owned).to_vec();
+        let command = std::iter::once(interpreter.display().to_string()).chain(args.clone());
+        let sandbox = Sandbox { command: command.collect(), ..replay::sleeper() };
+        let program = interpreter.to_owned();
+        // Node reserves more than 128 MiB at its start.
+        Self { program, args, sandbox, memory: Size::mib(256), starts, per_second }
+    }
 }
 
 #[cfg(test)]

@@ -163,14 +163,23 @@ fn example() -> Result<(PathBuf, Vec<String>)> {
 
 async fn bench_cold(system: &System, starts: usize, per_second: f64, printer: Printer) -> Result {
     let (program, args) = example()?;
-    let sandbox = cold::built_in();
-    let options = cold::Options { program, args, sandbox, starts, per_second };
+    let options = cold::Options::built_in(program, args, starts, per_second);
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
     if printer.is_json() {
         printer.json(&cold)?;
     } else {
         print_cold(&cold, printer)?;
+    }
+    for (name, option, code) in INTERPRETERS {
+        let Some(interpreter) = installed(name) else {
+            printer.note(&format_args!("{name} is not in /usr/bin: left out"));
+            continue;
+        };
+        let few = starts.div_ceil(INTERPRETED);
+        let options = cold::Options::interpreted(&interpreter, [option, code], few, per_second);
+        let cold = cold::run(system, &options).await;
+        print_interpreted(name, &cold.or_fail(Kind::User, || "the measurement failed")?, printer)?;
     }
     let (bare, ours) = (&cold.bare_ms, &cold.dirigent_ms);
     let explained = cold.phases_to_total;
@@ -192,6 +201,30 @@ async fn bench_cold(system: &System, starts: usize, per_second: f64, printer: Pr
             Bar { text: format!("{} failed", cold.failed), holds: cold.failed == 0 },
         ],
     )
+}
+
+/// What interpreters take, beside it for information: the examples of the repository.
+const INTERPRETERS: [(&str, &str, &str); 2] = [
+    ("python3", "-c", include_str!("../../../../examples/hello-python/app.py")),
+    ("node", "-e", include_str!("../../../../examples/hello-node/server.js")),
+];
+/// One of so many starts is made of them: they take long.
+const INTERPRETED: usize = 20;
+
+/// Where a sandbox finds it too.
+fn installed(program: &str) -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/bin").join(program)).filter(|path| path.exists())
+}
+
+fn print_interpreted(name: &str, cold: &cold::Cold, printer: Printer) -> Result {
+    if printer.is_json() {
+        return printer.json(&serde_json::json!({ "interpreter": name, "cold": cold }));
+    }
+    let (bare, ours) = (&cold.bare_ms, &cold.dirigent_ms);
+    printer.line(&format_args!(
+        "{name}: bare {:.1} ms, dirigent {:.1} ms (medians of {}), {} failed",
+        bare.p50, ours.p50, ours.count, cold.failed
+    ))
 }
 
 /// A cold start's figures and where its time went.

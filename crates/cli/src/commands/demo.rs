@@ -65,8 +65,7 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     ))?;
 
     printer.note(&"2. cold starts, each beside a bare start of the same program");
-    let sandbox = cold::built_in();
-    let options = cold::Options { program, args: example, sandbox, starts: 50, per_second: 25.0 };
+    let options = cold::Options::built_in(program, example, 50, 25.0);
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
     bench::print_cold(&cold, printer)?;
