@@ -88,7 +88,7 @@ fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
     const PREPARED: usize = 64;
     let mut up = Up::start(&[]);
     // Every sandbox is gone soon after its calls.
-    let brief = hello("brief", "[scaling]\nmax = 25\nkeep_alive = \"1s\"\n");
+    let brief = hello("brief", "[scaling]\nmax = 25\nkeep_alive = \"100ms\"\n");
     up.ok(&["deploy", path(&brief)]);
     let marks = marks(&up);
     let made = Mutex::new(BTreeSet::new());
@@ -96,7 +96,7 @@ fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
-                    let response = up.get("brief", "/?sleep_ms=1000");
+                    let response = up.get("brief", "/?sleep_ms=500");
                     assert_eq!(response.status, 200, "{response:?}");
                     made.lock().unwrap().insert(response.header("x-sandbox").to_owned());
                 });
@@ -153,8 +153,11 @@ fn what_a_dead_one_left_is_removed_by_another_and_what_a_living_one_has_stays() 
     kill_keeper(&dead.state);
     // On a directory of its own; it looks around before it is ready.
     let mut another = Up::start(&[]);
-    let Traces { groups, tables, mounts, .. } = left.count();
-    assert_eq!((groups, tables, mounts), (0, 0, 0), "{}", another.said());
+    // A third that starts at this moment may be the one that does it.
+    until("nothing of the dead one is left", || {
+        let Traces { groups, tables, mounts, .. } = left.count();
+        (groups, tables, mounts) == (0, 0, 0)
+    });
     let after = kept.count();
     assert_eq!((after.tables, after.groups > 0), (before.tables, before.groups > 0));
     assert!(living.body("hello", "/").starts_with("Hello"));
