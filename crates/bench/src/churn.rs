@@ -20,7 +20,7 @@ use crate::{
     Cluster,
     load::{Call, Load},
     replay,
-    traces::{Marks, Settling, Traces},
+    traces::{Marks, PREPARED, Settling, Traces},
 };
 
 /// What is made.
@@ -73,7 +73,7 @@ pub async fn run(cluster: &dyn Cluster, state: &Path, options: Options) -> Resul
     // Sandboxes that are prepared ahead are replaced soon after the last one was used.
     let begun = Instant::now();
     let mut after = marks.count();
-    while !after.at_most(before, 0) && begun.elapsed() < PATIENCE {
+    while !after.at_most(before, PREPARED) && begun.elapsed() < PATIENCE {
         tokio::time::sleep(PAUSE).await;
         after = marks.count();
     }

@@ -11,6 +11,10 @@ use std::{
 
 use serde::Serialize;
 
+/// By how much figures may differ at rest: up to eight sandboxes are prepared ahead, with up to eight
+/// of each. They come and go, also while nobody calls.
+pub const PREPARED: usize = 64;
+
 /// What exists now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traces {

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use dirigent_bench::traces::{Marks, Settling, Traces};
+use dirigent_bench::traces::{Marks, PREPARED, Settling, Traces};
 use rustix::process::Signal;
 
 use crate::{
@@ -83,9 +83,6 @@ fn after_kill_9_under_load_all_functions_work_and_nothing_is_leaked() {
 #[test]
 fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
     const AT_ONCE: usize = 25;
-    // Sandboxes prepared ahead come and go, also while nobody calls: up to eight with up to eight of
-    // each. A hundred that leave one thing each leave more.
-    const PREPARED: usize = 64;
     let mut up = Up::start(&[]);
     // Every sandbox is gone soon after its calls.
     let brief = hello("brief", "[scaling]\nmax = 25\nkeep_alive = \"100ms\"\n");
