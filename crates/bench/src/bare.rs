@@ -2,11 +2,13 @@
 
 use std::{
     net::{Ipv4Addr, TcpListener},
+    ops::Range,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 /// Executes it with `$PORT` and nothing else of ours, silent.
 pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Child> {
@@ -22,15 +24,49 @@ pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Child>
         .with_context(|| format!("cannot execute {}", program.display()))
 }
 
+/// Below the ports that the kernel gives to outgoing connections and those of sandboxes. Who
+/// connects again and again to an ephemeral port on which nobody listens yet may be given that very
+/// port, and be connected to itself.
+const PORTS: Range<u16> = 10_000..20_000;
+
 /// A port that nobody listens on now.
 pub(crate) fn free_port() -> Result<u16> {
     free_ports(1)?.pop().context("no free port")
 }
 
-/// So many different ports that nobody listens on now.
+/// So many different ports that nobody listens on now, not soon given out again.
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let held: Result<Vec<TcpListener>> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port"))
-        .collect();
-    held?.iter().map(|held| Ok(held.local_addr().context("no local address")?.port())).collect()
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Processes that measure at once begin elsewhere.
+    let begin = std::process::id() as usize * 997;
+    let mut held = Vec::new();
+    for _ in PORTS {
+        if held.len() == count {
+            break;
+        }
+        let place = begin + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + u16::try_from(place % PORTS.len())?;
+        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+    }
+    if held.len() < count {
+        bail!("of ports {PORTS:?} {} are free, {count} are needed", held.len());
+    }
+    held.iter().map(|held| Ok(held.local_addr().context("no local address")?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_free_different_and_not_ephemeral() {
+        let first = free_ports(50).unwrap();
+        let mut all = free_ports(50).unwrap();
+        all.extend(&first);
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 100);
+        assert!(all.iter().all(|port| PORTS.contains(port)));
+        assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, first[0])).is_ok());
+    }
 }
