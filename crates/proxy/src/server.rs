@@ -142,14 +142,17 @@ async fn serve(
     stream.set_nodelay(true)?;
     let limit = shared.limits.head_timeout;
     // A token of its own: looking at a shared one takes a lock that all connections would share.
-    // It is looked at once, to be woken, and then when there is something to see.
+    // It is there to wake this task; what counts is whether the drain has begun, so that no answer
+    // leaves without saying that the connection ends.
     let token = shared.draining.child_token();
     let (mut cancelled, mut is_known) = (pin!(token.cancelled()), false);
     let mut drain = poll_fn(|cx| {
-        if is_known && !shared.is_draining.load(Acquire) {
+        if shared.is_draining.load(Acquire) {
+            return Poll::Ready(());
+        }
+        if std::mem::replace(&mut is_known, true) {
             return Poll::Pending;
         }
-        is_known = true;
         cancelled.as_mut().poll(cx)
     });
     let told = tokio::select! {
@@ -180,8 +183,8 @@ async fn serve(
         let mut connection = pin!(connection);
         tokio::select! {
             biased;
-            result = &mut connection => return Ok(result?),
             () = &mut drain => connection.as_mut().graceful_shutdown(),
+            result = &mut connection => return Ok(result?),
         }
         tokio::select! {
             biased;
@@ -201,8 +204,8 @@ async fn serve(
         let mut connection = pin!(connection);
         tokio::select! {
             biased;
-            result = &mut connection => return Ok(result?),
             () = &mut drain => connection.as_mut().graceful_shutdown(),
+            result = &mut connection => return Ok(result?),
         }
         tokio::select! {
             biased;
