@@ -130,9 +130,9 @@ fn broken(exchange: Box<Exchange>, lease: Lease, reused: bool, error: &RecvError
         }
         return Once::Outcome(Outcome::Failed(lost(error)));
     }
-    // A kept connection may have been closed for having been idle: no sign that the sandbox is
-    // out of reach.
-    lease.finish(if reused { Finish::Done } else { Finish::Unreachable }, None);
+    // It took the connection, so it is in reach. Its handler may have failed, or a kept connection
+    // may have been closed for having been idle; of its death the worker tells.
+    lease.finish(Finish::Done, None);
     let mut source = exchange.into_source();
     let whole = source.rewind().then_some(source);
     Once::Outcome(Outcome::Lost(whole, error.to_string()))
@@ -252,7 +252,9 @@ pub(crate) async fn over_http2(
                 lease.abandon(None);
                 return Outcome::Failed(client_failed(invocation, error));
             }
-            lease.finish(if reused { Finish::Done } else { Finish::Unreachable }, None);
+            // A new connection on which nothing can be sent is of no use to the next one either.
+            let useless = unanswered.unsent && !reused;
+            lease.finish(if useless { Finish::Unreachable } else { Finish::Done }, None);
             let whole = source.rewind();
             match (unanswered.unsent, whole) {
                 (true, true) => Outcome::Unsent(source),

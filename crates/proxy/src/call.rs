@@ -140,8 +140,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.shared.in_flight.fetch_sub(1, Relaxed);
         self.line.active.fetch_sub(1, Relaxed);
+        let now = self.shared.now().0;
+        self.line.answered_at.store(now, Relaxed);
         let Some(slot) = self.slot.take() else { return };
-        let total = self.shared.now().0.saturating_sub(self.arrived);
+        let total = now.saturating_sub(self.arrived);
         slot.metrics.count(self.status, total, self.cold, self.attempts);
         if self.cold {
             let metrics = &self.shared.metrics;

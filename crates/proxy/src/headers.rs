@@ -51,7 +51,7 @@ pub(crate) enum Framing {
 }
 
 /// Headers of one hop, which end here, and those that we write ourselves.
-fn ends_here(name: &HeaderName) -> bool {
+pub(crate) fn ends_here(name: &HeaderName) -> bool {
     let text = name.as_str();
     let known = match text.len() {
         2 => *name == header::TE,
@@ -59,7 +59,7 @@ fn ends_here(name: &HeaderName) -> bool {
         6 => *name == header::EXPECT,
         7 => *name == header::UPGRADE,
         9 => text == "forwarded",
-        10 => *name == header::CONNECTION || text == "keep-alive",
+        10 => *name == header::CONNECTION || text == "keep-alive" || text == "tracestate",
         11 => text == "traceparent",
         12 => text == "x-request-id",
         14 => *name == header::CONTENT_LENGTH || text == "http2-settings",
@@ -155,7 +155,13 @@ fn each(parts: &Parts, forward: &Forward, mut put: impl FnMut(&str, &[&[u8]])) {
     put("x-forwarded-host", &[given("x-forwarded-host").unwrap_or(host)]);
     put("x-request-id", &[forward.request_id.as_bytes()]);
     match headers.get("traceparent") {
-        Some(given) if ids::is_traceparent(given) => put("traceparent", &[given.as_bytes()]),
+        Some(given) if ids::is_traceparent(given) => {
+            put("traceparent", &[given.as_bytes()]);
+            for state in headers.get_all("tracestate") {
+                put("tracestate", &[state.as_bytes()]);
+            }
+        }
+        // The state belongs to the trace that is not continued.
         _ => put("traceparent", &[&ids::traceparent()]),
     }
     if forward.prefix > 0 {

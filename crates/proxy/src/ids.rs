@@ -67,9 +67,16 @@ pub(crate) fn is_request_id(value: &HeaderValue) -> bool {
     (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`, not all zero.
+/// `00-<32 hex>-<16 hex>-<2 hex>`, the ids not all zero (W3C Trace Context). A later version, but
+/// for the invalid `ff`, may have more behind that.
 pub(crate) fn is_traceparent(value: &HeaderValue) -> bool {
-    let mut parts = value.as_bytes().split(|&byte| byte == b'-');
+    let bytes = value.as_bytes();
+    let Some((known, more)) = bytes.split_at_checked(55) else { return false };
+    let is_first = known.starts_with(b"00-");
+    if known.starts_with(b"ff-") || !(more.is_empty() || (!is_first && more.starts_with(b"-"))) {
+        return false;
+    }
+    let mut parts = known.split(|&byte| byte == b'-');
     let mut part = |length: usize| {
         parts.next().is_some_and(|part| {
             part.len() == length
@@ -77,7 +84,7 @@ pub(crate) fn is_traceparent(value: &HeaderValue) -> bool {
                 && (length == 2 || part.iter().any(|&b| b != b'0'))
         })
     };
-    value.len() == 55 && part(2) && part(32) && part(16) && part(2)
+    part(2) && part(32) && part(16) && part(2)
 }
 
 /// A new trace context.
@@ -105,8 +112,15 @@ mod tests {
     #[test]
     fn trace_contexts_made_here_are_valid_and_wrong_ones_are_not() {
         assert!(is_traceparent(&HeaderValue::from_bytes(&traceparent()).unwrap()));
+        let ids = format!("{}-{}", "a".repeat(32), "1".repeat(16));
+        let is = |text: &str| is_traceparent(&HeaderValue::from_str(text).unwrap());
         for bad in ["", "00-0-0-00", &format!("00-{}-{}-01", "0".repeat(32), "1".repeat(16))] {
-            assert!(!is_traceparent(&HeaderValue::from_str(bad).unwrap()), "{bad}");
+            assert!(!is(bad), "{bad}");
+        }
+        assert!(is(&format!("00-{ids}-01")) && is(&format!("01-{ids}-01")));
+        assert!(is(&format!("01-{ids}-01-more")));
+        for bad in ["ff-{}-01", "00-{}-01-more", "01-{}-01more", "01-{}"] {
+            assert!(!is(&bad.replace("{}", &ids)), "{bad}");
         }
     }
 }

@@ -87,7 +87,8 @@ impl Front {
         // The time at which the head was read is near enough, and known already.
         let arrived = match request.version() {
             Version::HTTP_2 => shared.now().0,
-            _ => self.line.read_at.load(Relaxed),
+            // A request that was read with the one before it waited for that one's answer.
+            _ => self.line.read_at.load(Relaxed).max(self.line.answered_at.load(Relaxed)),
         };
         let request_id = match request.headers().get("x-request-id") {
             Some(given) if ids::is_request_id(given) => given.clone(),
@@ -272,7 +273,11 @@ impl Invocation {
     async fn acquire(&mut self, attempt: Attempt) -> Result<Bound, Failure> {
         let now = self.shared.now();
         let bound = match self.slot.admit(&self.shared, now, (self.id, self.home), attempt) {
-            Admission::Bound(bound) => bound,
+            Admission::Bound(mut bound) => {
+                // The sandbox was ready: nobody waited for its start.
+                bound.binding.start = None;
+                bound
+            }
             Admission::Refused(refusal) => return Err(Failure::refused(&refusal)),
             Admission::Queued(answer) => self.wait(answer).await?,
         };

@@ -35,6 +35,8 @@ use crate::{
 pub(crate) struct Line {
     /// When bytes last came: nanoseconds of the clock.
     pub(crate) read_at: AtomicU64,
+    /// When an invocation last ended.
+    pub(crate) answered_at: AtomicU64,
     /// Invocations being answered.
     pub(crate) active: AtomicU32,
     /// The response under way cannot be cut visibly by its framing: reset the connection instead.

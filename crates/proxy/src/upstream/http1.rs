@@ -268,7 +268,8 @@ impl Exchange {
         }
         let output = &mut self.conn.output;
         output.put_slice(b"0\r\n");
-        for (name, value) in trailers.into_iter().flatten() {
+        let goes = |(name, _): &(&HeaderName, &HeaderValue)| !headers::ends_here(name);
+        for (name, value) in trailers.into_iter().flatten().filter(goes) {
             output.put_slice(name.as_str().as_bytes());
             output.put_slice(b": ");
             output.put_slice(value.as_bytes());

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use dirigent_core::{
     Cause, Fault, Settings, StartFailure,
-    frame::{Status, WhyReturned},
+    frame::{FromDataPlane, Status, WhyReturned},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -73,16 +73,12 @@ async fn an_idempotent_call_that_was_lost_is_sent_once_more_elsewhere() {
         })
         .await;
         rig.serving("hello", function.clone(), dying.address, 1).await;
+        rig.grant(&function, 2, backend.address, 1).await;
         let request = format!(
             "{method} / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n{more}\
              Content-Length: 4\r\n\r\nbody"
         );
-        let call = rig.raw(&request);
-        let grant = async {
-            rig.returned(1, WhyReturned::Unreachable).await;
-            rig.grant(&function, 2, backend.address, 1).await;
-        };
-        let (answer, ()) = tokio::join!(call, grant);
+        let answer = rig.raw(&request).await;
         assert_eq!((status(&answer), body(&answer)), (200, "body"), "{method}: {answer}");
     }
 }
@@ -97,17 +93,37 @@ async fn a_call_that_was_lost_twice_or_may_not_be_repeated_is_answered_502() {
     assert_eq!(code(&answer), (502, "sandbox_lost"), "{answer}");
     let id = header(&answer, "x-dirigent-request-id").unwrap();
     assert!(body(&answer).contains(&format!("\"request_id\":\"{id}\"")), "{answer}");
-    rig.returned(1, WhyReturned::Unreachable).await;
 
     rig.grant(&function, 2, second.address, 1).await;
-    let call = rig.get("hello", "/");
-    let third = async {
-        rig.returned(2, WhyReturned::Unreachable).await;
-        rig.grant(&function, 3, first.address, 1).await;
-    };
-    let (answer, ()) = tokio::join!(call, third);
+    let answer = rig.get("hello", "/").await;
     assert_eq!(code(&answer), (502, "sandbox_lost"), "{answer}");
     assert_eq!((*first.connections.borrow(), *second.connections.borrow()), (2, 1));
+    // A handler that fails costs its function no sandbox: who finds one could force starts.
+    rig.demand("both are free", |demand| demand.held == 2 && demand.busy == 0).await;
+    let returned = |frame: &FromDataPlane| matches!(frame, FromDataPlane::Returned(_));
+    assert!(!rig.frames().iter().any(returned));
+}
+
+#[tokio::test]
+async fn a_sandbox_that_died_is_found_out_by_the_call_that_comes_next() {
+    let rig = Rig::start().await;
+    let function = Function::default();
+    // It answers one, and takes one more whose answer it does not live to give.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let backend = Backend::answering(|_, _| "alive".into()).await;
+    rig.serving("hello", function.clone(), address, 1).await;
+    let call = rig.get("hello", "/");
+    let die = async {
+        let (mut stream, _) = within(listener.accept()).await.unwrap();
+        drop(listener);
+        read_request(&mut stream).await;
+        drop(stream);
+        rig.returned(1, WhyReturned::Unreachable).await;
+        rig.grant(&function, 2, backend.address, 1).await;
+    };
+    let (answer, ()) = tokio::join!(call, die);
+    assert_eq!((status(&answer), body(&answer)), (200, "alive"), "{answer}");
 }
 
 #[tokio::test]

@@ -203,6 +203,23 @@ async fn a_cold_start_explains_itself() {
 }
 
 #[tokio::test]
+async fn the_first_call_of_a_sandbox_that_was_ready_is_a_warm_one() {
+    let rig = Rig::start().await;
+    let backend = Backend::answering(|_, _| "ok".into()).await;
+    let function = Function::default();
+    rig.function("hello", function.clone());
+    rig.subscribe("hello").await;
+    let second = Duration::from_secs(1);
+    let start = StartPhases { create: second, ..StartPhases::default() };
+    rig.grant_started(&function, 1, backend.address, Some(start)).await;
+    rig.demand("a free slot", |demand| demand.held == 1).await;
+    let answer = rig.get("hello", "/").await;
+    let timing = header(&answer, "server-timing").unwrap();
+    assert!(timing.starts_with("queue;dur=") && !timing.contains("create"), "{timing}");
+    assert!(!rig.proxy.metrics_page().contains("cold_starts_total{function=\"default/hello\"} 1"));
+}
+
+#[tokio::test]
 async fn a_drain_answers_what_is_under_way_and_accepts_nothing_more() {
     let rig = Rig::start().await;
     let (release, held) = tokio::sync::watch::channel(false);
