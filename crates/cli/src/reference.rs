@@ -40,7 +40,7 @@ fn meaning(source: &str, sections: &[(&str, &str)], key: &str) -> String {
 fn the_reference_page_shows_every_key_of_the_configuration() {
     let defaults: Loaded<UpConfig> = load(Sources::default()).unwrap();
     let (settings, flags) = (defaults.settings().unwrap(), every_flag());
-    let sections = [("", "UpConfig"), ("compat", "CompatConfig")];
+    let sections = [("", "UpConfig"), ("limits", "LimitsConfig"), ("compat", "CompatConfig")];
     let mut table = "| Key | Type | Default | Variable | Flag | Means |\n".to_owned();
     table += "|---|---|---|---|---|---|\n";
     for Key { path, kind: shape } in keys::<UpConfig>() {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use dirigent_core::{Bytes, Isolation, RuntimeKind, units};
+use dirigent_proxy::Limits;
 use dirigent_service::{
     config::{ConfigError, Flag, Loaded, Sources, load},
     telemetry::Format,
@@ -45,6 +46,9 @@ pub(crate) struct UpConfig {
     pub(crate) drain: Duration,
     /// Domains under which functions are called, as `NAME.DOMAIN`; the flag adds to `localhost`.
     pub(crate) domains: Vec<String>,
+    /// Hosts that are no function's: there, as at an IP address, the path names it,
+    /// `/fn/NAME/...`.
+    pub(crate) gateways: Vec<String>,
     /// Functions are refused rather than run with less: `plain`, `basic`, `strict`.
     pub(crate) min_isolation: Option<Isolation>,
     /// What starts sandboxes: `process`, or `fake` for tests.
@@ -68,8 +72,65 @@ pub(crate) struct UpConfig {
     pub(crate) log: String,
     /// `text` or `json`.
     pub(crate) log_format: Format,
+    /// What the data plane bounds.
+    pub(crate) limits: LimitsConfig,
     /// Registration as the published system does it.
     pub(crate) compat: CompatConfig,
+}
+
+/// `[limits]`: bounds of the data plane, each with what is answered when it is reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsConfig {
+    /// Client connections at once; the next is answered 503 and closed.
+    pub(crate) connections: usize,
+    /// Calls at once, waiting ones included; the next is answered 503.
+    pub(crate) in_flight: usize,
+    /// Bytes of a call's head; more is answered 431.
+    pub(crate) head: Bytes,
+    /// From the first byte of a head to its last; longer is answered 408.
+    #[serde(with = "units::duration")]
+    pub(crate) head_timeout: Duration,
+    /// Bytes of a call's body; more is answered 413. No limit if nothing is said: bodies are
+    /// streamed, not kept.
+    pub(crate) body: Option<Bytes>,
+    /// Silence between two calls of a connection, then it is closed.
+    #[serde(with = "units::duration")]
+    pub(crate) idle_connection: Duration,
+    /// How long a client may refuse to take bytes of an answer, then it is cut.
+    #[serde(with = "units::duration")]
+    pub(crate) client_stall: Duration,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            connections: limits.connections,
+            in_flight: limits.in_flight,
+            head: Bytes(limits.head_bytes as u64),
+            head_timeout: limits.head_timeout,
+            body: limits.body_bytes.map(Bytes),
+            idle_connection: limits.idle_connection,
+            client_stall: limits.client_stall,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// As the data plane takes them.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            connections: self.connections,
+            in_flight: self.in_flight,
+            head_bytes: usize::try_from(self.head.0).unwrap_or(usize::MAX),
+            head_timeout: self.head_timeout,
+            body_bytes: self.body.map(|body| body.0),
+            idle_connection: self.idle_connection,
+            client_stall: self.client_stall,
+            ..Limits::default()
+        }
+    }
 }
 
 /// `[compat]`.
@@ -90,6 +151,7 @@ impl Default for UpConfig {
             state: None,
             drain: Duration::from_secs(30),
             domains: vec!["localhost".to_owned()],
+            gateways: Vec::new(),
             min_isolation: None,
             runtime: RuntimeKind::Process,
             memory: None,
@@ -101,6 +163,7 @@ impl Default for UpConfig {
             hello: true,
             log: "warn".to_owned(),
             log_format: Format::Text,
+            limits: LimitsConfig::default(),
             compat: CompatConfig::default(),
         }
     }
@@ -159,6 +222,15 @@ fn check(config: &UpConfig) -> Result {
     }
     if config.cpu_overcommit == 0 || config.sandboxes == 0 || config.starts == Some(0) {
         return Err(Fail::config("cpu_overcommit, sandboxes and starts must be at least 1"));
+    }
+    if config.limits.connections == 0 || config.limits.in_flight == 0 {
+        return Err(Fail::config("limits.connections and limits.in_flight must be at least 1"));
+    }
+    if !(Bytes(1 << 10)..=Bytes(16 << 20)).contains(&config.limits.head) {
+        return Err(Fail::config(format!(
+            "limits.head: {} is not from 1 KiB to 16 MiB",
+            config.limits.head
+        )));
     }
     Ok(())
 }

@@ -45,7 +45,8 @@ impl Roles {
         // Left by a life that was killed, it would be taken for this one's.
         forget(&dir.join(FUNCTIONS_FILE));
         let data_plane = dirigent_proxy::Config {
-            hosts: HostRules::new(&config.domains, &[]),
+            hosts: HostRules::new(&config.domains, &config.gateways),
+            limits: config.limits.limits(),
             state: Some(dir.join("data-plane")),
             ..dirigent_proxy::Config::new(config.listen)
         };

@@ -14,7 +14,7 @@ use rustix::process::getuid;
 
 use crate::{
     hello,
-    host::{PATIENCE, State, Up, example, folder, has, until},
+    host::{PATIENCE, State, Up, example, folder, has, send, until},
     path,
 };
 
@@ -329,4 +329,23 @@ fn a_full_disk_costs_lines_of_the_log_and_the_log_says_so() {
         log.lines().filter(|line| line.contains(&format!("GET /full-{long} request"))).count();
     assert_eq!(kept + lost, rounds * CALLS, "{log}");
     assert!(log.lines().all(|line| line.matches("GET /").count() <= 1), "{log}");
+}
+
+#[test]
+fn limits_and_gateways_are_configured() {
+    let file = folder(&[(
+        "dirigent-up.toml",
+        "gateways = [\"functions.example\"]\n[limits]\nbody = \"1KiB\"\nhead = \"2KiB\"\n",
+    )]);
+    let path = file.path().join("dirigent-up.toml");
+    let up = Up::start(&["--config", path.to_str().unwrap()]);
+    assert!(up.body("functions.example", "/fn/hello/").starts_with("Hello"));
+    let post = |length: usize| {
+        let body = "x".repeat(length);
+        let head = format!("POST / HTTP/1.1\r\nhost: hello\r\ncontent-length: {length}\r\n");
+        send(&up.functions, format!("{head}connection: close\r\n\r\n{body}").as_bytes()).unwrap()
+    };
+    assert_eq!((post(1024).status, post(1025).status), (200, 413));
+    let long = "x".repeat(3000);
+    assert_eq!(up.get("hello", &format!("/{long}")).status, 431);
 }
