@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::MissedTickBehavior,
 };
 
 use crate::{
@@ -67,15 +68,18 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
         cluster.deploy(manifest(number, options)?).await?;
     }
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
+    let mut pace = tokio::time::interval(gap);
+    // After a slow start the machine gets its pause all the same.
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut caller = Caller::connect(cluster.functions()).await?;
     let (mut bare, mut dirigent, mut phases) = (Vec::new(), Vec::new(), Phases::default());
     let mut failed = 0;
     for number in 0..options.starts {
-        tokio::time::sleep(gap).await;
+        pace.tick().await;
         bare.push(ms(bare_start(options).await?));
-        tokio::time::sleep(gap).await;
+        tokio::time::sleep(gap / 2).await;
         let way = caller.way().await?;
-        tokio::time::sleep(gap).await;
+        pace.tick().await;
         match caller.call(&name(number)).await {
             Ok((took, timing)) => {
                 dirigent.push(ms(took));
