@@ -509,4 +509,17 @@ pub struct StartPhases {
     pub create: Duration,
     /// From the program being executed to its listening.
     pub init: Duration,
+    /// What no part measured between the worker being told and the control plane hearing that it
+    /// listens: frames on their way.
+    #[serde(default)]
+    pub wire: Duration,
+}
+
+impl StartPhases {
+    /// All of them together.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        let Self { decide, place, fetch, create, init, wire } = *self;
+        decide + place + fetch + create + init + wire
+    }
 }

@@ -14,7 +14,8 @@ use crate::{Shared, records::Record, slot::FunctionSlot, wire::Line};
 /// Nanoseconds of each phase; zero for what did not happen.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Phases {
-    /// Waiting for a slot, less what of it was a start.
+    /// Waiting for a slot, less what of it was a start: until it was decided, and the frames between
+    /// the control plane and here.
     pub(crate) queue: u64,
     /// The start that it waited for, as far as it waited.
     pub(crate) start: Option<StartPhases>,
@@ -78,7 +79,7 @@ impl Call {
         {
             self.cold = true;
             let start = seen(start, Duration::from_nanos(waited));
-            waited = waited.saturating_sub(nanos(sum(&start)));
+            waited = waited.saturating_sub(nanos(start.total()));
             self.phases.start = Some(start);
         }
         self.phases.queue += waited;
@@ -117,17 +118,14 @@ impl Call {
 
     fn each_phase(&self, put: &mut dyn FnMut(&'static str, u64)) {
         let Phases { queue, start, connect, first_byte } = self.phases;
-        match start {
-            None => put("queue", queue),
-            Some(start) => {
-                put("decide", nanos(start.decide));
-                put("place", nanos(start.place));
-                put("fetch", nanos(start.fetch));
-                put("create", nanos(start.create));
-                put("init", nanos(start.init));
-                // What no process measured: frames on their way.
-                put("wire", queue);
-            }
+        put("queue", queue);
+        if let Some(start) = start {
+            put("decide", nanos(start.decide));
+            put("place", nanos(start.place));
+            put("fetch", nanos(start.fetch));
+            put("create", nanos(start.create));
+            put("init", nanos(start.init));
+            put("wire", nanos(start.wire));
         }
         if connect > 0 {
             put("connect", connect);
@@ -191,7 +189,7 @@ fn put_millis(out: &mut Vec<u8>, nanos: u64) {
 
 /// The last `waited` of a start: what came before was not seen by this invocation.
 fn seen(start: StartPhases, waited: Duration) -> StartPhases {
-    let mut unseen = sum(&start).saturating_sub(waited);
+    let mut unseen = start.total().saturating_sub(waited);
     let mut less = |phase: Duration| {
         let cut = phase.min(unseen);
         unseen -= cut;
@@ -203,11 +201,8 @@ fn seen(start: StartPhases, waited: Duration) -> StartPhases {
         fetch: less(start.fetch),
         create: less(start.create),
         init: less(start.init),
+        wire: less(start.wire),
     }
-}
-
-fn sum(start: &StartPhases) -> Duration {
-    start.decide + start.place + start.fetch + start.create + start.init
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -237,8 +232,8 @@ mod tests {
     #[test]
     fn only_the_part_of_a_start_that_was_waited_for_counts() {
         let ms = Duration::from_millis;
-        let start =
-            StartPhases { decide: ms(1), place: ms(2), fetch: ms(0), create: ms(3), init: ms(4) };
+        let (decide, place, create, init) = (ms(1), ms(2), ms(3), ms(4));
+        let start = StartPhases { decide, place, create, init, ..StartPhases::default() };
         let part = seen(start, ms(6));
         assert_eq!((part.decide, part.place, part.create, part.init), (ms(0), ms(0), ms(2), ms(4)));
         assert_eq!(seen(start, ms(20)), start);

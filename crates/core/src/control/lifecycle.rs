@@ -85,20 +85,23 @@ impl Function {
         address: Address,
         phases: StartPhases,
     ) {
-        c.fleet.ready(c.now, sandbox);
+        let now = c.now;
+        c.fleet.ready(now, sandbox);
         let Some(active) = self.active.as_deref_mut() else { return };
         let became = active.change(sandbox, |entry| {
             let place = entry.phases.map_or(Duration::ZERO, |phases| phases.place);
             entry.address = Some(address);
             (entry.stage == Stage::Starting).then(|| {
                 entry.stage = Stage::Ready;
-                entry.phases = Some(StartPhases { place, ..phases });
+                let measured = StartPhases { place, ..phases };
+                let wire = now.since(entry.decided).saturating_sub(measured.total());
+                entry.phases = Some(StartPhases { wire, ..measured });
                 (entry.decided, entry.revision.number)
             })
         });
         // Else it was told to stop meanwhile, and that order is on its way.
         let Some(Some((decided, number))) = became else { return };
-        let took = c.now.since(decided);
+        let took = now.since(decided);
         // The artifact's fetch happens once per worker and says nothing about the next start.
         active.start_time.add(took.saturating_sub(phases.fetch));
         active.crashes.in_row = 0;
