@@ -29,10 +29,14 @@ mod tests;
 
 pub use event::{Attempt, Binding, Effect, Event, Finish, Refusal, Verdict};
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
-    FunctionView, InvocationId, SandboxId, Time,
+    FunctionView, InvocationId, RevisionId, SandboxId, Serial, Time,
     frame::{Demand, FromDataPlane, Grant, Holding, Returned, Share, Status, WhyReturned},
 };
 
@@ -47,6 +51,12 @@ const DEMAND_EVERY: Duration = Duration::from_secs(1);
 /// and a queue twice as long, is told at once.
 const QUEUE_EVERY: Duration = Duration::from_millis(1);
 
+/// What was said so long ago on a stream that is still up has arrived: a stream without progress is
+/// given up after 10 s.
+const ARRIVED: Duration = Duration::from_secs(30);
+/// So many sandboxes given back as `Closing` are remembered.
+const CLOSING: usize = 1000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Gate {
@@ -59,6 +69,9 @@ pub struct Gate {
     queue: Queue,
     /// Slots still to be given back as they become free.
     owed: u32,
+    /// Given back as `Closing` not long ago: if the stream breaks, that may have been lost with it,
+    /// and nobody else knows that a handler may still run there.
+    closing: BTreeMap<SandboxId, Closing>,
     effects: VecDeque<Effect>,
     telling: Telling,
     born: Time,
@@ -67,6 +80,14 @@ pub struct Gate {
     busy_integral: u64,
     arrivals: u64,
     finished: u64,
+}
+
+/// A sandbox given back because a handler may still run in it.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    returned: Returned,
+    revision: RevisionId,
+    at: Time,
 }
 
 /// When the demand is told.
@@ -96,6 +117,7 @@ impl Gate {
             attached: true,
             queue: Queue::default(),
             owed: 0,
+            closing: BTreeMap::new(),
             effects: VecDeque::new(),
             telling: Telling::default(),
             born: now,
@@ -200,7 +222,7 @@ impl Gate {
         self.holdings.is_empty() && self.queue.is_empty()
     }
 
-    /// What the data plane's `Hello` says of this function.
+    /// What is held.
     #[must_use]
     pub fn holdings(&self) -> Vec<Holding> {
         self.holdings
@@ -213,6 +235,22 @@ impl Gate {
                 draining: held.stage != Stage::Serving,
             })
             .collect()
+    }
+
+    /// What the data plane's `Hello` says of this function: what is held, and what was given back
+    /// as `Closing` so lately that it may have been lost with the stream. That is claimed until it
+    /// is given back once more, after the `Hello`.
+    #[must_use]
+    pub fn claims(&self) -> Vec<Holding> {
+        let mut claims = self.holdings();
+        claims.extend(self.closing.values().map(|closing| Holding {
+            sandbox: closing.returned.sandbox,
+            revision: closing.revision,
+            share: closing.returned.share,
+            busy: 0,
+            draining: true,
+        }));
+        claims
     }
 
     /// The demand as of now.
@@ -370,6 +408,7 @@ impl Gate {
             return;
         }
         self.telling.changed = true;
+        self.closing.remove(&grant.sandbox);
         let known = self.view.targets.iter().find(|target| target.id == grant.revision);
         // Without knowing better, one slot is taken for all there is: a sandbox recycled for
         // nothing costs less than an invocation beside an abandoned one.
@@ -462,6 +501,11 @@ impl Gate {
         self.attached = true;
         self.owed = 0;
         self.holdings.forget_serials();
+        for closing in self.closing.values_mut() {
+            closing.at = self.now;
+            let returned = Returned { serial: Serial::default(), ..closing.returned };
+            self.effects.push_back(Effect::Send(FromDataPlane::Returned(returned)));
+        }
         let leaving: Vec<(usize, WhyReturned)> = self
             .holdings
             .iter()
@@ -502,8 +546,16 @@ impl Gate {
         self.telling.changed = true;
         let held = self.holdings.at(at);
         let (sandbox, share, serial) = (held.sandbox, held.share(), held.serial);
+        let (revision, returned) = (held.revision, Returned { sandbox, share, serial, why });
         self.holdings.remove(at);
-        self.returned(Returned { sandbox, share, serial, why });
+        if why == WhyReturned::Closing {
+            let at = self.now;
+            self.closing.retain(|_, closing| closing.at + ARRIVED > at);
+            if self.closing.len() < CLOSING {
+                self.closing.insert(sandbox, Closing { returned, revision, at });
+            }
+        }
+        self.returned(returned);
         self.effects.push_back(Effect::Close { sandbox });
     }
 

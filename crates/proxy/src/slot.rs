@@ -278,7 +278,7 @@ impl FunctionSlot {
     pub(crate) fn introduce(&self, stream: u64, now: Time) -> (Vec<Holding>, Demand) {
         let mut inner = lock(&self.inner);
         inner.stream = stream;
-        (inner.gate.holdings(), inner.gate.demand(now))
+        (inner.gate.claims(), inner.gate.demand(now))
     }
 
     pub(crate) fn demand(&self, now: Time) -> Demand {

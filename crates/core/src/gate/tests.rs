@@ -375,6 +375,34 @@ fn an_abandoned_invocation_recycles_a_sandbox_of_one_slot_only() {
 }
 
 #[test]
+fn a_sandbox_given_back_as_closing_is_told_again_to_the_next_leader() {
+    let mut gate = gate(1);
+    granted(&mut gate, ms(1), 1, 1);
+    assert_eq!(admit(&mut gate, ms(2), 1), "1");
+    finish(&mut gate, ms(3), 1, Finish::Abandoned);
+    assert_eq!(done(&mut gate), ["return 1 of 1 after 1: closing", "close 1"]);
+    // The stream breaks, and perhaps the frame was lost with it.
+    gate.handle(ms(4), Event::Detached);
+    let holding = Holding {
+        sandbox: sandbox(1),
+        revision: revision(1),
+        share: Share::Slots(1),
+        busy: 0,
+        draining: true,
+    };
+    assert_eq!(gate.claims(), [holding]);
+    assert!(gate.is_empty());
+    gate.handle(ms(5), Event::Attached);
+    assert_eq!(done(&mut gate), ["return 1 of 1 after 0: closing"]);
+    // Long after, another one of its kind is given back: the first has arrived.
+    granted(&mut gate, ms(40_000), 2, 1);
+    assert_eq!(admit(&mut gate, ms(40_000), 2), "2");
+    finish(&mut gate, ms(40_001), 2, Finish::Abandoned);
+    let held: Vec<SandboxId> = gate.claims().iter().map(|held| held.sandbox).collect();
+    assert_eq!(held, [sandbox(2)]);
+}
+
+#[test]
 fn an_unreachable_sandbox_gets_nothing_more_and_goes_back_when_empty() {
     let mut gate = gate(2);
     granted(&mut gate, ms(1), 1, 2);

@@ -87,6 +87,8 @@ struct World {
     /// Bits of the revisions that are targets.
     targets: u32,
     sandboxes: BTreeMap<SandboxId, Known>,
+    /// Given back because a handler may still run there.
+    closing: BTreeSet<SandboxId>,
     waiting: Vec<(InvocationId, Attempt)>,
     bound: Vec<(InvocationId, SandboxId)>,
     attached: bool,
@@ -130,6 +132,7 @@ impl World {
             version: 1,
             targets: 1,
             sandboxes: BTreeMap::new(),
+            closing: BTreeSet::new(),
             waiting: Vec::new(),
             bound: Vec::new(),
             attached: true,
@@ -418,6 +421,15 @@ impl World {
     /// What goes back is idle, and counted.
     fn returned(&mut self, returned: Returned) -> u32 {
         assert!(self.attached, "without a stream nothing is given back");
+        let again = self.closing.contains(&returned.sandbox);
+        if again && !self.sandboxes.contains_key(&returned.sandbox) {
+            // It may have been lost with the stream: it is said once more to the next leader.
+            assert_eq!((returned.why, returned.serial.0), (WhyReturned::Closing, 0));
+            return 0;
+        }
+        if returned.why == WhyReturned::Closing {
+            self.closing.insert(returned.sandbox);
+        }
         let known = self.sandboxes.get_mut(&returned.sandbox).expect("only what is held goes back");
         assert!(returned.serial.0 <= self.serial, "a serial that was given");
         if returned.why != WhyReturned::Idle {
