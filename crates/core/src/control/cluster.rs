@@ -52,6 +52,9 @@ pub(crate) struct Cluster {
     pub(crate) on_worker: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
     /// Slots that data planes hold of sandboxes that no worker has reported yet.
     pub(crate) claims: BTreeMap<SandboxId, Vec<(DataPlaneId, Share)>>,
+    /// Sandboxes that a data plane gave back as not to be used again, while their worker had not
+    /// attached yet. Forgotten when every worker has.
+    pub(crate) condemned: BTreeSet<SandboxId>,
     /// Adopted sandboxes whose slots may be held by a data plane that has not attached yet.
     pub(crate) unsure: BTreeSet<SandboxId>,
     pub(crate) artifacts: Artifacts,
@@ -94,6 +97,7 @@ impl Cluster {
             homes: BTreeMap::new(),
             on_worker: BTreeMap::new(),
             claims: BTreeMap::new(),
+            condemned: BTreeSet::new(),
             unsure: BTreeSet::new(),
             artifacts: Artifacts::default(),
             recovering: true,

@@ -322,7 +322,10 @@ impl Function {
         for (by, share) in claims {
             self.claim(c, by, sandbox, share);
         }
-        if stage == Stage::Ready {
+        let condemned = c.condemned.remove(&sandbox);
+        if stage == Stage::Ready && condemned {
+            self.recall(c, sandbox);
+        } else if stage == Stage::Ready {
             self.put_to_use(c, sandbox, number);
         }
         c.look_at(self.id());

@@ -20,7 +20,7 @@ use crate::{
     },
     frame::{
         DataPlaneHello, Demand, FromDataPlane, FromWorker, Hello, PROTOCOL, Returned,
-        SandboxReport, Share, ToDataPlane, Welcome,
+        SandboxReport, Share, ToDataPlane, Welcome, WhyReturned,
     },
 };
 
@@ -59,11 +59,30 @@ impl Control {
             self.with(home, |f, c| f.returned(c, from, returned));
         } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
             // Nobody has it, or its worker has not attached: dropped on the holder's evidence.
-            claims.retain(|(by, _)| *by != from);
+            let mut left = false;
+            claims.retain_mut(|(by, share)| {
+                if *by != from {
+                    return true;
+                }
+                // Of several slots some may be in use still.
+                match (&mut *share, returned.share) {
+                    (Share::Slots(held), Share::Slots(back)) if back < *held => {
+                        *held -= back;
+                        left = true;
+                    }
+                    (Share::Slots(_) | Share::Open, Share::Slots(_) | Share::Open) => return false,
+                }
+                true
+            });
             if claims.is_empty() {
                 self.cluster.claims.remove(&sandbox);
             }
-            if let Some(peer) = self.cluster.peers.get_mut(from) {
+            let spoilt = matches!(returned.why, WhyReturned::Unreachable | WhyReturned::Closing);
+            if spoilt && !self.cluster.fleet.all_recorded_attached() {
+                // Its worker may still report it: then it is not to be used again.
+                self.cluster.condemned.insert(sandbox);
+            }
+            if let Some(peer) = self.cluster.peers.get_mut(from).filter(|_| !left) {
                 peer.holds.remove(&sandbox);
             }
         }
@@ -457,6 +476,7 @@ impl Control {
         if self.cluster.recovering || !self.cluster.fleet.all_recorded_attached() {
             return;
         }
+        self.cluster.condemned.clear();
         let claims: Vec<(SandboxId, DataPlaneId)> = self
             .cluster
             .claims

@@ -127,6 +127,42 @@ fn what_is_claimed_and_no_worker_has_is_gone() {
 }
 
 #[test]
+fn some_slots_given_back_before_their_worker_attaches_leave_the_others_claimed() {
+    let (mut records, function) = records(&Settings::default());
+    Arc::make_mut(&mut records.functions[0]).revisions[0].spec = Arc::new(spec("a", 3));
+    let mut world = World::with(records);
+    let holding = Holding { share: Share::Slots(3), busy: 1, ..holding(function, 1) };
+    let sandbox = holding.sandbox;
+    world.attach_plane_with(PLANE, "a", vec![holding]);
+    let (share, why) = (Share::Slots(2), WhyReturned::Idle);
+    let returned = Returned { sandbox, share, serial: Serial(0), why };
+    world.plane(PLANE, FromDataPlane::Returned(returned));
+    world.attach_worker_with(vec![report(function, 1)]);
+    world.demand(PLANE, demand(function, 5, 1, 1));
+    let granted = world.granted();
+    let shares: Vec<Share> = granted.iter().map(|(_, grant)| grant.share).collect();
+    assert_eq!(shares, [Share::Slots(2)], "one of three is in use");
+}
+
+#[test]
+fn what_was_given_back_as_closing_before_its_worker_attaches_is_recycled() {
+    let (records, function) = records(&Settings::default());
+    let mut world = World::with(records);
+    let holding = holding(function, 1);
+    let sandbox = holding.sandbox;
+    world.attach_plane_with(PLANE, "a", vec![holding]);
+    world.give_back(PLANE, sandbox, WhyReturned::Closing);
+    world.said();
+    world.attach_worker_with(vec![report(function, 1)]);
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let said = world.said();
+    assert!(said.contains(&stop(sandbox)), "a handler may still run in it: {said:?}");
+    assert!(
+        !said.iter().any(|e| matches!(e, Effect::ToDataPlane { frame: ToDataPlane::Grant(_), .. }))
+    );
+}
+
+#[test]
 fn a_data_plane_keeps_its_slots_while_it_is_silent() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     world.demand(PLANE, demand(function, 1, 0, 0));
