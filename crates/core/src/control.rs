@@ -9,6 +9,7 @@
 //! is active of the function that it touches; what is longer is done some at a time.
 
 mod api;
+mod audit;
 mod cluster;
 mod deploy;
 mod describe;
@@ -30,6 +31,7 @@ mod tests;
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub use audit::{Booked, Remembered};
 pub use event::{
     Answer, Call, Decision, Effect, Event, FailureDescription, FunctionDescription,
     FunctionSummary, Measure, Outcome, Refusal, RevisionDescription, SandboxDescription,

@@ -1,0 +1,81 @@
+//! The books, laid open for whoever checks them from outside: the simulator's invariants.
+
+use crate::{
+    DataPlaneId, Epoch, RevisionId, SandboxId,
+    control::{Control, WorkerSummary},
+};
+
+/// A sandbox in the books.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booked {
+    /// Which.
+    pub sandbox: SandboxId,
+    /// What runs in it.
+    pub revision: RevisionId,
+    /// Slots; 0 is no limit.
+    pub concurrency: u32,
+    /// `wanted`, `starting`, `ready`, `recalling`, `stopping` or `gone`.
+    pub stage: &'static str,
+    /// Its worker does not answer.
+    pub lost: bool,
+    /// Who holds how many of its slots.
+    pub holders: Vec<(DataPlaneId, u32)>,
+}
+
+/// How many objects of each kind are remembered: what must be bounded by what lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Functions with active state.
+    pub active: usize,
+    /// Sandboxes by their function.
+    pub homes: usize,
+    /// Slots claimed of sandboxes that no worker reported.
+    pub claims: usize,
+    /// Writes on their way.
+    pub writes: usize,
+    /// Users who wait for a revision.
+    pub waiters: usize,
+}
+
+impl Control {
+    /// The term of office.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.cluster.epoch()
+    }
+
+    /// Every sandbox in the books.
+    #[must_use]
+    pub fn booked(&self) -> Vec<Booked> {
+        let active = self.functions.values().filter_map(|function| function.active.as_deref());
+        active
+            .flat_map(|active| active.sandboxes.values())
+            .map(|entry| Booked {
+                sandbox: entry.id,
+                revision: entry.revision,
+                concurrency: entry.concurrency,
+                stage: entry.stage.name(),
+                lost: entry.lost,
+                holders: entry.holders.iter().map(|(id, held)| (*id, held.slots)).collect(),
+            })
+            .collect()
+    }
+
+    /// The workers with what is reserved on them.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerSummary> {
+        self.cluster.fleet.summaries()
+    }
+
+    /// See [`Remembered`].
+    #[must_use]
+    pub fn remembered(&self) -> Remembered {
+        Remembered {
+            active: self.functions.values().filter(|f| f.active.is_some()).count(),
+            homes: self.cluster.homes.len(),
+            claims: self.cluster.claims.len(),
+            writes: self.cluster.writes.len(),
+            waiters: self.cluster.waiters.len(),
+        }
+    }
+}
