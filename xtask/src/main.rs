@@ -1,4 +1,4 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,tidy,generate,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,sim,tidy,generate,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
@@ -30,6 +30,12 @@ enum Task {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// The cluster in simulated time, with faults: `--seeds N` on all cores, or one `--seed S --log`.
+    Sim {
+        /// Passed on to the simulator.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
@@ -54,6 +60,7 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Check => check()?,
         Task::Test { install, filter } => test::test(install, filter.as_deref())?,
+        Task::Sim { args } => sim(&args)?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
         Task::Ci => {
@@ -69,6 +76,13 @@ fn perform(task: Task) -> Result<()> {
 fn generate() -> Result<()> {
     let args = ["test", "--quiet", "--workspace", "--", "reference_page", "as_reviewed"];
     run::cargo_with("generated files", &args, &[("UPDATE", "1")])
+}
+
+/// With assertions on, but optimised (see the profiles in `Cargo.toml`).
+fn sim(args: &[String]) -> Result<()> {
+    let mut all = vec!["run", "--quiet", "--package", "dirigent-sim", "--"];
+    all.extend(args.iter().map(String::as_str));
+    run::cargo("simulation", &all)
 }
 
 /// Cheapest first, so that a red gate is red early.

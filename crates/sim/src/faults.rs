@@ -1,0 +1,252 @@
+//! What goes wrong, and how it is healed.
+
+use std::time::Duration;
+
+use dirigent_core::{Bytes, Cause, SandboxId};
+
+use crate::{
+    agenda::{Host, What},
+    store::Mood,
+    world::World,
+};
+
+/// All kinds, as they are counted.
+pub const FAULTS: [&str; 14] = [
+    "control plane dies",
+    "cut one way",
+    "data plane dies",
+    "leader without store",
+    "mumbling store",
+    "partition",
+    "pause",
+    "refusing store",
+    "sandbox crashes",
+    "sandbox out of memory",
+    "slow link",
+    "slow store",
+    "worker's daemon dies",
+    "worker's host dies",
+];
+
+/// What is undone later.
+#[derive(Clone, Debug)]
+pub(crate) enum Undo {
+    Cut(Vec<(Host, Host)>),
+    Slow(Host, Host),
+    Store,
+}
+
+impl World {
+    /// Something goes wrong.
+    pub(crate) fn fault(&mut self) {
+        if !self.faulty() {
+            return;
+        }
+        let pause = 500 + u64::from(self.random.draw() % 3500);
+        self.after(Duration::from_millis(pause), What::Fault);
+        let lasts = Duration::from_millis(
+            match self.random.draw() % 4 {
+                0 => 50,
+                1 => 500,
+                2 => 2500,
+                _ => 6000,
+            } + u64::from(self.random.draw() % 1000),
+        );
+        let kind = match self.random.below(12) {
+            0 => self.cut_one_way(lasts),
+            1 => self.partition(lasts),
+            2 => self.slow_link(lasts),
+            3 => self.crash(Host::Control(0), lasts),
+            4 => self.crash(Host::Plane(0), lasts),
+            5 | 6 => self.crash(Host::Worker(0), lasts),
+            7 => self.pause(lasts),
+            8 => self.sour_store(lasts),
+            9 => self.cut_off_store(lasts),
+            _ => self.kill_sandbox(),
+        };
+        if let Some(kind) = kind {
+            *self.counts.faults.entry(kind).or_default() += 1;
+        }
+    }
+
+    fn any_host(&mut self) -> Host {
+        let (c, p, w) = (self.controls.len(), self.planes.len(), self.workers.len());
+        match self.random.below(c + p + w) {
+            n if n < c => Host::Control(n),
+            n if n < c + p => Host::Plane(n - c),
+            n => Host::Worker(n - c - p),
+        }
+    }
+
+    fn undo_after(&mut self, lasts: Duration, undo: Undo) {
+        self.next_undo += 1;
+        let number = self.next_undo;
+        self.undos.insert(number, undo);
+        self.after(lasts, What::Mend { number });
+    }
+
+    pub(crate) fn undo(&mut self, number: u64) {
+        match self.undos.remove(&number) {
+            Some(Undo::Cut(ways)) => ways.into_iter().for_each(|(from, to)| self.mend(from, to)),
+            Some(Undo::Slow(from, to)) => self.net.speed_up(from, to),
+            Some(Undo::Store) => self.store.mood = Mood::Well,
+            None => {}
+        }
+    }
+
+    fn cut_one_way(&mut self, lasts: Duration) -> Option<&'static str> {
+        let (from, to) = (self.any_host(), self.any_host());
+        if from == to {
+            return None;
+        }
+        self.cut(from, to);
+        self.undo_after(lasts, Undo::Cut(vec![(from, to)]));
+        Some("cut one way")
+    }
+
+    /// A set of hosts is cut from the others.
+    fn partition(&mut self, lasts: Duration) -> Option<&'static str> {
+        let mut all = self.hosts();
+        all.push(Host::Store);
+        let side: Vec<Host> =
+            all.iter().copied().filter(|_| self.random.draw().is_multiple_of(3)).collect();
+        let mut ways = Vec::new();
+        for &a in &side {
+            for &b in all.iter().filter(|b| !side.contains(b)) {
+                ways.push((a, b));
+                ways.push((b, a));
+            }
+        }
+        if ways.is_empty() {
+            return None;
+        }
+        for &(from, to) in &ways {
+            self.cut(from, to);
+        }
+        self.undo_after(lasts, Undo::Cut(ways));
+        Some("partition")
+    }
+
+    fn slow_link(&mut self, lasts: Duration) -> Option<&'static str> {
+        let (from, to) = (self.any_host(), self.any_host());
+        self.net.slow_down(from, to);
+        self.undo_after(lasts, Undo::Slow(from, to));
+        Some("slow link")
+    }
+
+    fn crash(&mut self, kind: Host, lasts: Duration) -> Option<&'static str> {
+        let silently = self.random.draw().is_multiple_of(3);
+        let (host, word) = match kind {
+            Host::Control(_) => {
+                (Host::Control(self.random.below(self.controls.len())), "control plane dies")
+            }
+            Host::Plane(_) => {
+                (Host::Plane(self.random.below(self.planes.len())), "data plane dies")
+            }
+            Host::Worker(_) | Host::Store => {
+                let word = if silently { "worker's host dies" } else { "worker's daemon dies" };
+                (Host::Worker(self.random.below(self.workers.len())), word)
+            }
+        };
+        if !self.is_up(host) {
+            return None;
+        }
+        match host {
+            Host::Control(c) => self.crash_control(c, silently),
+            Host::Plane(p) => self.crash_plane(p, silently),
+            Host::Worker(w) => self.crash_worker(w, silently),
+            Host::Store => {}
+        }
+        self.after(lasts / 2, What::Restart { host });
+        Some(word)
+    }
+
+    pub(crate) fn restart(&mut self, host: Host) {
+        if self.is_up(host) {
+            return;
+        }
+        match host {
+            Host::Control(c) => self.start_control(c),
+            Host::Plane(p) => self.start_plane(p),
+            Host::Worker(w) => self.start_worker(w),
+            Host::Store => {}
+        }
+    }
+
+    /// A process stands still, and does not know it.
+    fn pause(&mut self, lasts: Duration) -> Option<&'static str> {
+        let until = self.now.after(lasts);
+        let host = self.any_host();
+        match host {
+            Host::Control(c) => self.controls.get_mut(c)?.paused = until,
+            Host::Plane(p) => {
+                let p = self.planes.get_mut(p)?;
+                p.paused = until;
+                p.resumed = until;
+            }
+            Host::Worker(w) => self.workers.get_mut(w)?.paused = until,
+            Host::Store => {}
+        }
+        Some("pause")
+    }
+
+    fn sour_store(&mut self, lasts: Duration) -> Option<&'static str> {
+        let moods = [Mood::Slow, Mood::Refusing, Mood::Mumbling];
+        self.store.mood = moods.get(self.random.below(3)).copied().unwrap_or_default();
+        self.undo_after(lasts, Undo::Store);
+        Some(match self.store.mood {
+            Mood::Slow => "slow store",
+            Mood::Refusing => "refusing store",
+            Mood::Well | Mood::Mumbling => "mumbling store",
+        })
+    }
+
+    fn cut_off_store(&mut self, lasts: Duration) -> Option<&'static str> {
+        let control = Host::Control(self.leader()?);
+        let mut ways = vec![(Host::Store, control), (control, Host::Store)];
+        ways.truncate(1 + self.random.below(2));
+        if self.random.draw().is_multiple_of(2) {
+            // The others see neither it nor its beat: they elect, and two lead.
+            for other in (0..self.controls.len()).map(Host::Control).filter(|c| *c != control) {
+                ways.push((other, control));
+                ways.push((control, other));
+            }
+        }
+        for &(from, to) in &ways {
+            self.cut(from, to);
+        }
+        self.undo_after(lasts, Undo::Cut(ways));
+        Some("leader without store")
+    }
+
+    fn kill_sandbox(&mut self) -> Option<&'static str> {
+        let all: Vec<(usize, u64, SandboxId)> = self
+            .workers
+            .iter()
+            .enumerate()
+            .flat_map(|(n, w)| w.sandboxes.keys().map(move |id| (n, w.durable.boot, *id)))
+            .collect();
+        let pick = self.random.below(all.len());
+        let &(worker, boot, sandbox) = all.get(pick)?;
+        let (cause, word) = if self.random.draw().is_multiple_of(2) {
+            (Cause::Signalled { signal: 11 }, "sandbox crashes")
+        } else {
+            (Cause::OutOfMemory { limit: Bytes::mib(128) }, "sandbox out of memory")
+        };
+        self.sandbox_gone(worker, sandbox, boot, cause);
+        Some(word)
+    }
+
+    /// Everything is well again, and stays so.
+    pub(crate) fn heal(&mut self) {
+        self.healed = true;
+        let all: Vec<u64> = self.undos.keys().copied().collect();
+        for number in all {
+            self.undo(number);
+        }
+        self.store.mood = Mood::Well;
+        for host in self.hosts() {
+            self.restart(host);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! A deploy that was acknowledged is in the store, whichever control planes died since.
+
+use crate::world::World;
+
+pub(super) const NAME: &str = "acknowledged_deploys_last";
+
+impl World {
+    pub(super) fn check_acknowledged(&mut self) {
+        let mut missing = None;
+        for (name, revision) in &self.users.acknowledged {
+            let record = self.store.functions.get(&revision.function);
+            let newest = record.and_then(|r| r.revisions.iter().map(|r| r.number).max());
+            if newest.is_none_or(|newest| newest < revision.number) {
+                missing = Some(format!("{revision} of {name} was acknowledged: {record:?}"));
+            }
+        }
+        if !self.users.acknowledged.is_empty() {
+            self.hold(NAME, missing.is_none(), |_| missing.unwrap_or_default());
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! In no leader's books are more slots of a sandbox held than it has, nor do the data planes that
+//! live hold more of it together.
+
+use std::collections::BTreeMap;
+
+use dirigent_core::{SandboxId, frame::Share};
+
+use crate::world::World;
+
+pub(super) const NAME: &str = "books_within_concurrency";
+
+impl World {
+    pub(super) fn check_books(&mut self) {
+        let mut over = None;
+        let mut seen = false;
+        for machine in self.controls.iter().filter_map(|c| c.leads.as_ref()) {
+            for booked in machine.booked() {
+                let held: u32 = booked.holders.iter().map(|(_, slots)| slots).sum();
+                seen |= held > 0;
+                if booked.concurrency > 0 && held > booked.concurrency {
+                    over = Some(format!("{:?} booked: {booked:?}", machine.epoch()));
+                }
+            }
+        }
+        let mut held: BTreeMap<SandboxId, u32> = BTreeMap::new();
+        let gates = self.planes.iter().filter(|p| p.up).flat_map(|p| p.gates.values());
+        for holding in gates.flat_map(|f| f.gate.holdings()) {
+            if let Share::Slots(slots) = holding.share {
+                *held.entry(holding.sandbox).or_default() += slots;
+            }
+        }
+        for (sandbox, held) in held {
+            let limit = self.concurrency_of(sandbox);
+            if limit.is_some_and(|limit| limit > 0 && held > limit) {
+                over = Some(format!("{held} slots of {sandbox} are held, it has {limit:?}"));
+            }
+        }
+        if seen || over.is_some() {
+            self.hold(NAME, over.is_none(), |_| over.unwrap_or_default());
+        }
+    }
+}

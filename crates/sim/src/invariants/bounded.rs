@@ -1,0 +1,32 @@
+//! When everything is quiet, what is remembered is bounded by what lives.
+
+use crate::world::World;
+
+pub(super) const NAME: &str = "bounded";
+
+impl World {
+    pub(super) fn check_bounded(&mut self) {
+        let running: usize = self.workers.iter().map(|w| w.sandboxes.len()).sum();
+        let leader = self.leader().and_then(|c| self.controls.get(c));
+        let Some(machine) = leader.and_then(|c| c.leads.as_ref()) else { return };
+        let remembered = machine.remembered();
+        let calls: usize = self.planes.iter().map(|p| p.calls.len()).sum();
+        let queues: usize =
+            self.net.streams.values().map(|s| s.up.queue.len() + s.down.queue.len()).sum();
+        let peers = self.planes.len() + self.workers.len();
+        let holds = remembered.homes <= running
+            && remembered.claims == 0
+            && remembered.writes == 0
+            && remembered.waiters == 0
+            && calls == 0
+            && queues <= 4 * peers
+            && self.net.streams.len() <= peers;
+        let (agenda, streams) = (self.agenda.len(), self.net.streams.len());
+        self.hold(NAME, holds && agenda < 1000, |_| {
+            format!(
+                "{running} sandboxes, {peers} peers; {remembered:?}, {calls} calls, {queues} \
+                 packets, {streams} streams, {agenda} events ahead"
+            )
+        });
+    }
+}

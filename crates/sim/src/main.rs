@@ -1,0 +1,98 @@
+//! `cargo xtask sim`: runs seeds on all cores, or one seed with its log.
+
+#![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use clap::Parser;
+use dirigent_sim::{Options, Report, invariants, run};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask sim", about = "The cluster in simulated time, with faults")]
+struct Args {
+    /// How many seeds.
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// The first seed; with no `--seeds` the only one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what happened.
+    #[arg(long)]
+    log: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match args.seed {
+        Some(seed) if args.seeds == 200 => one(seed, args.log),
+        first => many(first.unwrap_or(1), args.seeds),
+    }
+}
+
+fn one(seed: u64, log: bool) -> ExitCode {
+    let report = run(Options { seed, log, ..Options::default() });
+    if let Some(log) = &report.log {
+        println!("{log}");
+    }
+    println!("{:#?}", report.counts);
+    match report.complaint(seed) {
+        Some(complaint) => {
+            println!("{complaint}");
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("seed={seed} hash={:016x}: every invariant held", report.hash);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn many(first: u64, seeds: u64) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicU64::new(first);
+    let work = || {
+        let mut reports = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if seed >= first + seeds {
+                return reports;
+            }
+            reports.push((seed, run(Options { seed, ..Options::default() })));
+        }
+    };
+    let reports: Vec<(u64, Report)> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect()
+    });
+    let mut failed = 0;
+    let (mut steps, mut calls) = (0, 0);
+    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut premises: BTreeMap<&str, u64> = BTreeMap::new();
+    for (seed, report) in &reports {
+        steps += report.counts.steps;
+        calls += report.counts.calls;
+        for (kind, count) in &report.counts.faults {
+            *faults.entry(kind).or_default() += count;
+        }
+        for (name, count) in &report.premises {
+            *premises.entry(name).or_default() += count;
+        }
+        if let Some(complaint) = report.complaint(*seed) {
+            println!("{complaint}");
+            failed += 1;
+        }
+    }
+    println!("faults: {faults:?}\npremises: {premises:?}");
+    let untested: Vec<&str> =
+        invariants::NAMES.into_iter().filter(|name| !premises.contains_key(name)).collect();
+    if !untested.is_empty() {
+        println!("never put to the test: {untested:?}");
+    }
+    println!("{} seeds, {failed} failed, {steps} steps, {calls} calls", reports.len());
+    let well = failed == 0 && untested.is_empty() && reports.len() as u64 == seeds;
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,304 @@
+//! The simulated network: streams between peers and control planes, and what can go wrong on them.
+//!
+//! A stream is as TCP with keep-alive: packets of one direction keep their order; on a direction
+//! that is cut they wait and come when it is mended, unless an end noticed the silence before. What
+//! was on the way when an end closes may be lost. A host that loses power says nothing: its peers
+//! find out by silence, or by the refusal of its next life.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use dirigent_core::{
+    Epoch, StreamId, Time,
+    frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker},
+};
+
+use crate::{
+    agenda::{Host, What},
+    world::World,
+};
+
+/// An end that hears nothing for so long closes (keep-alive of the transport).
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// What travels on a stream.
+#[derive(Clone, Debug)]
+pub(crate) enum Packet {
+    Opened,
+    FromPlane(FromDataPlane),
+    FromWorker(FromWorker),
+    ToPlane(ToDataPlane),
+    ToWorker(ToWorker),
+    Closed,
+}
+
+/// One direction of a stream.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    pub(crate) queue: VecDeque<Packet>,
+    /// Packets whose time came while the direction was cut.
+    stalled: usize,
+    last: Time,
+}
+
+/// A connection of a peer to a control plane.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) peer: Host,
+    pub(crate) control: usize,
+    /// Of the leader at its other end.
+    pub(crate) epoch: Epoch,
+    /// Whether the control plane's end and the peer's are open.
+    pub(crate) control_open: bool,
+    pub(crate) peer_open: bool,
+    pub(crate) up: Way,
+    pub(crate) down: Way,
+}
+
+impl Stream {
+    fn way(&mut self, up: bool) -> &mut Way {
+        if up { &mut self.up } else { &mut self.down }
+    }
+
+    fn ends(&self, up: bool) -> (Host, Host) {
+        let control = Host::Control(self.control);
+        if up { (self.peer, control) } else { (control, self.peer) }
+    }
+
+    fn is_over(&self) -> bool {
+        !self.control_open
+            && !self.peer_open
+            && self.up.queue.is_empty()
+            && self.down.queue.is_empty()
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Net {
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
+    /// Directions that are cut, by how many faults.
+    cut: BTreeMap<(Host, Host), u32>,
+    /// Directions that are slow, by how many faults.
+    slow: BTreeMap<(Host, Host), u32>,
+    next: u64,
+}
+
+impl Net {
+    pub(crate) fn is_cut(&self, from: Host, to: Host) -> bool {
+        self.cut.contains_key(&(from, to))
+    }
+
+    /// Whether two hosts hear each other.
+    pub(crate) fn joined(&self, a: Host, b: Host) -> bool {
+        !self.is_cut(a, b) && !self.is_cut(b, a)
+    }
+
+    /// Streams whose ends died together are forgotten.
+    pub(crate) fn sweep(&mut self) {
+        self.streams.retain(|_, stream| !stream.is_over());
+    }
+
+    pub(crate) fn slow_down(&mut self, from: Host, to: Host) {
+        *self.slow.entry((from, to)).or_default() += 1;
+    }
+
+    pub(crate) fn speed_up(&mut self, from: Host, to: Host) {
+        release(&mut self.slow, (from, to));
+    }
+}
+
+fn release(counted: &mut BTreeMap<(Host, Host), u32>, key: (Host, Host)) -> bool {
+    let Some(count) = counted.get_mut(&key) else { return false };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counted.remove(&key);
+    }
+    last
+}
+
+impl World {
+    /// How long a packet takes.
+    pub(crate) fn delay(&mut self, from: Host, to: Host) -> Duration {
+        let usual = 50_000 + u64::from(self.random.draw() % 450_000);
+        let slow = self.net.slow.contains_key(&(from, to));
+        let more = if slow { u64::from(self.random.draw() % 300_000_000) } else { 0 };
+        Duration::from_nanos(usual + more)
+    }
+
+    pub(crate) fn cut(&mut self, from: Host, to: Host) {
+        *self.net.cut.entry((from, to)).or_default() += 1;
+        let hit: Vec<StreamId> = self
+            .net
+            .streams
+            .iter()
+            .filter(|(_, s)| s.ends(true) == (from, to) || s.ends(false) == (from, to))
+            .map(|(id, _)| *id)
+            .collect();
+        for stream in hit {
+            for up in [true, false] {
+                let more = Duration::from_millis(u64::from(self.random.draw() % 500));
+                self.after(KEEP_ALIVE + more, What::Silent { stream, up });
+            }
+        }
+    }
+
+    pub(crate) fn mend(&mut self, from: Host, to: Host) {
+        if !release(&mut self.net.cut, (from, to)) {
+            return;
+        }
+        let mut due = Vec::new();
+        for (&stream, s) in &mut self.net.streams {
+            for up in [true, false] {
+                if s.ends(up) == (from, to) {
+                    let stalled = std::mem::take(&mut s.way(up).stalled);
+                    due.extend(std::iter::repeat_n((stream, up), stalled));
+                }
+            }
+        }
+        for (stream, up) in due {
+            self.after(Duration::from_micros(200), What::Deliver { stream, up });
+        }
+    }
+
+    /// An end may notice that it hears nothing: it closes.
+    pub(crate) fn silent(&mut self, stream: StreamId, up: bool) {
+        let Some(s) = self.net.streams.get(&stream) else { return };
+        let (from, to) = s.ends(up);
+        let other = if up { s.peer_open } else { s.control_open };
+        if !other || !self.net.joined(from, to) || !self.is_up(from) {
+            self.close_end(stream, up);
+        }
+    }
+
+    /// Opens a stream to a control plane.
+    pub(crate) fn open(&mut self, peer: Host, control: usize) -> StreamId {
+        self.net.next += 1;
+        let stream = StreamId(self.net.next);
+        let epoch = self.epoch_of(control).unwrap_or_default();
+        self.net.streams.insert(
+            stream,
+            Stream {
+                peer,
+                control,
+                epoch,
+                control_open: true,
+                peer_open: true,
+                up: Way::default(),
+                down: Way::default(),
+            },
+        );
+        self.send(stream, true, Packet::Opened);
+        stream
+    }
+
+    /// Puts a packet on its way.
+    pub(crate) fn send(&mut self, stream: StreamId, up: bool, packet: Packet) {
+        let Some(s) = self.net.streams.get(&stream) else { return };
+        let open = if up { s.peer_open } else { s.control_open };
+        if !open && !matches!(packet, Packet::Closed) {
+            return;
+        }
+        let (from, to) = s.ends(up);
+        for packet in self.tamper(stream, up, packet) {
+            let delay = self.delay(from, to);
+            let now = self.now;
+            let Some(s) = self.net.streams.get_mut(&stream) else { return };
+            let way = s.way(up);
+            let at = (now.after(delay)).max(Time(way.last.0 + 1));
+            way.last = at;
+            way.queue.push_back(packet);
+            self.agenda.put(at, What::Deliver { stream, up });
+        }
+    }
+
+    /// The next packet of a direction arrives.
+    pub(crate) fn deliver(&mut self, stream: StreamId, up: bool) {
+        let Some(s) = self.net.streams.get_mut(&stream) else { return };
+        let (from, to) = s.ends(up);
+        if self.net.cut.contains_key(&(from, to)) {
+            s.way(up).stalled += 1;
+            return;
+        }
+        if let Some(until) = self.paused_until(to) {
+            self.agenda.put(until, What::Deliver { stream, up });
+            return;
+        }
+        let Some(s) = self.net.streams.get_mut(&stream) else { return };
+        let Some(packet) = s.way(up).queue.pop_front() else { return };
+        let open = if up { s.control_open } else { s.peer_open };
+        if open && self.is_up(to) {
+            self.trace.note(self.now, &packet);
+            if up { self.control_hears(stream, packet) } else { self.peer_hears(stream, packet) }
+        } else if !matches!(packet, Packet::Closed) && self.is_up(to) {
+            // The kernel of a host that knows nothing of this connection refuses it.
+            self.send(stream, !up, Packet::Closed);
+        }
+        self.forget_if_over(stream);
+    }
+
+    /// One end closes: the control plane's (`up`), or the peer's.
+    pub(crate) fn close_end(&mut self, stream: StreamId, up: bool) {
+        let Some(s) = self.net.streams.get_mut(&stream) else { return };
+        let open = if up { &mut s.control_open } else { &mut s.peer_open };
+        if !std::mem::take(open) {
+            return;
+        }
+        let (peer, control) = (s.peer, s.control);
+        // A reset: what is on the way may be lost from some point on.
+        if self.random.draw().is_multiple_of(2) {
+            let n = self
+                .net
+                .streams
+                .get(&stream)
+                .map_or(0, |s| if up { s.down.queue.len() } else { s.up.queue.len() });
+            let keep = self.random.below(n + 1);
+            if let Some(s) = self.net.streams.get_mut(&stream) {
+                s.way(!up).queue.truncate(keep);
+            }
+        }
+        self.send(stream, !up, Packet::Closed);
+        if up {
+            self.control_lost(control, stream);
+        } else {
+            self.peer_lost(peer, stream);
+        }
+        self.forget_if_over(stream);
+    }
+
+    /// Every stream of a host that died; `silently` if its kernel died with it.
+    pub(crate) fn drop_streams(&mut self, host: Host, silently: bool) {
+        let mine: Vec<(StreamId, bool)> = self
+            .net
+            .streams
+            .iter()
+            .filter_map(|(&id, s)| match host {
+                Host::Control(c) if s.control == c && s.control_open => Some((id, true)),
+                _ if s.peer == host && s.peer_open => Some((id, false)),
+                _ => None,
+            })
+            .collect();
+        for (stream, up) in mine {
+            let Some(s) = self.net.streams.get_mut(&stream) else { continue };
+            if up {
+                s.control_open = false;
+            } else {
+                s.peer_open = false;
+            }
+            if silently {
+                self.after(KEEP_ALIVE, What::Silent { stream, up: !up });
+            } else {
+                self.send(stream, !up, Packet::Closed);
+            }
+        }
+    }
+
+    fn forget_if_over(&mut self, stream: StreamId) {
+        if self.net.streams.get(&stream).is_some_and(Stream::is_over) {
+            self.net.streams.remove(&stream);
+        }
+    }
+}

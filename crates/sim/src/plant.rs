@@ -1,0 +1,238 @@
+//! Faults planted on purpose: each breaks one contract between the machines and the world, so that
+//! the invariant which guards it must complain. They live here, never in the product.
+
+use dirigent_core::{
+    DataPlaneId, Epoch, FunctionId, StreamId,
+    control::Event,
+    frame::{
+        DataPlaneHello, FromDataPlane, FromWorker, Returned, Share, ToDataPlane, ToWorker,
+        WhyReturned,
+    },
+    gate,
+};
+
+use crate::{agenda::Host, net::Packet, plane::Durable, world::World};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Plant {
+    /// A data plane that falls silent is taken to hold nothing: its slots are granted again.
+    RegrantOnSilence,
+    /// What a data plane says that it holds is not told to the next leader.
+    GrantUnclaimed,
+    /// A slot counts as free when its caller leaves.
+    FreedAtDisconnect,
+    /// `Kept` is taken for `Returned`.
+    KeptAsReturned,
+    /// A worker's snapshot to a new leader lacks what it runs.
+    SnapshotBelieved,
+    /// Peers obey any epoch.
+    OldEpochObeyed,
+    /// A sandbox that starts is told to be refused: its reservation is forgotten.
+    ReservationForgotten,
+    /// Invocations queued at a redeploy are dropped.
+    DroppedAtRedeploy,
+    /// An address is released although data planes may still use it.
+    AddressReused,
+    /// An order to start arrives again after the sandbox was stopped.
+    StartAfterStop,
+    /// A grant is applied twice.
+    FrameTwice,
+    /// A retry although it was sent and may not be sent again.
+    SentTwice,
+    /// Now and then a caller is never answered.
+    AnswerForgotten,
+    /// The store takes writes of a deposed leader.
+    WriteAfterDeposition,
+    /// The store acknowledges a deploy and forgets it.
+    DeployForgotten,
+    /// Data planes' `Returned` get lost.
+    ReturnLost,
+    /// Workers offer more than they have.
+    CapacityInvented,
+    /// Recalls by number get lost: idle slots stay where they are.
+    RecallLost,
+    /// Orders to stop get lost.
+    StopLost,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::RegrantOnSilence,
+        Self::GrantUnclaimed,
+        Self::FreedAtDisconnect,
+        Self::KeptAsReturned,
+        Self::SnapshotBelieved,
+        Self::OldEpochObeyed,
+        Self::ReservationForgotten,
+        Self::DroppedAtRedeploy,
+        Self::AddressReused,
+        Self::StartAfterStop,
+        Self::FrameTwice,
+        Self::SentTwice,
+        Self::AnswerForgotten,
+        Self::WriteAfterDeposition,
+        Self::DeployForgotten,
+        Self::ReturnLost,
+        Self::CapacityInvented,
+        Self::RecallLost,
+        Self::StopLost,
+    ];
+}
+
+impl World {
+    /// What is really sent instead of a packet.
+    pub(crate) fn tamper(&mut self, stream: StreamId, up: bool, packet: Packet) -> Vec<Packet> {
+        let Some(plant) = self.plant else { return vec![packet] };
+        let peer = self.net.streams.get(&stream).map(|s| s.peer);
+        if up { self.tamper_up(plant, peer, packet) } else { self.tamper_down(plant, peer, packet) }
+    }
+
+    fn tamper_up(&mut self, plant: Plant, peer: Option<Host>, packet: Packet) -> Vec<Packet> {
+        match (plant, packet) {
+            (Plant::GrantUnclaimed, Packet::FromPlane(FromDataPlane::Hello(mut hello))) => {
+                hello.holdings.clear();
+                vec![Packet::FromPlane(FromDataPlane::Hello(hello))]
+            }
+            (Plant::OldEpochObeyed, Packet::FromPlane(FromDataPlane::Hello(mut hello))) => {
+                hello.hello.highest_epoch = Epoch(0);
+                vec![Packet::FromPlane(FromDataPlane::Hello(hello))]
+            }
+            (Plant::OldEpochObeyed, Packet::FromWorker(FromWorker::Hello(mut hello))) => {
+                hello.hello.highest_epoch = Epoch(0);
+                vec![Packet::FromWorker(FromWorker::Hello(hello))]
+            }
+            (Plant::SnapshotBelieved, Packet::FromWorker(FromWorker::Hello(mut hello))) => {
+                hello.sandboxes.clear();
+                vec![Packet::FromWorker(FromWorker::Hello(hello))]
+            }
+            (
+                Plant::ReservationForgotten,
+                Packet::FromWorker(FromWorker::SandboxReady { sandbox, .. }),
+            ) if self.random.draw().is_multiple_of(10) => {
+                let message = "planted".to_owned();
+                vec![Packet::FromWorker(FromWorker::Refused { sandbox, message })]
+            }
+            (Plant::KeptAsReturned, Packet::FromPlane(FromDataPlane::Kept { function, n })) => {
+                let returned = self.as_returned(peer, function, n);
+                let kept = FromDataPlane::Kept { function, n };
+                vec![Packet::FromPlane(returned.map_or(kept, FromDataPlane::Returned))]
+            }
+            (Plant::AddressReused, Packet::FromWorker(frame)) => {
+                if let FromWorker::SandboxGone { sandbox, .. } = &frame {
+                    // A worker that does not know it hears it in vain.
+                    self.planted_release.push(*sandbox);
+                }
+                vec![Packet::FromWorker(frame)]
+            }
+            (Plant::ReturnLost, Packet::FromPlane(FromDataPlane::Returned(_)))
+                if self.random.draw().is_multiple_of(4) =>
+            {
+                Vec::new()
+            }
+            (_, packet) => vec![packet],
+        }
+    }
+
+    fn tamper_down(&mut self, plant: Plant, peer: Option<Host>, packet: Packet) -> Vec<Packet> {
+        match (plant, packet) {
+            (Plant::FrameTwice, Packet::ToPlane(frame @ ToDataPlane::Grant(_))) => {
+                vec![Packet::ToPlane(frame.clone()), Packet::ToPlane(frame)]
+            }
+            (Plant::RecallLost, Packet::ToPlane(ToDataPlane::Recall { .. }))
+            | (Plant::StopLost, Packet::ToWorker(ToWorker::StopSandbox { .. })) => Vec::new(),
+            (Plant::OldEpochObeyed, Packet::ToPlane(ToDataPlane::Welcome { mut welcome, you })) => {
+                welcome.epoch = welcome.epoch.max(self.durable_of(peer).epoch);
+                vec![Packet::ToPlane(ToDataPlane::Welcome { welcome, you })]
+            }
+            (Plant::OldEpochObeyed, Packet::ToWorker(ToWorker::Welcome { mut welcome, you })) => {
+                welcome.epoch = welcome.epoch.max(self.durable_of(peer).epoch);
+                vec![Packet::ToWorker(ToWorker::Welcome { welcome, you })]
+            }
+            (Plant::StartAfterStop, Packet::ToWorker(frame)) => {
+                let mut frames = vec![Packet::ToWorker(frame.clone())];
+                match frame {
+                    ToWorker::StartSandbox(order) => self.planted_order = Some(order),
+                    ToWorker::ReleaseAddress { .. } => {
+                        let order = self.planted_order.take();
+                        frames.extend(order.map(|o| Packet::ToWorker(ToWorker::StartSandbox(o))));
+                    }
+                    _ => {}
+                }
+                frames
+            }
+            (Plant::AddressReused, Packet::ToWorker(frame)) => {
+                let gone = self.planted_release.iter().rev().take(32).copied();
+                gone.map(|sandbox| ToWorker::ReleaseAddress { sandbox })
+                    .chain([frame])
+                    .map(Packet::ToWorker)
+                    .collect()
+            }
+            (_, packet) => vec![packet],
+        }
+    }
+
+    fn durable_of(&self, peer: Option<Host>) -> Durable {
+        match peer {
+            Some(Host::Plane(plane)) => self.planes.get(plane).map(|p| p.durable),
+            Some(Host::Worker(worker)) => self.workers.get(worker).map(|w| w.durable),
+            Some(Host::Control(_) | Host::Store) | None => None,
+        }
+        .unwrap_or_default()
+    }
+
+    fn as_returned(&self, peer: Option<Host>, function: FunctionId, n: u32) -> Option<Returned> {
+        let Some(Host::Plane(plane)) = peer else { return None };
+        let gate = &self.planes.get(plane)?.gates.get(&function)?.gate;
+        let held = gate.holdings().into_iter().find(|held| held.share != Share::Open)?;
+        let (sandbox, share) = (held.sandbox, Share::Slots(n));
+        let serial = dirigent_core::Serial(1);
+        Some(Returned { sandbox, share, serial, why: WhyReturned::Idle })
+    }
+
+    /// The machine hears that a data plane which fell silent holds nothing.
+    pub(crate) fn silence_planted(&mut self, control: usize, stream: StreamId) {
+        let peer = self.net.streams.get(&stream).map(|s| s.peer);
+        let (Some(Plant::RegrantOnSilence), Some(peer @ Host::Plane(plane))) = (self.plant, peer)
+        else {
+            return;
+        };
+        let stream = StreamId(stream.0 + 1_000_000_000);
+        let Some(durable) = self.planes.get(plane).map(|p| p.durable) else { return };
+        let hello = DataPlaneHello {
+            hello: Durable { epoch: Epoch(0), ..durable }.hello(),
+            holdings: Vec::new(),
+            names: Vec::new(),
+            demands: Vec::new(),
+        };
+        let name = format!("{peer:?}").into();
+        self.tell_control(control, Event::DataPlaneAttached { stream, name });
+        let frame = FromDataPlane::Hello(Box::new(hello));
+        self.tell_control(control, Event::DataPlaneSaid { stream, frame });
+        self.tell_control(control, Event::Detached { stream });
+    }
+
+    /// Drops those who wait when a new revision is configured.
+    pub(crate) fn drop_at_redeploy(&mut self, plane: usize, function: FunctionId) {
+        if self.plant != Some(Plant::DroppedAtRedeploy) {
+            return;
+        }
+        let Some(p) = self.planes.get_mut(plane) else { return };
+        let mut dropped = Vec::new();
+        for (&invocation, call) in &mut p.calls {
+            if call.function == Some(function) && call.stage == crate::calls::Stage::Queued {
+                call.queue_until = dirigent_core::Time(u64::MAX);
+                dropped.push(invocation);
+            }
+        }
+        for invocation in dropped {
+            self.tell_gate(plane, function, gate::Event::Left { invocation });
+        }
+    }
+
+    /// The ids of data planes as their leaders gave them.
+    pub(crate) fn plane_of(&self, id: DataPlaneId) -> Option<usize> {
+        self.plane_ids.get(&id).copied()
+    }
+}

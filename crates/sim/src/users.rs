@@ -1,0 +1,195 @@
+//! Users: callers in an open loop behind a load balancer, and operators who deploy.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use dirigent_core::{
+    Bytes, FunctionName, Isolation, Listen, MilliCpu, Protocol, RequestId, Resources, RevisionId,
+    RuntimeKind, SandboxSpec, Settings, Spec,
+    control::{Answer, Call, Event, Refusal},
+};
+
+use crate::{agenda::What, world::World};
+
+/// Functions that exist from time to time; one name more is never deployed.
+const FUNCTIONS: usize = 5;
+const CALLERS_PAUSE: Duration = Duration::from_millis(40);
+
+/// What an operator waits for.
+#[derive(Clone, Debug)]
+struct Request {
+    control: usize,
+    name: FunctionName,
+    is_delete: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    /// By function, else at random.
+    pub(crate) affinity: bool,
+    requests: BTreeMap<RequestId, Request>,
+    next: u64,
+    /// The newest deploy of each name that was acknowledged and that no later order touched.
+    pub(crate) acknowledged: BTreeMap<FunctionName, RevisionId>,
+    pub(crate) calm: bool,
+}
+
+impl Users {
+    pub(crate) fn new(affinity: bool) -> Self {
+        Self { affinity, ..Self::default() }
+    }
+}
+
+fn name(n: usize) -> FunctionName {
+    #[expect(clippy::expect_used, reason = "a letter and a digit are a name")]
+    format!("f{n}").parse().expect("a name")
+}
+
+impl World {
+    /// The next callers.
+    pub(crate) fn arrive(&mut self) {
+        if self.users.calm {
+            return;
+        }
+        let gap = CALLERS_PAUSE * (self.random.draw() % 1000) / 1000;
+        self.after(gap, What::Arrive);
+        let burst = self.random.draw().is_multiple_of(120);
+        let many = if burst { 10 + self.random.below(40) } else { 1 };
+        // Some functions are called far more often than others.
+        let n = self.random.below(FUNCTIONS + 1).min(self.random.below(FUNCTIONS + 1));
+        for _ in 0..many {
+            let plane = self.balance(n);
+            let leaves = self.random.draw().is_multiple_of(25);
+            let leaves =
+                leaves.then(|| Duration::from_millis(u64::from(self.random.draw() % 2000)));
+            if let Some(plane) = plane {
+                self.call(plane, name(n), leaves);
+            }
+        }
+    }
+
+    /// A data plane that lives.
+    fn balance(&mut self, function: usize) -> Option<usize> {
+        let all = self.planes.len();
+        let first = if self.users.affinity { function } else { self.random.below(all) };
+        let now = self.now;
+        (0..all)
+            .map(|n| (first + n) % all)
+            .find(|&plane| self.planes.get(plane).is_some_and(|p| p.up && p.paused <= now))
+    }
+
+    /// How long an invocation runs.
+    pub(crate) fn draw_run(&mut self) -> Duration {
+        let ms = match self.random.draw() % 40 {
+            0 => 1000 + self.random.draw() % 4000,
+            1..8 => 50 + self.random.draw() % 250,
+            _ => 1 + self.random.draw() % 30,
+        };
+        Duration::from_millis(u64::from(ms))
+    }
+
+    fn spec(&mut self) -> Arc<Spec> {
+        let mut env = BTreeMap::new();
+        if self.faulty() && self.random.draw().is_multiple_of(8) {
+            env.insert("SPOILT".to_owned(), "yes".to_owned());
+        }
+        env.insert("N".to_owned(), format!("{}", self.random.draw() % 4));
+        let concurrency = [1, 1, 1, 3, 10, 0].get(self.random.below(6)).copied().unwrap_or(1);
+        Arc::new(Spec {
+            sandbox: SandboxSpec {
+                runtime: RuntimeKind::Process,
+                command: vec!["x".to_owned()],
+                image: None,
+                component: None,
+                port: None,
+                protocol: Protocol::Http1,
+                isolation: Some(Isolation::Basic),
+                listen: Listen::Port,
+            },
+            resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) },
+            env,
+            concurrency,
+            artifact: None,
+        })
+    }
+
+    fn settings(&mut self) -> Arc<Settings> {
+        Arc::new(Settings {
+            min: u32::from(self.random.draw().is_multiple_of(3)),
+            max: 3 + self.random.draw() % 6,
+            keep_alive: Duration::from_secs(2 + u64::from(self.random.draw() % 4)),
+            timeout: Duration::from_secs(6),
+            queue_timeout: Duration::from_secs(8),
+            start_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(3),
+            grace: Duration::from_secs(1),
+            max_queue: 60,
+            retry: true,
+        })
+    }
+
+    /// An operator does something.
+    pub(crate) fn operate(&mut self) {
+        if !self.faulty() {
+            if self.settled_since_healing(Duration::from_secs(7)) {
+                self.deploy_all();
+            }
+            return;
+        }
+        let pause = 300 + u64::from(self.random.draw() % 2500);
+        self.after(Duration::from_millis(pause), What::User);
+        let name = name(self.random.below(FUNCTIONS));
+        if self.random.draw().is_multiple_of(9) {
+            self.order(name.clone(), Call::Delete { name });
+        } else {
+            let check = self.random.draw().is_multiple_of(2);
+            self.deploy(name, check);
+        }
+    }
+
+    fn deploy(&mut self, name: FunctionName, check: bool) {
+        let (spec, settings) = (self.spec(), self.settings());
+        self.order(name.clone(), Call::Deploy { name, spec, settings, check });
+    }
+
+    /// After healing every function is deployed once more.
+    pub(crate) fn deploy_all(&mut self) {
+        for n in 0..FUNCTIONS {
+            self.deploy(name(n), false);
+        }
+    }
+
+    fn order(&mut self, name: FunctionName, call: Call) {
+        let Some(control) = self
+            .leader()
+            .filter(|&c| self.controls.get(c).is_some_and(|host| host.paused <= self.now))
+        else {
+            return;
+        };
+        self.users.next += 1;
+        let request = RequestId(self.users.next);
+        let is_delete = matches!(call, Call::Delete { .. });
+        self.users.acknowledged.remove(&name);
+        self.users.requests.insert(request, Request { control, name, is_delete });
+        self.counts.orders += 1;
+        self.tell_control(control, Event::Asked { request, call, wall_ms: 1 });
+    }
+
+    /// The control plane answers an operator.
+    pub(crate) fn replied(&mut self, to: RequestId, result: Result<Answer, Refusal>) {
+        let Some(request) = self.users.requests.remove(&to) else { return };
+        let later = self.users.requests.values().any(|other| other.name == request.name);
+        if let (Ok(Answer::Deployed { revision, .. }), false, false) =
+            (result, later, request.is_delete)
+        {
+            self.users.acknowledged.insert(request.name, revision);
+        }
+    }
+
+    /// A control plane died: its askers hear nothing.
+    pub(crate) fn forget_requests(&mut self, control: usize) {
+        // What was asked may still be applied: a later acknowledgement of the name tells.
+        self.users.requests.retain(|_, request| request.control != control);
+    }
+}

@@ -1,0 +1,332 @@
+//! One cluster in simulated time: everything that happens is drawn from one seed.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{Debug, Write as _},
+    time::Duration,
+};
+
+use dirigent_core::{
+    Bytes, DataPlaneId, SandboxId, Settings, StreamId, Time, frame::StartSandbox,
+    policy::random::Pcg,
+};
+use std::sync::Arc;
+
+use crate::{
+    agenda::{Agenda, Clockwork, Host, What},
+    faults::Undo,
+    invariants::Witness,
+    leader::ControlHost,
+    net::Net,
+    plane::{Durable, PlaneHost},
+    plant::Plant,
+    store::Store,
+    users::Users,
+    worker::WorkerHost,
+};
+
+/// Faults end then.
+pub(crate) const HEALED: Time = Time(45_000_000_000);
+/// Calls end then.
+const CALM: Time = Time(65_000_000_000);
+/// Everything has converged by then: the longest back-off, and the stable window of a leader that
+/// took office at the last moment, are over.
+const END: Time = Time(200_000_000_000);
+const SWEEP: Duration = Duration::from_millis(250);
+
+/// What a run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Things that happened.
+    pub steps: u64,
+    /// Invocations.
+    pub calls: u64,
+    /// Those that queued.
+    pub queued: u64,
+    /// Attempts after the first.
+    pub retries: u64,
+    /// Callers who left, or were timed out, while a handler ran.
+    pub abandoned: u64,
+    /// Executions in sandboxes.
+    pub handlers: u64,
+    /// Handlers that ran on without a slot.
+    pub overruns: u64,
+    /// Invocations that died with their data plane.
+    pub cut: u64,
+    /// Orders of operators.
+    pub orders: u64,
+    /// Sandboxes made.
+    pub created: u64,
+    /// Writes that reached the store.
+    pub writes: u64,
+    /// Writes committed whose acknowledgement was lost.
+    pub lost_acknowledgements: u64,
+    /// Terms of office begun.
+    pub terms: u64,
+    /// Leaders that stood down while they lived.
+    pub resignations: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Answers by kind.
+    pub answers: BTreeMap<usize, u64>,
+}
+
+/// What is remembered of a run's course: a hash, and the text if somebody wants to read it.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    pub(crate) hash: u64,
+    pub(crate) log: Option<String>,
+}
+
+impl Trace {
+    pub(crate) fn note(&mut self, now: Time, what: &impl Debug) {
+        // FNV-1a over the text: no allocation, and the same on every machine.
+        struct Fnv<'a>(&'a mut u64);
+        impl std::fmt::Write for Fnv<'_> {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                for byte in text.bytes() {
+                    *self.0 = (*self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+                Ok(())
+            }
+        }
+        let written = write!(Fnv(&mut self.hash), "{} {what:?}", now.0);
+        debug_assert!(written.is_ok(), "hashing cannot fail");
+        if let Some(log) = &mut self.log {
+            let ms = now.0 / 1_000_000;
+            let us = now.0 / 1000 % 1000;
+            let written = writeln!(log, "{ms:>7}.{us:03} ms  {what:?}");
+            debug_assert!(written.is_ok(), "a string takes everything");
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) now: Time,
+    pub(crate) agenda: Agenda,
+    pub(crate) random: Pcg,
+    pub(crate) controls: Vec<ControlHost>,
+    pub(crate) planes: Vec<PlaneHost>,
+    pub(crate) workers: Vec<WorkerHost>,
+    pub(crate) store: Store,
+    pub(crate) net: Net,
+    pub(crate) users: Users,
+    pub(crate) undos: BTreeMap<u64, Undo>,
+    pub(crate) next_undo: u64,
+    pub(crate) healed: bool,
+    pub(crate) counts: Counts,
+    pub(crate) trace: Trace,
+    pub(crate) witness: Witness,
+    pub(crate) plane_ids: BTreeMap<DataPlaneId, usize>,
+    pub(crate) plant: Option<Plant>,
+    pub(crate) planted_order: Option<Box<StartSandbox>>,
+    pub(crate) planted_release: Vec<SandboxId>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, plant: Option<Plant>, log: bool) -> Self {
+        let mut random = Pcg::new(seed);
+        let now = Time(1);
+        let (controls, planes, workers) =
+            (1 + random.below(3), 2 + random.below(3), 2 + random.below(4));
+        // Sometimes there is room for everybody, sometimes not.
+        let memory = Bytes::mib(128 * (4 + u64::from(random.draw() % 16)));
+        let affinity = random.draw().is_multiple_of(2);
+        let mut world = Self {
+            seed,
+            now,
+            agenda: Agenda::default(),
+            random,
+            controls: (0..controls).map(|_| ControlHost::new(now)).collect(),
+            planes: (0..planes).map(|_| PlaneHost::new(now, Durable::default(), 1)).collect(),
+            workers: (0..workers).map(|_| WorkerHost::new(now, memory, plant)).collect(),
+            store: Store::default(),
+            net: Net::default(),
+            users: Users::new(affinity),
+            undos: BTreeMap::new(),
+            next_undo: 0,
+            healed: false,
+            counts: Counts::default(),
+            trace: Trace { hash: 0xcbf2_9ce4_8422_2325, log: log.then(String::new) },
+            witness: Witness::default(),
+            plane_ids: BTreeMap::new(),
+            plant,
+            planted_order: None,
+            planted_release: Vec::new(),
+        };
+        for control in 0..controls {
+            world.after(Duration::from_millis(1), What::Office { control, life: 1 });
+        }
+        for host in world.hosts() {
+            if !matches!(host, Host::Control(_)) {
+                world.after(Duration::from_millis(5), What::Dial { host, life: 1 });
+            }
+        }
+        for worker in 0..workers {
+            world.arm_worker(worker);
+        }
+        for _ in 0..4 {
+            world.after(Duration::from_millis(100), What::User);
+        }
+        world.after(Duration::from_millis(200), What::Arrive);
+        world.after(Duration::from_secs(2), What::Fault);
+        world.after(SWEEP, What::Sweep);
+        world.agenda.put(HEALED, What::Heal);
+        world.agenda.put(CALM, What::Quiet);
+        world
+    }
+
+    pub(crate) fn after(&mut self, time: Duration, what: What) {
+        self.agenda.put(self.now.after(time), what);
+    }
+
+    pub(crate) fn faulty(&self) -> bool {
+        self.now < HEALED
+    }
+
+    pub(crate) fn settled_since_healing(&self, time: Duration) -> bool {
+        self.now >= HEALED.after(time)
+    }
+
+    pub(crate) fn hosts(&self) -> Vec<Host> {
+        let controls = (0..self.controls.len()).map(Host::Control);
+        let planes = (0..self.planes.len()).map(Host::Plane);
+        controls.chain(planes).chain((0..self.workers.len()).map(Host::Worker)).collect()
+    }
+
+    pub(crate) fn is_up(&self, host: Host) -> bool {
+        match host {
+            Host::Control(c) => self.controls.get(c).is_some_and(|c| c.up),
+            Host::Plane(p) => self.planes.get(p).is_some_and(|p| p.up),
+            Host::Worker(w) => self.workers.get(w).is_some_and(|w| w.up),
+            Host::Store => true,
+        }
+    }
+
+    /// The number of a peer's life, if it lives.
+    pub(crate) fn life_of(&self, host: Host) -> Option<u64> {
+        match host {
+            Host::Control(c) => self.controls.get(c).filter(|c| c.up).map(|c| c.life),
+            Host::Plane(p) => self.planes.get(p).filter(|p| p.up).map(|p| p.life),
+            Host::Worker(w) => self.workers.get(w).filter(|w| w.up).map(|w| w.life),
+            Host::Store => None,
+        }
+    }
+
+    pub(crate) fn stream_of(&self, host: Host) -> Option<StreamId> {
+        match host {
+            Host::Plane(p) => self.planes.get(p)?.stream,
+            Host::Worker(w) => self.workers.get(w)?.stream,
+            Host::Control(_) | Host::Store => None,
+        }
+    }
+
+    /// Counts a peer's dials since it was last welcomed.
+    pub(crate) fn count_try(&mut self, host: Host) -> u32 {
+        let tries = match host {
+            Host::Plane(p) => self.planes.get_mut(p).map(|p| &mut p.tries),
+            Host::Worker(w) => self.workers.get_mut(w).map(|w| &mut w.tries),
+            Host::Control(_) | Host::Store => None,
+        };
+        tries.map_or(0, |tries| {
+            *tries += 1;
+            *tries
+        })
+    }
+
+    /// Until when a process stands still, if it does.
+    pub(crate) fn paused_until(&self, host: Host) -> Option<Time> {
+        let until = match host {
+            Host::Control(c) => self.controls.get(c)?.paused,
+            Host::Plane(p) => self.planes.get(p)?.paused,
+            Host::Worker(w) => self.workers.get(w)?.paused,
+            Host::Store => return None,
+        };
+        (until > self.now).then_some(until)
+    }
+
+    pub(crate) fn gate_settings(
+        &self,
+        plane: usize,
+        function: dirigent_core::FunctionId,
+    ) -> Option<Arc<Settings>> {
+        let gate = &self.planes.get(plane)?.gates.get(&function)?.gate;
+        Some(Arc::clone(&gate.view().settings))
+    }
+
+    /// The next thing happens; false when the run is over.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some((at, what)) = self.agenda.next() else { return false };
+        if at > END || self.witness.violation.is_some() {
+            return false;
+        }
+        self.now = at.max(self.now);
+        self.counts.steps += 1;
+        if !matches!(what, What::Sweep) {
+            self.trace.note(self.now, &what);
+        }
+        self.happen(what);
+        true
+    }
+
+    fn happen(&mut self, what: What) {
+        match what {
+            What::Deliver { stream, up } => self.deliver(stream, up),
+            What::Silent { stream, up } => self.silent(stream, up),
+            What::Dial { host, life } => self.dial(host, life),
+            What::Expire { of, life } => self.expire(of, life),
+            What::Ask { from, life, epoch, ask } => self.store_hears(from, life, epoch, ask),
+            What::Answer { to, life, epoch, answer } => self.store_said(to, life, epoch, answer),
+            What::Office { control, life } => self.look_after_office(control, life),
+            What::Arrive => self.arrive(),
+            What::Connect { at, slot } => self.connect(at, slot),
+            What::HandlerEnds { worker, sandbox, handler } => {
+                self.handler_ends(worker, sandbox, handler);
+            }
+            What::Ends { at, slot, end } => self.ends(at, slot, end),
+            What::QueueLate { at } => self.queue_late(at),
+            What::Late { at } => self.late(at),
+            What::ClientGone { at } => self.client_gone(at),
+            What::Grace { at, slot, function } => self.grace_over(at, slot, function),
+            What::Created { worker, sandbox, boot } => self.sandbox_created(worker, sandbox, boot),
+            What::Listening { worker, sandbox, boot } => {
+                self.sandbox_listens(worker, sandbox, boot);
+            }
+            What::Gone { worker, sandbox, boot, cause } => {
+                self.sandbox_gone(worker, sandbox, boot, cause);
+            }
+            What::User => self.operate(),
+            What::Fault => self.fault(),
+            What::Restart { host } => self.restart(host),
+            What::Mend { number } => self.undo(number),
+            What::Heal => {
+                self.heal();
+                self.after(Duration::from_secs(8), What::User);
+            }
+            What::Quiet => self.users.calm = true,
+            What::Sweep => {
+                self.sweep();
+                self.net.sweep();
+                self.after(SWEEP, What::Sweep);
+            }
+        }
+    }
+
+    fn expire(&mut self, of: Clockwork, life: u64) {
+        match of {
+            Clockwork::Control(c) if self.life_of(Host::Control(c)) == Some(life) => {
+                self.expire_control(c);
+            }
+            Clockwork::Worker(w) if self.life_of(Host::Worker(w)) == Some(life) => {
+                self.expire_worker(w);
+            }
+            Clockwork::Gate(p, function) if self.life_of(Host::Plane(p)) == Some(life) => {
+                self.expire_gate(p, function, life);
+            }
+            Clockwork::Control(_) | Clockwork::Worker(_) | Clockwork::Gate(..) => {}
+        }
+    }
+}
