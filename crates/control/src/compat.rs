@@ -39,11 +39,8 @@ impl Images {
         }
         let name = image.rsplit('/').next()?;
         let name = name.split([':', '@']).next()?;
-        let example = match name.strip_prefix("dirigent_")? {
-            "empty_function" => "hello",
-            _ => "trace",
-        };
-        Some(["dirigent", "example", example].map(str::to_owned).to_vec())
+        name.strip_prefix("dirigent_")?;
+        Some(["dirigent", "example", "trace"].map(str::to_owned).to_vec())
     }
 }
 
@@ -224,12 +221,12 @@ mod tests {
     #[test]
     fn the_artifacts_images_are_the_built_in_functions() {
         let images = Images::default();
-        for (image, example) in [
-            ("docker.io/cvetkovic/dirigent_empty_function:latest", "hello"),
-            ("docker.io/cvetkovic/dirigent_trace_function:latest", "trace"),
-            ("dirigent_anything", "trace"),
+        for image in [
+            "docker.io/cvetkovic/dirigent_empty_function:latest",
+            "docker.io/cvetkovic/dirigent_trace_function:latest",
+            "dirigent_anything",
         ] {
-            assert_eq!(images.command(image).unwrap(), ["dirigent", "example", example]);
+            assert_eq!(images.command(image).unwrap(), ["dirigent", "example", "trace"]);
         }
         assert_eq!(images.command("docker.io/library/nginx"), None);
     }

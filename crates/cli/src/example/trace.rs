@@ -3,7 +3,7 @@
 //! `multiplier` and `function` in, a JSON object with its four keys out.
 //!
 //! Two deviations: the time is slept, not burned (a trace of hundreds of functions would measure
-//! the machine's cores instead of the platform; `DIRIGENT_TRACE_BURN=1` burns), and a bad request
+//! the machine's cores instead of the platform; `TRACE_BURN=1` burns), and a bad request
 //! says what is wrong with it.
 
 use std::{
@@ -38,7 +38,7 @@ pub(super) fn answer(request: &Request, responder: &mut Responder<'_>) -> io::Re
                 return responder.send(400, "text/plain", why);
             };
             let time = Duration::from_millis(time.into());
-            if env::var_os("DIRIGENT_TRACE_BURN").is_some_and(|value| value == "1") {
+            if env::var_os("TRACE_BURN").is_some_and(|value| value == "1") {
                 super::burn(time);
             } else {
                 super::pause(time);
