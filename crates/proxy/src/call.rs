@@ -85,6 +85,11 @@ impl Call {
         self.phases.queue += waited;
     }
 
+    /// Nothing of it was sent where it was bound: that was no attempt.
+    pub(crate) fn unsent(&mut self) {
+        self.attempts = self.attempts.saturating_sub(1);
+    }
+
     pub(crate) fn answered(&mut self, status: u16, code: Option<&'static str>) {
         self.status = status;
         self.code = code;

@@ -96,20 +96,22 @@ impl Front {
         };
         let call = Call::new(shared, &self.line, request_id, arrived);
         let grpc = is_grpc(&request);
-        let version = request.version();
+        let is_old = request.version() < Version::HTTP_2;
+        // The framing behind a head that may switch protocols was not looked at.
+        let blind = is_old && request.headers().contains_key(header::UPGRADE);
         let request_id = call.request_id.clone();
-        match self.invoke(call, request).await {
-            Ok(response) => response,
+        let (mut response, suspect) = match self.invoke(call, request).await {
+            Ok(response) => (response, false),
             Err(failure) => {
-                let mut response = failure.response(&request_id, grpc);
-                if failure.code == Code::BadRequest && version < Version::HTTP_2 {
-                    // Whoever sends such a thing may mean something else by what follows.
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(header::CONNECTION, close);
-                }
-                response
+                // Whoever sends such a thing may mean something else by what follows.
+                let suspect = is_old && failure.code == Code::BadRequest;
+                (failure.response(&request_id, grpc), suspect)
             }
+        };
+        if suspect || (blind && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response
     }
 
     async fn invoke(
@@ -193,7 +195,10 @@ impl Front {
                     *lock(&self.alarm) = Some(alarm);
                     return Ok(answer.respond(invocation));
                 }
-                Outcome::Unsent(body) => source = body,
+                Outcome::Unsent(body) => {
+                    invocation.call.unsent();
+                    source = body;
+                }
                 Outcome::Lost(body, why) => {
                     let settings = &invocation.view.settings;
                     let may =
@@ -379,10 +384,6 @@ impl Reply {
         headers.insert(X_REQUEST_ID.clone(), call.request_id.clone());
         headers.append(SERVER_TIMING.clone(), call.server_timing());
         let idle = invocation.view.settings.idle_timeout;
-        if invocation.forward.upgrade && !matches!(body, Pending::Tunnel(_)) {
-            // What the client sent behind its head was not looked at.
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
         let body = match body {
             Pending::Whole(data) if data.is_empty() => Body::Empty,
             Pending::Whole(data) => Body::Full(data),

@@ -40,15 +40,22 @@ pub(crate) fn tunnel(mut invocation: Invocation, mut running: Running) {
         match on_upgrade.await {
             Ok(client) => {
                 let seen = Arc::new(AtomicU64::new(clock.nanos()));
-                let mut sandbox = Watched { stream, input, seen: Arc::clone(&seen), clock };
+                let watched = Arc::clone(&seen);
+                let mut sandbox = Watched { stream, input, seen: watched, clock, over: false };
                 let mut client = TokioIo::new(client);
                 let idle = invocation.view.settings.idle_timeout;
                 tokio::select! {
                     result = tokio::io::copy_bidirectional(&mut client, &mut sandbox) => {
-                        if let Err(error) = result {
+                        if let Err(error) = &result {
                             tracing::debug!(%error, "an upgraded connection broke");
                         }
-                        lease.finish(Finish::Done, None);
+                        if result.is_ok() || sandbox.over {
+                            lease.finish(Finish::Done, None);
+                        } else {
+                            // The client is gone; a handler may still run.
+                            call.left();
+                            lease.abandon(Some(Conn::new(sandbox.stream)));
+                        }
                     }
                     () = silence(&seen, clock, idle) => {
                         call.cut();
@@ -84,11 +91,14 @@ struct Watched {
     input: BytesMut,
     seen: Arc<AtomicU64>,
     clock: Clock,
+    /// The sandbox has ended its side.
+    over: bool,
 }
 
 impl Watched {
-    fn note(&self) {
+    fn note(&mut self, over: bool) {
         self.seen.store(self.clock.nanos(), Relaxed);
+        self.over |= over;
     }
 }
 
@@ -105,9 +115,10 @@ impl AsyncRead for Watched {
             this.input.advance(part);
             return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        if result.is_ready() {
-            this.note();
+        if let Poll::Ready(read) = &result {
+            this.note(read.is_err() || buffer.filled().len() == before);
         }
         result
     }
@@ -121,8 +132,8 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.stream).poll_write(cx, data);
-        if result.is_ready() {
-            this.note();
+        if let Poll::Ready(wrote) = &result {
+            this.note(wrote.is_err());
         }
         result
     }

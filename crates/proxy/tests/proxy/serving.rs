@@ -1,7 +1,7 @@
 //! What a function and its caller get when nothing goes wrong.
 
 use crate::common::{self, Backend, Function, Rig, body, header, read_response, status};
-use dirigent_core::frame::{FromDataPlaneBulk, ToDataPlaneBulk};
+use dirigent_core::frame::{FromDataPlaneBulk, ToDataPlaneBulk, WhyReturned};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -234,6 +234,50 @@ async fn an_upgraded_connection_carries_bytes_both_ways_and_keeps_its_slot() {
     rig.demand("a busy slot", |demand| demand.busy == 1).await;
     drop(caller);
     rig.demand("a free slot", |demand| demand.busy == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_resets_an_upgraded_connection_leaves_its_handler_running() {
+    let rig = Rig::start().await;
+    let (release, held) = tokio::sync::watch::channel(false);
+    let backend = Backend::start(move |mut stream, _| {
+        let mut held = held.clone();
+        async move {
+            common::read_request(&mut stream).await;
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                          Upgrade: websocket\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            held.wait_for(|released| *released).await.unwrap();
+        }
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let mut caller = rig.connect().await;
+    let request =
+        "GET / HTTP/1.1\r\nHost: hello\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    caller.write_all(request.as_bytes()).await.unwrap();
+    let head = common::within(common::read_head(&mut caller)).await.unwrap();
+    assert_eq!(status(&head), 101, "{head}");
+    caller.set_zero_linger().unwrap();
+    drop(caller);
+    // It takes one at a time and may be busy: its slot is not free, the sandbox goes.
+    rig.returned(1, WhyReturned::Closing).await;
+    release.send_replace(true);
+}
+
+#[tokio::test]
+async fn behind_a_head_that_might_have_switched_protocols_nothing_is_read() {
+    let rig = Rig::start().await;
+    let backend = Backend::answering(|_, _| "ok".into()).await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    for (host, more) in [("hello", ""), ("hello", "Connection: upgrade\r\n"), ("nobody", "")] {
+        let smuggled = "POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 1\r\n\
+                        Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: x\r\n{more}\r\n");
+        let answer = rig.raw(&format!("{head}{smuggled}")).await;
+        assert_eq!(header(&answer, "connection"), Some("close"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
 }
 
 #[tokio::test]
