@@ -139,7 +139,7 @@ pub async fn start(
     tasks.run("data plane: control stream", OnCancel::Abort, stream);
     let bulk = control::run_bulk(Arc::clone(&shared), bulk);
     tasks.run("data plane: bulk stream", OnCancel::Abort, bulk);
-    server::start(&shared, listener).map_err(StartError::State)?;
+    server::start(&shared, listener).map_err(StartError::Cores)?;
     Ok(Running { address, shared })
 }
 

@@ -2,7 +2,10 @@
 
 use crate::common::{self, Backend, Function, Rig, body, header, read_response, status};
 use dirigent_core::frame::{FromDataPlaneBulk, ToDataPlaneBulk, WhyReturned};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 #[tokio::test]
 async fn a_call_goes_to_a_granted_sandbox_and_back() {
@@ -205,6 +208,17 @@ async fn head_and_small_body_reach_the_sandbox_in_one_read() {
     }
 }
 
+/// A connection whose protocol was switched, and the head that said so.
+async fn upgraded(rig: &Rig) -> (TcpStream, String) {
+    let mut caller = rig.connect().await;
+    let request =
+        "GET / HTTP/1.1\r\nHost: hello\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    caller.write_all(request.as_bytes()).await.unwrap();
+    let head = common::within(common::read_head(&mut caller)).await.unwrap();
+    assert_eq!(status(&head), 101, "{head}");
+    (caller, head)
+}
+
 #[tokio::test]
 async fn an_upgraded_connection_carries_bytes_both_ways_and_keeps_its_slot() {
     let rig = Rig::start().await;
@@ -219,12 +233,7 @@ async fn an_upgraded_connection_carries_bytes_both_ways_and_keeps_its_slot() {
     })
     .await;
     rig.serving("hello", Function::default(), backend.address, 1).await;
-    let mut caller = rig.connect().await;
-    let request =
-        "GET / HTTP/1.1\r\nHost: hello\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    caller.write_all(request.as_bytes()).await.unwrap();
-    let head = common::within(common::read_head(&mut caller)).await.unwrap();
-    assert_eq!(status(&head), 101, "{head}");
+    let (mut caller, head) = upgraded(&rig).await;
     assert_eq!(header(&head, "upgrade"), Some("websocket"), "{head}");
     assert_eq!(header(&head, "x-dirigent-error"), None, "{head}");
     caller.write_all(b"\0\nanything").await.unwrap();
@@ -252,12 +261,7 @@ async fn a_client_that_resets_an_upgraded_connection_leaves_its_handler_running(
     })
     .await;
     rig.serving("hello", Function::default(), backend.address, 1).await;
-    let mut caller = rig.connect().await;
-    let request =
-        "GET / HTTP/1.1\r\nHost: hello\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    caller.write_all(request.as_bytes()).await.unwrap();
-    let head = common::within(common::read_head(&mut caller)).await.unwrap();
-    assert_eq!(status(&head), 101, "{head}");
+    let (caller, _) = upgraded(&rig).await;
     caller.set_zero_linger().unwrap();
     drop(caller);
     // It takes one at a time and may be busy: its slot is not free, the sandbox goes.
