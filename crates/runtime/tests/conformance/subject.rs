@@ -1,7 +1,7 @@
 //! The runtimes under test, each with one owner that can be restarted.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -22,6 +22,7 @@ use dirigent_runtime::{
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
+use rustix::net::{AddressFamily, SocketType, bind, socket};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -290,7 +291,10 @@ pub(crate) fn free_port() -> u16 {
     loop {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20000 + (offset + n) % 9900;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Bound without listening: a look of the runtime at who listens must not see it.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        if bind(&socket, &address).is_ok() {
             return port;
         }
     }
