@@ -194,7 +194,7 @@ impl Blobs {
         self.size(digest)?;
         *state.pins.entry(digest).or_default() += 1;
         drop(state);
-        Some(Pin { blobs: self.clone(), digest })
+        Some(Pin { blobs: self.clone(), digest, was_unreferenced: false })
     }
 
     /// No revision needs these: they are removed, unless a deploy on its way does. Blocks on the
@@ -248,12 +248,22 @@ impl Blobs {
 pub struct Pin {
     blobs: Blobs,
     digest: Digest,
+    /// Nothing referred to it before this deploy.
+    was_unreferenced: bool,
 }
 
 impl Pin {
-    /// The deploy is recorded: a revision refers to the artifact.
-    pub fn referenced(&self) {
-        self.blobs.lock().unreferenced.remove(&self.digest);
+    /// The deploy is about to be recorded: a revision may refer to the artifact from now on,
+    /// whether or not anybody waits for the answer.
+    pub fn refer(&mut self) {
+        self.was_unreferenced |= self.blobs.lock().unreferenced.remove(&self.digest).is_some();
+    }
+
+    /// The deploy is not recorded.
+    pub fn refused(self) {
+        if self.was_unreferenced {
+            self.blobs.lock().unreferenced.insert(self.digest, Instant::now());
+        }
     }
 }
 
@@ -341,10 +351,10 @@ mod tests {
         let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
         let digest = digest(b"abc");
         blobs.put(digest, body(&["abc"])).await.unwrap();
-        let pin = blobs.pin(digest).unwrap();
+        let mut pin = blobs.pin(digest).unwrap();
         blobs.discard(&[digest]);
         assert_eq!(blobs.size(digest), Some(3));
-        pin.referenced();
+        pin.refer();
         drop(pin);
         blobs.discard(&[digest]);
         assert_eq!(blobs.size(digest), None);
@@ -358,7 +368,11 @@ mod tests {
         for text in ["one", "two"] {
             blobs.put(digest(text.as_bytes()), body(&[text])).await.unwrap();
         }
-        blobs.pin(digest(b"two")).unwrap().referenced();
+        // Its client leaves before it hears whether the deploy is recorded.
+        blobs.pin(digest(b"two")).unwrap().refer();
+        let mut refused = blobs.pin(digest(b"one")).unwrap();
+        refused.refer();
+        refused.refused();
         tokio::time::advance(UNREFERENCED - Duration::from_secs(1)).await;
         blobs.collect();
         assert_eq!(files(dir.path()), 2);

@@ -131,14 +131,24 @@ pub(super) async fn deploy(
     let (name, spec, settings) = manifest.validate(artifact).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "bad_manifest", error.to_string())
     })?;
-    let pin = match artifact {
+    let mut pin = match artifact {
         Some(digest) => Some(api.blobs().pin(digest).ok_or_else(|| no_artifact(digest))?),
         None => None,
     };
-    let deployed = api.ask(Call::Deploy { name, spec, settings, check }).await?;
-    if let Some(pin) = pin {
-        pin.referenced();
+    // Before it is asked for: a client who leaves now must not take the artifact of a deploy along
+    // that becomes durable nevertheless.
+    if let Some(pin) = &mut pin {
+        pin.refer();
     }
+    let deployed = api.ask(Call::Deploy { name, spec, settings, check }).await;
+    match (&deployed, pin) {
+        // A revision may have been discarded meanwhile that referred to it too.
+        (Ok(_), Some(mut pin)) => pin.refer(),
+        // Other errors leave it open whether the deploy is recorded.
+        (Err(error), Some(pin)) if error.status.is_client_error() => pin.refused(),
+        _ => {}
+    }
+    let deployed = deployed?;
     settle(&api, deployed, wait).await
 }
 

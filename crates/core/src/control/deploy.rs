@@ -36,6 +36,8 @@ pub(crate) struct Rollout {
     pub(crate) phase: Phase,
     /// Failed starts in a row.
     failed: u32,
+    /// Why the last worker asked would not start it, if one was asked.
+    refused: Option<String>,
     /// Its first sandbox finds no room: one of the live revision goes for it.
     pub(crate) makes_room: bool,
 }
@@ -136,7 +138,8 @@ impl Function {
         let phase = Phase::Checking { until };
         c.timers.set(Timer::Rollout(self.id()), until);
         let active = self.activate();
-        active.rollout = Some(Rollout { number, phase, failed: 0, makes_room: false });
+        active.rollout =
+            Some(Rollout { number, phase, failed: 0, refused: None, makes_room: false });
         // What was wrong with an earlier revision says nothing of this one.
         active.crashes = super::function::Crashes::default();
     }
@@ -229,6 +232,14 @@ impl Function {
         }
     }
 
+    /// A worker would not start a sandbox of the revision that is being rolled out.
+    pub(crate) fn rollout_refused(&mut self, number: u32, why: String) {
+        let rollout = self.active.as_deref_mut().and_then(|active| active.rollout.as_mut());
+        if let Some(rollout) = rollout.filter(|rollout| rollout.number == number) {
+            rollout.refused = Some(why);
+        }
+    }
+
     fn fail_rollout(&mut self, c: &mut Cluster, failure: StartFailure) {
         let id = self.id();
         let Some(rollout) = self.active.as_deref_mut().and_then(|a| a.rollout.as_mut()) else {
@@ -252,10 +263,13 @@ impl Function {
                 c.timers.set(Timer::Rollout(self.id()), c.now.after(timeout));
             }
             Phase::Checking { .. } => {
-                let message = format!(
+                let mut message = format!(
                     "no worker had room for a sandbox of it within {timeout:?}; `dirigent workers` \
                      shows what is reserved"
                 );
+                if let Some(why) = &rollout.refused {
+                    message = format!("{message}; the last one asked said: {why}");
+                }
                 let cause = Cause::CreateFailed { message };
                 let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
                 self.fail_rollout(c, failure);

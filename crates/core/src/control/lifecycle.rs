@@ -147,7 +147,11 @@ impl Function {
     }
 
     /// Its worker would not start it. Nobody's failure: another start is decided if it is wanted.
-    pub(crate) fn refused(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+    pub(crate) fn refused(&mut self, c: &mut Cluster, sandbox: SandboxId, why: String) {
+        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        if let Some(number) = entry.map(|entry| entry.revision.number) {
+            self.rollout_refused(number, why);
+        }
         c.fleet.failed(c.now, sandbox, None);
         self.not_started(c, sandbox);
     }

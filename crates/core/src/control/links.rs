@@ -345,8 +345,8 @@ impl Control {
             FromWorker::SandboxGone { sandbox, failure } => {
                 self.with_sandbox(stream, sandbox, |f, c| f.gone(c, sandbox, failure));
             }
-            FromWorker::Refused { sandbox, .. } => {
-                self.with_sandbox(stream, sandbox, |f, c| f.refused(c, sandbox));
+            FromWorker::Refused { sandbox, message } => {
+                self.with_sandbox(stream, sandbox, |f, c| f.refused(c, sandbox, message));
             }
             // Data planes are settled one by one only where there are several.
             FromWorker::Settled { .. } | FromWorker::Unsupported { .. } => {}

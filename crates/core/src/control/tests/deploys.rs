@@ -167,6 +167,24 @@ fn a_worker_is_not_held_against_a_revision_until_three_starts_failed() {
 }
 
 #[test]
+fn a_deploy_that_every_worker_refuses_tells_the_last_reason() {
+    let mut world = World::new();
+    world.attach_worker();
+    let (function, _) = world.deploy("hello", &spec("a", 1), &Settings::default(), true);
+    let waiter = await_revision(&mut world, function, 1);
+    let until = world.now + Duration::from_secs(250);
+    while world.now < until && !world.replies.contains_key(&waiter) {
+        for sandbox in world.started() {
+            let message = "every port is in use".to_owned();
+            world.worker(FromWorker::Refused { sandbox, message });
+        }
+        world.pass(Duration::from_millis(7));
+    }
+    let reply = format!("{:?}", world.replies[&waiter]);
+    assert!(reply.contains("the last one asked said: every port is in use"), "{reply}");
+}
+
+#[test]
 fn the_switch_is_told_with_the_new_capacity_before_the_old_is_called_back() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     world.pass(Duration::from_secs(3));
