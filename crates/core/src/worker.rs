@@ -22,7 +22,7 @@ mod sandbox;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Adopted, CreateSandbox, Effect, Event};
+pub use event::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event};
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -143,8 +143,8 @@ impl Worker {
             Event::Detached => self.detached(now),
             Event::Said(frame) => self.said(now, frame),
             Event::ArtifactReady { digest } => self.artifact_ready(now, digest),
-            Event::ArtifactFailed { digest, message } => {
-                self.artifact_failed(now, digest, &message);
+            Event::ArtifactFailed { digest, failure } => {
+                self.artifact_failed(now, digest, &failure);
             }
             Event::PortTaken { sandbox, port } => self.port_taken(now, sandbox, port),
             Event::SandboxCreated { sandbox } => self.created(now, sandbox),
@@ -481,13 +481,13 @@ impl Worker {
         }
     }
 
-    fn artifact_failed(&mut self, now: Time, digest: Digest, message: &str) {
+    fn artifact_failed(&mut self, now: Time, digest: Digest, why: &ArtifactFailure) {
         let Some(Artifact::Fetching(waiting)) = self.artifacts.get_mut(&digest) else { return };
         let waiting = std::mem::take(waiting);
         self.artifacts.remove(&digest);
         for sandbox in waiting {
-            let cause = Cause::ArtifactFailed { message: message.to_owned() };
-            self.gone(now, sandbox, failure(cause, Fault::Worker));
+            let cause = Cause::ArtifactFailed { message: why.message.clone() };
+            self.gone(now, sandbox, failure(cause, why.fault));
         }
     }
 

@@ -24,7 +24,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use dirigent_core::{Bytes, Digest};
+use dirigent_core::{Bytes, Digest, Fault, worker::ArtifactFailure};
 
 /// What an archive may unpack to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,17 +236,18 @@ impl UnpackError {
         }
     }
 
-    /// Whether the archive is at fault, so that it fails the same on every worker.
+    /// What is told of it. An archive that every worker refuses is the function's fault.
     #[must_use]
-    pub fn is_permanent(&self) -> bool {
-        match self {
+    pub fn failure(&self) -> ArtifactFailure {
+        let fault = match self {
             Self::Format(_)
             | Self::Refused { .. }
             | Self::TooMany { .. }
             | Self::TooLarge { .. }
-            | Self::Bomb { .. } => true,
-            Self::Mismatch { .. } | Self::NoSpace { .. } | Self::Io { .. } => false,
-        }
+            | Self::Bomb { .. } => Fault::Function,
+            Self::Mismatch { .. } | Self::NoSpace { .. } | Self::Io { .. } => Fault::Worker,
+        };
+        ArtifactFailure { message: self.to_string(), fault }
     }
 }
 

@@ -33,9 +33,9 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, Digest, Isolation, RuntimeKind, SandboxId,
+    Address, Digest, Fault, Isolation, RuntimeKind, SandboxId,
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
-    worker::{Adopted, CreateSandbox},
+    worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -245,9 +245,10 @@ impl Runtime for FakeRuntime {
     fn unpack(&self, digest: Digest, path: PathBuf) {
         let world = Arc::clone(&self.world);
         self.world.spawn(async move {
-            let result = tokio::fs::remove_file(&path)
-                .await
-                .map_err(|error| format!("{}: {error}", path.display()));
+            let result = tokio::fs::remove_file(&path).await.map_err(|error| ArtifactFailure {
+                message: format!("{}: {error}", path.display()),
+                fault: Fault::Worker,
+            });
             if result.is_ok() {
                 lock(&world.state).artifacts.insert(digest);
             }

@@ -19,7 +19,7 @@ use std::{fmt, time::Duration};
 use dirigent_core::{
     Digest, Isolation, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery},
-    worker::{Adopted, CreateSandbox},
+    worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
 use tokio::sync::mpsc;
 
@@ -60,7 +60,7 @@ pub enum Event {
         /// Which.
         digest: Digest,
         /// Or why not.
-        result: Result<(), String>,
+        result: Result<(), ArtifactFailure>,
     },
 }
 

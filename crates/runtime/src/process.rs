@@ -23,7 +23,7 @@ use std::{
 use dirigent_core::{
     Bytes, Cause, Digest, Fault, Isolation, Listen, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
-    worker::{Adopted, CreateSandbox},
+    worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
 use rustix::{
     event::{EventfdFlags, eventfd},
@@ -349,14 +349,15 @@ impl Runtime for ProcessRuntime {
     fn unpack(&self, digest: Digest, path: PathBuf) {
         let shared = Arc::clone(&self.shared);
         let work = move || {
-            let result = shared.store.unpack(digest, &path).map_err(|error| error.to_string());
+            let result = shared.store.unpack(digest, &path).map_err(|error| error.failure());
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "an unpacked archive stays");
             }
             shared.report(Event::Unpacked { digest, result });
         };
         if let Err(error) = std::thread::Builder::new().name("unpack".to_owned()).spawn(work) {
-            self.shared.report(Event::Unpacked { digest, result: Err(error.to_string()) });
+            let failure = ArtifactFailure { message: error.to_string(), fault: Fault::Worker };
+            self.shared.report(Event::Unpacked { digest, result: Err(failure) });
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 use dirigent_core::{
     Cause, DataPlaneId, Digest, Fault, RuntimeKind, SandboxId, StartFailure, Time,
     frame::{FromWorker, ToWorker},
-    worker::{Adopted, CreateSandbox, Effect, Event, Worker},
+    worker::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event, Worker},
 };
 use dirigent_runtime::{Event as RuntimeEvent, Runtime};
 use dirigent_service::{Clock, Outbox};
@@ -210,7 +210,7 @@ impl Driver {
                 self.unpackers.remove(&digest);
                 self.handle(match result {
                     Ok(()) => Event::ArtifactReady { digest },
-                    Err(message) => Event::ArtifactFailed { digest, message },
+                    Err(failure) => Event::ArtifactFailed { digest, failure },
                 });
             }
         }
@@ -227,19 +227,22 @@ impl Driver {
         }
     }
 
-    fn fetched(&mut self, digest: Digest, result: Result<std::path::PathBuf, String>) {
+    fn fetched(&mut self, digest: Digest, result: Result<std::path::PathBuf, ArtifactFailure>) {
         let result = result.and_then(|path| {
             let kind = self.unpackers.get(&digest).copied();
             let runtime = kind.and_then(|kind| self.runtimes.get(kind));
             let runtime = runtime.or_else(|| self.runtimes.0.first().map(|(_, first)| first));
-            let runtime = runtime.ok_or_else(|| "no runtime works here".to_owned())?;
+            let runtime = runtime.ok_or_else(|| ArtifactFailure {
+                message: "no runtime works here".to_owned(),
+                fault: Fault::Worker,
+            })?;
             runtime.unpack(digest, path);
             Ok(())
         });
-        if let Err(message) = result {
+        if let Err(failure) = result {
             self.fetching.remove(&digest);
             self.unpackers.remove(&digest);
-            self.handle(Event::ArtifactFailed { digest, message });
+            self.handle(Event::ArtifactFailed { digest, failure });
         }
     }
 
@@ -293,7 +296,8 @@ impl Driver {
         if let Err(error) = self.wanted.push(Some(digest), size_of::<Digest>(), digest) {
             self.fetching.remove(&digest);
             let message = format!("the artifact cannot be asked for: {error}");
-            self.handle(Event::ArtifactFailed { digest, message });
+            let failure = ArtifactFailure { message, fault: Fault::Worker };
+            self.handle(Event::ArtifactFailed { digest, failure });
         }
     }
 

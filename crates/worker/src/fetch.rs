@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dirigent_core::Digest;
+use dirigent_core::{Digest, Fault, worker::ArtifactFailure};
 use dirigent_service::state::private_dir;
 use sha2::{Digest as _, Sha256};
 use tokio::{fs::File, io::AsyncWriteExt as _};
@@ -21,7 +21,7 @@ use crate::identity::StateError;
 pub(crate) struct Fetched {
     pub(crate) digest: Digest,
     /// The archive, which who unpacks it removes; or what went wrong.
-    pub(crate) result: Result<PathBuf, String>,
+    pub(crate) result: Result<PathBuf, ArtifactFailure>,
 }
 
 /// No archive is larger than this, whatever is in it.
@@ -94,28 +94,30 @@ impl Incoming {
         let max = self.max_bytes;
         let Some(partial) = self.partial.get_mut(&digest) else { return Piece::Stray };
         let added = if partial.offset + data.len() as u64 > max {
-            Err(format!("the artifact is larger than {max} bytes"))
+            Err(told(format!("the artifact is larger than {max} bytes"), Fault::Function))
         } else {
-            partial.add(data, end).await.map_err(|error| told(&partial.path, &error))
+            let added = partial.add(data, end).await;
+            added.map_err(|error| unwritten(&partial.path, &error))
         };
         match added {
             Ok(()) if !end => Piece::More,
             Ok(()) => Piece::Last(self.last(digest).await),
-            Err(message) => Piece::Failed(self.fail(digest, message).await),
+            Err(failure) => Piece::Failed(self.fail(digest, failure).await),
         }
     }
 
-    /// The control plane does not have it.
+    /// The control plane does not have it: no worker can get it.
     pub(crate) async fn refused(&mut self, digest: Digest, message: String) -> Option<Fetched> {
         if !self.partial.contains_key(&digest) {
             return None;
         }
-        Some(self.fail(digest, message).await)
+        Some(self.fail(digest, told(message, Fault::Function)).await)
     }
 
     async fn last(&mut self, digest: Digest) -> Fetched {
         let Some(partial) = self.partial.remove(&digest) else {
-            return Fetched { digest, result: Err("it was never asked for".to_owned()) };
+            let failure = told("it was never asked for".to_owned(), Fault::Worker);
+            return Fetched { digest, result: Err(failure) };
         };
         let found = Digest(partial.hasher.finalize().into());
         if found == digest {
@@ -123,14 +125,15 @@ impl Incoming {
         }
         discard(&partial.path).await;
         let message = format!("the artifact was damaged on its way: its bytes are {found}");
-        Fetched { digest, result: Err(message) }
+        // They are hashed as they come: what this machine's disk does to them is found later.
+        Fetched { digest, result: Err(told(message, Fault::Function)) }
     }
 
-    async fn fail(&mut self, digest: Digest, message: String) -> Fetched {
+    async fn fail(&mut self, digest: Digest, failure: ArtifactFailure) -> Fetched {
         if let Some(partial) = self.partial.remove(&digest) {
             discard(&partial.path).await;
         }
-        Fetched { digest, result: Err(message) }
+        Fetched { digest, result: Err(failure) }
     }
 }
 
@@ -158,14 +161,19 @@ async fn discard(path: &Path) {
     }
 }
 
-fn told(path: &Path, error: &io::Error) -> String {
+fn told(message: String, fault: Fault) -> ArtifactFailure {
+    ArtifactFailure { message, fault }
+}
+
+fn unwritten(path: &Path, error: &io::Error) -> ArtifactFailure {
     let dir = path.parent().unwrap_or(path).display();
-    match error.kind() {
+    let message = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             format!("no space left on the worker's disk for the artifact ({dir}): free some")
         }
         _ => format!("the artifact cannot be stored in {dir}: {error}"),
-    }
+    };
+    told(message, Fault::Worker)
 }
 
 #[cfg(test)]
@@ -197,11 +205,15 @@ mod tests {
         let digest = digest(b"hello");
         incoming.begin(digest);
         let Piece::Last(fetched) = incoming.piece(digest, b"help!", true).await else { panic!() };
-        assert!(fetched.result.unwrap_err().contains("damaged"));
+        let failure = fetched.result.unwrap_err();
+        assert!(failure.message.contains("damaged"));
+        assert_eq!(failure.fault, Fault::Function);
         incoming.max_bytes = 3;
         incoming.begin(digest);
         let Piece::Failed(fetched) = incoming.piece(digest, b"hello", true).await else { panic!() };
-        assert!(fetched.result.unwrap_err().contains("larger than 3"));
+        let failure = fetched.result.unwrap_err();
+        assert!(failure.message.contains("larger than 3"));
+        assert_eq!(failure.fault, Fault::Function);
         assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);
     }
 
@@ -215,7 +227,9 @@ mod tests {
         let name = digest.to_string().replace(':', "-");
         std::os::unix::fs::symlink("/dev/full", dir.path().join("incoming").join(name)).unwrap();
         let Piece::Failed(fetched) = incoming.piece(digest, b"hello", true).await else { panic!() };
-        assert!(fetched.result.unwrap_err().contains("no space left"));
+        let failure = fetched.result.unwrap_err();
+        assert!(failure.message.contains("no space left"));
+        assert_eq!(failure.fault, Fault::Worker);
     }
 
     #[test]

@@ -154,6 +154,36 @@ fn an_artifact_that_is_too_large_is_refused_before_it_is_sent() {
 }
 
 #[test]
+fn an_artifact_that_is_no_archive_is_its_functions_fault_alone() {
+    let up = Up::start(&[]);
+    let token = fs::read_to_string(up.state.path().join("token")).unwrap();
+    let put = |what: &str, body: &str| {
+        let head = format!(
+            "PUT {what} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n",
+            up.api,
+            token.trim(),
+            body.len()
+        );
+        send(&up.api, format!("{head}connection: close\r\n\r\n{body}").as_bytes()).unwrap()
+    };
+    // The SHA-256 of the five letters.
+    let digest = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+    let sent = put(&format!("/v1/artifacts/{digest}"), "hello");
+    assert!((200..300).contains(&sent.status), "{sent:?}");
+    for n in 1..=4 {
+        let body = format!(
+            "{{\"manifest\": {{\"name\": \"bad-{n}\", \"sandbox\": {{\"command\": [\"./run\"]}}}}, \
+             \"artifact\": \"{digest}\"}}"
+        );
+        let answer = put(&format!("/v1/functions/default/bad-{n}?wait=true"), &body);
+        assert!(answer.body.contains("not a tar archive"), "{answer:?}");
+    }
+    let workers = up.json(&["workers"]).to_string();
+    assert!(!workers.contains("quarantined"), "{workers}");
+    unharmed(&up);
+}
+
+#[test]
 fn a_header_of_50_mb_is_refused_or_cut_and_costs_no_memory() {
     let up = Up::start(&[]);
     unharmed(&up);

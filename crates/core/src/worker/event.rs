@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Digest, SandboxId, StartFailure,
+    Address, Digest, Fault, SandboxId, StartFailure,
     frame::{FromWorker, Hello, Load, SandboxReport, StartSandbox, ToWorker},
 };
 
@@ -30,8 +30,8 @@ pub enum Event {
     ArtifactFailed {
         /// Which.
         digest: Digest,
-        /// Why, and what to do.
-        message: String,
+        /// Why, and whose fault.
+        failure: ArtifactFailure,
     },
     /// The port chosen for a sandbox is held by another program of the host, so that nothing was
     /// created. The machine keeps away from it for a while and orders the creation again with
@@ -77,6 +77,16 @@ pub enum Event {
         /// From SIGTERM to SIGKILL.
         grace: Duration,
     },
+}
+
+/// Why an artifact could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactFailure {
+    /// What went wrong, and what to do.
+    pub message: String,
+    /// The function's if the artifact would fail the same on every worker: no worker is given up
+    /// for that.
+    pub fault: Fault,
 }
 
 /// An order of a worker machine.

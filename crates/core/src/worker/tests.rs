@@ -206,14 +206,19 @@ fn an_artifact_that_cannot_be_had_fails_all_who_wait() {
     for n in 1..=2 {
         start_with(&mut worker, ms(n), n, |spec| spec.artifact = Some(DIGEST));
     }
-    let message = "disk full".to_owned();
-    worker.handle(ms(3), Event::ArtifactFailed { digest: DIGEST, message });
+    let fail = |worker: &mut Worker, now, message: &str, fault| {
+        let failure = ArtifactFailure { message: message.to_owned(), fault };
+        worker.handle(now, Event::ArtifactFailed { digest: DIGEST, failure });
+    };
+    fail(&mut worker, ms(3), "disk full", Fault::Worker);
     assert_eq!(
         done(&mut worker),
         ["fetch", "1 gone: disk full (Worker)", "2 gone: disk full (Worker)"]
     );
     start_with(&mut worker, ms(4), 3, |spec| spec.artifact = Some(DIGEST));
     assert_eq!(done(&mut worker), ["fetch"], "it is tried again");
+    fail(&mut worker, ms(5), "no archive", Fault::Function);
+    assert_eq!(done(&mut worker), ["3 gone: no archive (Function)"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use dirigent_core::{
     MilliCpu, Protocol, Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec,
     StartFailure, Time, WorkerId,
     frame::{Capacity, FromWorker, Hello, Incarnation, StartSandbox, ToWorker, Welcome},
-    worker::{Config, Effect, Event, Worker},
+    worker::{ArtifactFailure, Config, Effect, Event, Worker},
 };
 use proptest::{prelude::*, sample::Index};
 
@@ -198,8 +198,9 @@ impl World {
             }
             Step::ArtifactFailed { pick } => {
                 if let Some(artifact) = self.any_fetch(&pick) {
-                    let message = "no".to_owned();
-                    self.handle(Event::ArtifactFailed { digest: digest(artifact), message });
+                    let failure =
+                        ArtifactFailure { message: "no".to_owned(), fault: Fault::Worker };
+                    self.handle(Event::ArtifactFailed { digest: digest(artifact), failure });
                 }
             }
             Step::Discard { artifact } => {

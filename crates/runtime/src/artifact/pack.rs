@@ -16,7 +16,7 @@ use dirigent_core::{Bytes, Digest};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
-use super::{Limits, MAX_NAME, MAX_PATH, Refusal, ignore::Ignore, links};
+use super::{Limits, MAX_NAME, MAX_PATH, Refusal, ignore::Ignore, links, unpack};
 
 /// A packed directory.
 #[derive(Debug)]
@@ -53,6 +53,16 @@ pub enum PackError {
     TooLarge {
         /// The limit.
         limit: Bytes,
+    },
+    /// A worker would take it for one made to exhaust its disk.
+    #[error(
+        "it unpacks to more than {ratio} times its packed size, which workers refuse as made to \
+         exhaust the disk; leave large files of the same bytes out by .dirigentignore, and make \
+         them when the function starts"
+    )]
+    Bomb {
+        /// The limit.
+        ratio: u64,
     },
     /// A file was written to meanwhile.
     #[error("`{}` changed while it was packed; try again", path.display())]
@@ -97,11 +107,14 @@ pub fn pack(dir: &Path) -> Result<Packed, PackError> {
         bytes: 0,
     };
     packer.directory(Path::new(""))?;
-    let entries = packer.entries;
+    let (entries, limits) = (packer.entries, packer.limits);
     let mut sink = packer.tar.into_inner().and_then(zstd::Encoder::finish).map_err(io_error)?;
     sink.flush().map_err(io_error)?;
     let digest = Digest(sink.hasher.finalize().into());
     let bytes = archive.as_file().metadata().map_err(io_error)?.len();
+    if unpack::is_bomb(archive.path(), limits).map_err(io_error)? {
+        return Err(PackError::Bomb { ratio: limits.ratio });
+    }
     Ok(Packed { archive, digest, bytes, entries })
 }
 

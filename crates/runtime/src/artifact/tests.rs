@@ -142,6 +142,9 @@ fn packing_refuses_what_a_worker_would_refuse() {
     symlink("/etc/passwd", dir.path().join("out")).unwrap();
     assert!(matches!(pack(dir.path()), Err(PackError::Refused { why: Refusal::LinkOutside, .. })));
     let dir = tempfile::tempdir().unwrap();
+    fs::File::create(dir.path().join("zeros")).unwrap().set_len(100 << 20).unwrap();
+    assert!(matches!(pack(dir.path()), Err(PackError::Bomb { ratio: 200 })));
+    let dir = tempfile::tempdir().unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     assert!(matches!(pack(dir.path()), Err(PackError::Refused { why: Refusal::Special, .. })));
 }

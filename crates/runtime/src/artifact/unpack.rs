@@ -31,6 +31,9 @@ const RATIO_FLOOR: u64 = 64 << 20;
 /// The window that a zstd archive may ask memory for: 128 MiB, what `zstd --long` uses.
 const WINDOW_LOG: u32 = 27;
 
+/// Read from an archive's file at once.
+const BUFFER: usize = 128 << 10;
+
 /// Unpack `archive` into the empty directory `root`, checking that its bytes are `digest`.
 pub(super) fn unpack(
     digest: Digest,
@@ -41,7 +44,7 @@ pub(super) fn unpack(
     let file = File::open(archive).map_err(|e| UnpackError::io(archive, e))?;
     let hashed = Rc::new(Cell::new(0));
     let mut source = Hashing {
-        inner: BufReader::with_capacity(128 << 10, file),
+        inner: BufReader::with_capacity(BUFFER, file),
         hasher: Sha256::new(),
         read: Rc::clone(&hashed),
     };
@@ -53,6 +56,31 @@ pub(super) fn unpack(
         return Err(UnpackError::Mismatch { expected: digest, found });
     }
     result
+}
+
+/// Whether an archive in zstd would be refused for its ratio. It is judged as it is unpacked, piece
+/// by piece, so that is done here too.
+pub(super) fn is_bomb(archive: &Path, limits: Limits) -> io::Result<bool> {
+    let read = Rc::new(Cell::new(0));
+    let source = Hashing {
+        inner: BufReader::with_capacity(BUFFER, File::open(archive)?),
+        hasher: Sha256::new(),
+        read: Rc::clone(&read),
+    };
+    let tripped = Rc::new(Cell::new(None));
+    let mut bounded = Bounded {
+        inner: zstd::Decoder::new(source)?,
+        given: 0,
+        taken: read,
+        limits,
+        tripped: Rc::clone(&tripped),
+    };
+    let copied = io::copy(&mut bounded, &mut io::sink());
+    match tripped.get() {
+        Some(Trip::Bomb) => Ok(true),
+        Some(Trip::TooLarge) => Ok(false),
+        None => copied.map(|_bytes| false),
+    }
 }
 
 fn decode(

@@ -352,8 +352,8 @@ async fn a_damaged_artifact_is_refused(mut harness: Harness) {
     bytes[middle] ^= 1;
     std::fs::write(&archive, bytes).unwrap();
     harness.runtime.unpack(digest, archive.clone());
-    let Event::Unpacked { result: Err(message), .. } = harness.next().await else { panic!() };
-    assert!(message.contains("damaged"), "{message}");
+    let Event::Unpacked { result: Err(failure), .. } = harness.next().await else { panic!() };
+    assert!(failure.message.contains("damaged"), "{failure:?}");
     assert_eq!(harness.runtime.artifacts(), []);
     assert!(!archive.exists(), "the archive is removed");
 }
