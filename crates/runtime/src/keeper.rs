@@ -70,6 +70,8 @@ pub(crate) struct Options {
     pub(crate) basic: bool,
     /// Ports on loopback that sandboxes must not reach.
     pub(crate) protected_ports: Vec<u16>,
+    /// Ports of sandboxes, first and last.
+    pub(crate) ports: (u16, u16),
 }
 
 /// The socket within the directory.

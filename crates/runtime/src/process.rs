@@ -73,6 +73,8 @@ pub struct ProcessConfig {
     pub keeper_idle: Duration,
     /// Ports of this machine that sandboxes must not reach, such as the API's.
     pub protected_ports: Vec<u16>,
+    /// Ports of sandboxes, first and last: neither other hosts nor other sandboxes reach them.
+    pub ports: (u16, u16),
 }
 
 impl ProcessConfig {
@@ -91,6 +93,7 @@ impl ProcessConfig {
             log_total: Bytes::mib(512),
             keeper_idle: Duration::from_secs(600),
             protected_ports: Vec::new(),
+            ports: (20_000, 29_999),
         }
     }
 
@@ -105,6 +108,7 @@ impl ProcessConfig {
             idle_ms: u64::try_from(self.keeper_idle.as_millis()).unwrap_or(u64::MAX),
             basic: self.max_isolation >= Isolation::Basic,
             protected_ports: self.protected_ports.clone(),
+            ports: self.ports,
         })
     }
 }

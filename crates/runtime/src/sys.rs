@@ -7,3 +7,4 @@ pub(crate) mod listener;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod signal;
+pub(crate) mod user;

@@ -7,8 +7,8 @@ mod common;
 
 use std::{fs, time::Duration};
 
-use common::{Rig, ask, is_root, mode, refused, run, server, until, with};
-use dirigent_core::{Bytes, Cause, Digest, Isolation, SandboxId};
+use common::{Rig, ask, create, is_root, mode, refused, run, server, until, with};
+use dirigent_core::{Bytes, Cause, Digest, Isolation, Listen, SandboxId};
 use dirigent_runtime::{Event, Runtime as _};
 
 const BASIC: Isolation = Isolation::Basic;
@@ -61,6 +61,41 @@ fn nothing_can_be_written_outside_of_temporary_space() {
     run(port, "echo x > /dev/null; head -c 4 /dev/urandom; head -c 4 /dev/zero");
     rig.destroy(sandbox);
     assert!(!std::path::Path::new("/tmp/x").exists());
+}
+
+#[test]
+fn standard_output_can_be_opened_by_its_name() {
+    let Some(mut rig) = rig() else { return };
+    let script = "set -e; echo out > /dev/stdout; echo err > /dev/stderr; exit 7";
+    let create = create(&["/bin/sh", "-c", script], BASIC);
+    let (sandbox, function) = (create.order.sandbox, create.order.revision.function);
+    rig.runtime.create(create);
+    assert_eq!(rig.gone(sandbox).cause, Cause::Exited { code: 7 });
+    let lines: Vec<String> = rig.lines(function).into_iter().map(|line| line.text).collect();
+    assert!(["out", "err"].iter().all(|text| lines.iter().any(|line| line == text)), "{lines:?}");
+}
+
+/// The network rules go by the user whose a socket is, and a listener that is passed can be made
+/// into a socket that connects.
+#[test]
+fn a_listener_that_is_passed_is_the_sandboxs_own() {
+    let Some(mut rig) = rig() else { return };
+    let create = with(server(BASIC), |spec| spec.sandbox.listen = Listen::Fd);
+    let (sandbox, port) = (create.order.sandbox, create.port);
+    rig.runtime.create(create);
+    rig.listening(sandbox);
+    let own = run(port, "id -u").trim().to_owned();
+    let table = fs::read_to_string("/proc/net/tcp").expect("is there");
+    let listens = |line: &&str| line.contains(&format!(" 0100007F:{port:04X} 00000000:0000 0A "));
+    let line = table.lines().find(listens).expect("it listens");
+    let user = line.split_whitespace().nth(7).expect("a user");
+    if is_root() {
+        assert_eq!(user, own);
+        assert_ne!(user, "0");
+    } else {
+        assert_eq!(user, rustix::process::geteuid().as_raw().to_string(), "it is the same user");
+    }
+    rig.destroy(sandbox);
 }
 
 /// Put an artifact where the runtime finds it.
@@ -143,7 +178,11 @@ fn a_neighbour_is_neither_seen_nor_signalled() {
 fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
     let api = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let api = api.local_addr().expect("bound");
-    let mut rig = Rig::new(|config| config.protected_ports = vec![api.port()]);
+    // Not the default: where the ports of these tests are.
+    let mut rig = Rig::new(|config| {
+        config.protected_ports = vec![api.port()];
+        config.ports = (10_000, 18_999);
+    });
     let missing = rig.runtime.facts().missing;
     if missing.iter().any(|line| line.starts_with("network rules") || line.starts_with("uids")) {
         println!("skipped: no network rules here: {missing:?}");
@@ -151,14 +190,7 @@ fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
     }
     let mut started = Vec::new();
     for _ in 0..2 {
-        let mut create = server(BASIC);
-        // Where the ports of sandboxes are, which the rules are about.
-        create.port = (20_000..30_000)
-            .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
-            .expect("a free port");
-        started.push((create.order.sandbox, create.port));
-        rig.runtime.create(create);
-        rig.listening(started[started.len() - 1].0);
+        started.push(rig.serve(BASIC));
     }
     let [(one, port), (two, other)] = started[..] else { panic!("two were started") };
     assert!(ask(port, &format!("connect 127.0.0.1:{other}")).starts_with("refused"));

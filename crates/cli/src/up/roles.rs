@@ -148,6 +148,7 @@ async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started
     let mut process = ProcessConfig::new(&dir.join("worker"), command);
     process.min_isolation = config.min_isolation.unwrap_or(process.min_isolation);
     process.protected_ports = vec![api_port];
+    process.ports = (config.first_port, config.last_port);
     process.uid_base = uid_base(dir);
     // It looks around for what an earlier life left, which takes system calls that block.
     let started = tokio::task::spawn_blocking(move || ProcessRuntime::start(process, sender));

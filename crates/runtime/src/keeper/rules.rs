@@ -13,6 +13,7 @@ use super::Options;
 pub(crate) fn make(options: &Options, table: &str) -> Result<(), String> {
     let first = options.uid_base;
     let last = options.uid_base.saturating_add(u32::from(u16::MAX));
+    let (low, high) = options.ports;
     let ports: Vec<String> = options.protected_ports.iter().map(u16::to_string).collect();
     let protected = if ports.is_empty() {
         String::new()
@@ -25,9 +26,9 @@ pub(crate) fn make(options: &Options, table: &str) -> Result<(), String> {
     let rules = format!(
         "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
          chain out {{ type filter hook output priority 0; policy accept;\n{protected}\
-         meta skuid {first}-{last} tcp dport 20000-29999 {opens} reject\n}}\n\
+         meta skuid {first}-{last} tcp dport {low}-{high} {opens} reject\n}}\n\
          chain in {{ type filter hook input priority 0; policy accept;\n\
-         iifname != \"lo\" tcp dport 20000-29999 {opens} reject\n}}\n}}\n"
+         iifname != \"lo\" tcp dport {low}-{high} {opens} reject\n}}\n}}\n"
     );
     nft(&rules)
 }

@@ -19,7 +19,7 @@ use rustix::{
         SocketFlags, SocketType, recv, sendmsg, socketpair,
     },
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal, getgid, getuid, pidfd_send_signal},
+    process::{Pid, Signal, Uid, getgid, getuid, pidfd_send_signal},
 };
 
 use super::{Alarm, Board, REFILL_AFTER, SWEEP_EVERY, Source, WATCH_EVERY, machine};
@@ -233,16 +233,21 @@ impl Board {
     fn assign(&mut self, key: u64, start: Start) -> io::Result<()> {
         let report = &start.adopted.report;
         let log = self.logs.of(report.revision.function);
-        let listener = if start.pass_listener { Some(machine::listen(start.port)?) } else { None };
-        let pipe = || {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-            rustix::io::ioctl_fionbio(&read, true)?;
-            Ok::<_, io::Error>((read, write))
-        };
-        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let Some(cell) = self.cells.get_mut(&key) else {
             return Err(io::Error::other("the sandbox ended while it was prepared"));
         };
+        let listener = start.pass_listener.then(|| machine::listen(start.port, cell.uid));
+        let listener = listener.transpose()?;
+        let pipe = || {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&read, true)?;
+            if let Some(uid) = cell.uid {
+                // So that it can open `/dev/stdout`, as programs of all kinds do for their logs.
+                rustix::fs::fchown(&write, Some(Uid::from_raw(uid)), None)?;
+            }
+            Ok::<_, io::Error>((read, write))
+        };
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
         let home =
             leftover::directory(&self.options.directory.join("sandboxes"), &cell.id).join("home");
         let basic = cell.isolation == Isolation::Basic;

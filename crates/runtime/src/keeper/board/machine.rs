@@ -20,7 +20,10 @@ use crate::{
         root::Template,
         rules, socket_path,
     },
-    sys::process::{Forked, exit_now, fork, unshare},
+    sys::{
+        process::{Forked, exit_now, fork, unshare},
+        user::made_by,
+    },
 };
 
 /// What was found.
@@ -162,15 +165,23 @@ pub(super) fn leave(options: &Options, name: &Name) {
     }
 }
 
-/// A listener on a port of loopback, made as servers make theirs.
-pub(super) fn listen(port: u16) -> io::Result<std::os::fd::OwnedFd> {
+/// A listener on a port of loopback, made as servers make theirs. It is the sandbox's own, so that
+/// its network rules hold for whatever the sandbox makes of it: a listener can be disconnected and
+/// used to connect.
+pub(super) fn listen(port: u16, uid: Option<u32>) -> io::Result<std::os::fd::OwnedFd> {
     use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
-    let socket = net::socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        Some(net::ipproto::TCP),
-    )?;
+    let make = || {
+        net::socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            Some(net::ipproto::TCP),
+        )
+    };
+    let socket = match uid {
+        Some(uid) => made_by(uid, make),
+        None => make(),
+    }?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     net::bind(&socket, &std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
     net::listen(&socket, 4096)?;
