@@ -41,6 +41,7 @@ fn function(counter: u64) -> FunctionRecord {
         id: FunctionId::new(Epoch(1), counter),
         name: FunctionName::new("default", &format!("function-{counter}")).unwrap(),
         settings: Arc::new(Settings::default()),
+        next: None,
         revisions: vec![RevisionRecord {
             number: 1,
             spec: Arc::new(spec),

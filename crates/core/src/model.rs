@@ -301,6 +301,10 @@ pub struct FunctionRecord {
     pub name: FunctionName,
     /// Mutable settings.
     pub settings: Arc<Settings>,
+    /// Those that come with the revision that is being deployed, where they differ: what is live
+    /// keeps its own if the deploy fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Arc<Settings>>,
     /// The last ten, oldest first.
     pub revisions: Vec<RevisionRecord>,
     /// Where invocations go; empty until a first revision is live.

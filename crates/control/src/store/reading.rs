@@ -18,6 +18,8 @@ struct Stored<'a> {
     name: FunctionName,
     #[serde(borrow)]
     settings: &'a RawValue,
+    #[serde(borrow, default)]
+    next: Option<&'a RawValue>,
     #[serde(borrow)]
     revisions: Vec<StoredRevision<'a>>,
     targets: Vec<Target>,
@@ -42,7 +44,8 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<FunctionRecord, serde_json::Error> {
-        let Stored { id, name, settings, revisions, targets } = serde_json::from_slice(bytes)?;
+        let Stored { id, name, settings, next, revisions, targets } =
+            serde_json::from_slice(bytes)?;
         let revision = |stored: StoredRevision<'_>| {
             let StoredRevision { number, spec, state, created_ms, failure } = stored;
             let spec = self.specs.read(spec)?;
@@ -55,7 +58,8 @@ impl Reader {
         revisions.shrink_to_fit();
         targets.shrink_to_fit();
         let settings = self.settings.read(settings)?;
-        Ok(FunctionRecord { id, name, settings, revisions, targets })
+        let next = next.map(|next| self.settings.read(next)).transpose()?;
+        Ok(FunctionRecord { id, name, settings, next, revisions, targets })
     }
 }
 

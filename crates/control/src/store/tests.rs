@@ -32,6 +32,7 @@ pub(crate) fn function(counter: u64) -> FunctionRecord {
         id: FunctionId::new(Epoch(1), counter),
         name: FunctionName::new("default", &format!("f{counter}")).unwrap(),
         settings: Arc::default(),
+        next: Some(Arc::default()),
         revisions: vec![RevisionRecord {
             number: 1,
             spec: spec.into(),

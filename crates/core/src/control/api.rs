@@ -69,6 +69,7 @@ impl Control {
             id,
             name: name.clone(),
             settings: self.settings.intern(&Arc::new(Settings::default())),
+            next: None,
             revisions: Vec::new(),
             targets: Vec::new(),
         };

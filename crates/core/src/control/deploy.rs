@@ -134,7 +134,7 @@ impl Function {
             self.activate().rollout = None;
             self.settle_revision(c, other, None);
         }
-        let until = c.now.after(self.record.settings.start_timeout);
+        let until = c.now.after(self.coming_settings().start_timeout);
         let phase = Phase::Checking { until };
         c.timers.set(Timer::Rollout(self.id()), until);
         let active = self.activate();
@@ -146,6 +146,7 @@ impl Function {
 
     /// Takes the deploy as far as it goes now.
     pub(crate) fn roll_out(&mut self, c: &mut Cluster) {
+        let start_timeout = self.coming_settings().start_timeout;
         let Some(active) = self.active.as_deref_mut() else { return };
         let Some(rollout) = active.rollout.as_mut() else { return };
         let number = rollout.number;
@@ -157,7 +158,7 @@ impl Function {
                 }
             }
             Phase::Checking { .. } => {
-                let until = c.now.after(self.record.settings.start_timeout);
+                let until = c.now.after(start_timeout);
                 rollout.phase = Phase::Building { until };
                 rollout.failed = 0;
                 c.timers.set(Timer::Rollout(self.id()), until);
@@ -176,7 +177,7 @@ impl Function {
     /// As many sandboxes as the live revision has, then the switch; what finds no room is replaced
     /// one for one after it.
     fn build_up(&mut self, c: &mut Cluster, number: u32) {
-        let (min, max) = (self.record.settings.min, self.record.settings.max);
+        let (min, max) = (self.coming_settings().min, self.coming_settings().max);
         let Some(active) = self.active.as_deref_mut() else { return };
         let old = active.books.tally_of(&self.record.targets);
         let new = active.books.tally(number);
@@ -253,7 +254,7 @@ impl Function {
 
     /// The deploy waited long enough.
     pub(crate) fn rollout_late(&mut self, c: &mut Cluster) {
-        let timeout = self.record.settings.start_timeout;
+        let timeout = self.coming_settings().start_timeout;
         let Some(active) = self.active.as_deref_mut() else { return };
         let Some(rollout) = active.rollout.as_mut() else { return };
         let number = rollout.number;

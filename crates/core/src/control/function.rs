@@ -231,6 +231,7 @@ impl Function {
             id,
             name,
             settings: Arc::default(),
+            next: None,
             revisions: Vec::new(),
             targets: Vec::new(),
         };

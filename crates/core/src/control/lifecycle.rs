@@ -27,6 +27,12 @@ impl Function {
     ) {
         let Some(revision) = self.revision(number) else { return };
         let spec = Arc::clone(&revision.spec);
+        let settings = if self.is_rolling_out(number) {
+            self.coming_settings()
+        } else {
+            &self.record.settings
+        };
+        let start_timeout = settings.start_timeout;
         let id = c.new_sandbox();
         let revision = RevisionId { function: self.id(), number };
         let want = Want {
@@ -34,7 +40,7 @@ impl Function {
             revision,
             name: self.record.name.clone(),
             spec: Arc::clone(&spec),
-            start_timeout: self.record.settings.start_timeout,
+            start_timeout,
             urgent: reason == Reason::Queued,
             decided: c.now,
         };

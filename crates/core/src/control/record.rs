@@ -281,6 +281,7 @@ impl Function {
                 };
                 revision.state = RevisionState::Failed;
                 revision.failure = Some(failure.clone());
+                record.next = None;
                 Plan::Write { record: Some(record), answer: None, begins: None }
             }
         }
@@ -299,8 +300,7 @@ impl Function {
         let live = self.record.targets.first().and_then(|t| self.revision(t.revision));
         let same = |r: &&RevisionRecord| &r.spec == spec;
         let mut record = FunctionRecord::clone(&self.record);
-        record.settings = Arc::clone(settings);
-        let settings_differ = &self.record.settings != settings;
+        let settings_differ = self.coming_settings() != settings;
         let begins;
         let number = match (going, live) {
             // It is on its way already.
@@ -342,8 +342,20 @@ impl Function {
                 number
             }
         };
+        let going = record.revisions.iter().any(|r| Rollout::is_going(r.state));
+        if going && !record.targets.is_empty() {
+            record.next = (&record.settings != settings).then(|| Arc::clone(settings));
+        } else {
+            record.settings = Arc::clone(settings);
+            record.next = None;
+        }
         let answer = Some(answer_of(&record, number));
         Plan::Write { record: Some(record), answer, begins }
+    }
+
+    /// The settings that hold once the deploy that is going on is live, or those that hold.
+    pub(crate) fn coming_settings(&self) -> &Arc<Settings> {
+        self.record.next.as_ref().unwrap_or(&self.record.settings)
     }
 
     fn plan_rollback(&self, to: Option<u32>) -> Plan {
@@ -405,13 +417,18 @@ impl Function {
     }
 }
 
-/// Invocations go to this revision; true if they did not before.
+/// Invocations go to this revision, by the settings that came with it; true if they did not before.
 fn make_live(record: &mut FunctionRecord, number: u32) -> bool {
     if !record.revisions.iter().any(|revision| revision.number == number) {
         return false;
     }
     for revision in &mut record.revisions {
         if revision.number == number {
+            if Rollout::is_going(revision.state)
+                && let Some(settings) = record.next.take()
+            {
+                record.settings = settings;
+            }
             revision.state = RevisionState::Live;
             revision.failure = None;
         } else if revision.state == RevisionState::Live {
@@ -426,18 +443,25 @@ fn make_live(record: &mut FunctionRecord, number: u32) -> bool {
 
 /// A deploy that is going on is given up.
 fn retire_going(record: &mut FunctionRecord) {
+    record.next = None;
     for revision in record.revisions.iter_mut().filter(|r| Rollout::is_going(r.state)) {
         revision.state = RevisionState::Retired;
     }
 }
 
-/// The oldest revisions go, but never a target or the newest.
+/// The oldest revisions go, first those that failed, to which nobody can go back; but never a target
+/// or the newest.
 fn prune(record: &mut FunctionRecord) {
     while record.revisions.len() > KEPT {
         let newest = record.revisions.len() - 1;
-        let oldest = record.revisions.iter().take(newest).position(|revision| {
+        let may_go = |revision: &RevisionRecord| {
             !record.targets.iter().any(|target| target.revision == revision.number)
-        });
+        };
+        let failed = |revision: &RevisionRecord| revision.state == RevisionState::Failed;
+        let older = || record.revisions.iter().take(newest);
+        let oldest = older()
+            .position(|revision| may_go(revision) && failed(revision))
+            .or_else(|| older().position(may_go));
         let Some(oldest) = oldest else { return };
         record.revisions.remove(oldest);
     }

@@ -152,6 +152,58 @@ fn a_failing_check_fails_the_deploy_and_the_old_revision_stays_live() {
 }
 
 #[test]
+fn what_is_live_keeps_its_settings_until_the_new_revision_is() {
+    let max = |world: &mut World| world.describe("hello").settings.max;
+    let seven = Settings { max: 7, ..Settings::default() };
+    for fails in [true, false] {
+        let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+        let before = max(&mut world);
+        let (_, number) = world.deploy("hello", &spec("b", 1), &seven, true);
+        assert_eq!(max(&mut world), before, "it is being checked");
+        // Told again it is the same deploy.
+        let again = world.answer(deploy("hello", &spec("b", 1), &seven, true));
+        assert!(matches!(again, Ok(Answer::Deployed { changed: false, .. })), "{again:?}");
+        let waiter = await_revision(&mut world, function, number);
+        let sandbox = world.started()[0];
+        if fails {
+            world.gone(sandbox, failure(Fault::Function));
+            assert_eq!(max(&mut world), before);
+        } else {
+            world.ready(sandbox);
+            world.pass(Duration::from_secs(3));
+            assert_eq!(max(&mut world), 7);
+        }
+        assert!(world.replies.contains_key(&waiter));
+    }
+    // Going back to what is live ends the deploy, and its settings with it.
+    let (mut world, _) = World::running(&spec("a", 1), &Settings::default());
+    let before = max(&mut world);
+    world.deploy("hello", &spec("b", 1), &seven, true);
+    world.deploy("hello", &spec("a", 1), &Settings::default(), true);
+    world.pass(Duration::from_secs(3));
+    assert_eq!(max(&mut world), before);
+}
+
+#[test]
+fn failed_revisions_go_before_those_that_one_may_want_back() {
+    let (mut world, _) = World::running(&spec("a", 1), &Settings::default());
+    for n in 0..12 {
+        world.deploy("hello", &spec(&format!("bad {n}"), 1), &Settings::default(), true);
+        let sandbox = *world.started().last().unwrap();
+        world.gone(sandbox, failure(Fault::Function));
+    }
+    world.deploy("hello", &spec("b", 1), &Settings::default(), false);
+    for n in 0..12 {
+        world.deploy("hello", &spec(&format!("bad {n}"), 1), &Settings::default(), true);
+        let sandbox = *world.started().last().unwrap();
+        world.gone(sandbox, failure(Fault::Function));
+    }
+    let kept = world.describe("hello").revisions;
+    assert_eq!(kept.len(), 10);
+    assert!(kept.iter().any(|revision| revision.number == 1), "the one to go back to: {kept:?}");
+}
+
+#[test]
 fn a_worker_is_not_held_against_a_revision_until_three_starts_failed() {
     let mut world = World::new();
     world.attach_worker();

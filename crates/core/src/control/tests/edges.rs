@@ -125,6 +125,7 @@ fn successor(settings: &Settings) -> World {
             id: id(n),
             name: name.parse().unwrap(),
             settings: Arc::new(settings.clone()),
+            next: None,
             revisions: vec![RevisionRecord {
                 number: 1,
                 spec: Arc::new(spec("a", 1)),

@@ -17,6 +17,7 @@ fn records(settings: &Settings) -> (Records, FunctionId) {
         id: function,
         name: "hello".parse().unwrap(),
         settings: Arc::new(settings.clone()),
+        next: None,
         revisions: vec![revision],
         targets: vec![crate::Target { revision: 1, weight: 100 }],
     };
