@@ -76,6 +76,8 @@ pub struct Worker {
     /// When starts are given up.
     start_deadlines: BTreeSet<(Time, SandboxId)>,
     artifacts: BTreeMap<Digest, Artifact>,
+    /// Which of them go once nothing here uses them: no revision needs them any more.
+    unwanted: BTreeSet<Digest>,
     /// Ended while no stream was up.
     untold: Vec<(Sandbox, SandboxId, StartFailure)>,
     load: Load,
@@ -122,6 +124,7 @@ impl Worker {
             cpu: 0,
             start_deadlines: BTreeSet::new(),
             artifacts: artifacts.into_iter().map(|digest| (digest, Artifact::Held)).collect(),
+            unwanted: BTreeSet::new(),
             untold: Vec::new(),
             load: Load::default(),
             effects: VecDeque::new(),
@@ -287,14 +290,16 @@ impl Worker {
             Err(message) => return self.send(FromWorker::Refused { sandbox, message }),
         };
         let artifact = order.spec.artifact;
+        let runtime = order.spec.sandbox.runtime;
         self.insert(sandbox, Sandbox::ordered(now, order, port));
         let Some(digest) = artifact else { return self.create(now, sandbox) };
+        self.unwanted.remove(&digest);
         match self.artifacts.get_mut(&digest) {
             Some(Artifact::Held) => self.create(now, sandbox),
             Some(Artifact::Fetching(waiting)) => waiting.push(sandbox),
             None => {
                 self.artifacts.insert(digest, Artifact::Fetching(vec![sandbox]));
-                self.effects.push_back(Effect::Fetch { digest });
+                self.effects.push_back(Effect::Fetch { digest, runtime });
             }
         }
     }
@@ -440,6 +445,7 @@ impl Worker {
 
     fn gone(&mut self, now: Time, sandbox: SandboxId, reported: StartFailure) {
         let Some(mut one) = self.sandboxes.remove(&sandbox) else { return };
+        let artifact = one.artifact;
         self.memory -= one.memory.0;
         self.cpu -= u64::from(one.cpu.0);
         if let Some(until) = one.start_deadline() {
@@ -469,6 +475,7 @@ impl Worker {
         } else {
             self.send(FromWorker::SandboxGone { sandbox, failure });
         }
+        self.discard_unwanted(artifact);
     }
 
     fn artifact_ready(&mut self, now: Time, digest: Digest) {
@@ -479,12 +486,14 @@ impl Worker {
                 self.create(now, sandbox);
             }
         }
+        self.discard_unwanted(Some(digest));
     }
 
     fn artifact_failed(&mut self, now: Time, digest: Digest, why: &ArtifactFailure) {
         let Some(Artifact::Fetching(waiting)) = self.artifacts.get_mut(&digest) else { return };
         let waiting = std::mem::take(waiting);
         self.artifacts.remove(&digest);
+        self.unwanted.remove(&digest);
         for sandbox in waiting {
             let cause = Cause::ArtifactFailed { message: why.message.clone() };
             self.gone(now, sandbox, failure(cause, why.fault));
@@ -495,13 +504,32 @@ impl Worker {
         let used: BTreeSet<Digest> =
             self.sandboxes.values().filter_map(|one| one.artifact).collect();
         for &digest in digests {
-            let held = matches!(self.artifacts.get(&digest), Some(Artifact::Held));
-            if held && !used.contains(&digest) {
-                self.artifacts.remove(&digest);
-                self.effects.push_back(Effect::Discard { digest });
-                self.send(FromWorker::Artifact { digest, held: false });
+            match self.artifacts.get(&digest) {
+                None => {}
+                Some(Artifact::Held) if !used.contains(&digest) => self.remove_artifact(digest),
+                Some(Artifact::Held | Artifact::Fetching(_)) => {
+                    self.unwanted.insert(digest);
+                }
             }
         }
+    }
+
+    /// Something that may have been the last to use an artifact does so no more.
+    fn discard_unwanted(&mut self, artifact: Option<Digest>) {
+        if let Some(digest) = artifact
+            && self.unwanted.contains(&digest)
+            && matches!(self.artifacts.get(&digest), Some(Artifact::Held))
+            && !self.sandboxes.values().any(|one| one.artifact == Some(digest))
+        {
+            self.remove_artifact(digest);
+        }
+    }
+
+    fn remove_artifact(&mut self, digest: Digest) {
+        self.unwanted.remove(&digest);
+        self.artifacts.remove(&digest);
+        self.effects.push_back(Effect::Discard { digest });
+        self.send(FromWorker::Artifact { digest, held: false });
     }
 
     fn settle(&mut self, sandbox: SandboxId, data_plane: DataPlaneId) {
@@ -553,6 +581,15 @@ impl Worker {
             fetching.count(),
             "whoever waits for an artifact is known"
         );
+        for digest in &self.unwanted {
+            let used = self.sandboxes.values().any(|one| one.artifact == Some(*digest));
+            let held = match self.artifacts.get(digest) {
+                Some(Artifact::Held) => true,
+                Some(Artifact::Fetching(_)) => false,
+                None => unreachable!("{digest} is not wanted, and not here"),
+            };
+            assert!(used || !held, "what nobody wants or uses is gone");
+        }
         self.ports.check();
     }
 }

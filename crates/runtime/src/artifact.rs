@@ -151,15 +151,16 @@ impl ArtifactStore {
             .map_err(|e| UnpackError::io(&self.dir, e))
     }
 
-    /// Remove an artifact, if it is there. Gone under its name at once, whatever happens then.
+    /// Take an artifact away, if it is there, so that it is not found any more; what is returned
+    /// is still to be removed, which may take long. The next `open` removes it otherwise.
     ///
     /// # Errors
-    /// If files cannot be removed; the next `open` tries again.
-    pub fn discard(&self, digest: &Digest) -> io::Result<()> {
+    /// If it cannot be renamed.
+    pub fn discard(&self, digest: &Digest) -> io::Result<Option<PathBuf>> {
         let away = self.temporary("discard");
         match fs::rename(self.dir.join(hex(digest)), &away) {
-            Ok(()) => fs::remove_dir_all(away),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(away)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -366,10 +366,16 @@ impl Runtime for ProcessRuntime {
     }
 
     fn discard(&self, digest: Digest) {
-        let shared = Arc::clone(&self.shared);
+        // Renamed here, in the order in which artifacts are asked for and discarded: whoever wants
+        // it next must not find what is about to go.
+        let away = match self.shared.store.discard(&digest) {
+            Ok(Some(away)) => away,
+            Ok(None) => return,
+            Err(error) => return tracing::warn!(%digest, %error, "an artifact stays"),
+        };
         let work = move || {
-            if let Err(error) = shared.store.discard(&digest) {
-                tracing::warn!(%digest, %error, "an artifact stays");
+            if let Err(error) = std::fs::remove_dir_all(away) {
+                tracing::warn!(%digest, %error, "parts of an artifact stay");
             }
         };
         if let Err(error) = std::thread::Builder::new().name("discard".to_owned()).spawn(work) {

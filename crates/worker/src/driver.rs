@@ -3,11 +3,7 @@
 //! Events reach the machine in the order in which they came; effects are carried out in the
 //! machine's order before the next event. Nothing here waits, but for the disk in `Obey`.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use dirigent_core::{
     Cause, DataPlaneId, Digest, Fault, RuntimeKind, SandboxId, StartFailure, Time,
@@ -73,9 +69,7 @@ pub(crate) struct Driver {
     runtimes: Runtimes,
     /// Artifacts that the bulk connection is to get.
     wanted: Outbox<Digest, Digest>,
-    /// Which of them are on their way: one fetch per artifact.
-    fetching: HashSet<Digest>,
-    /// Which runtime wanted an artifact, and unpacks it.
+    /// Those on their way, one fetch per artifact, and which runtime unpacks them.
     unpackers: HashMap<Digest, RuntimeKind>,
     /// Whose each sandbox is, from the order to create it until it is gone.
     owners: HashMap<SandboxId, RuntimeKind>,
@@ -102,7 +96,6 @@ impl Driver {
             identity,
             runtimes,
             wanted,
-            fetching: HashSet::new(),
             unpackers: HashMap::new(),
             owners,
             barred: HashMap::new(),
@@ -172,23 +165,14 @@ impl Driver {
         if self.stream.is_none() {
             return;
         }
-        match &frame {
-            // The machine obeys neither a stranger nor a deposed leader; to find the right one,
-            // their stream is left and another dialled.
-            ToWorker::Welcome { welcome, .. } => {
-                if let Err(error) = self.identity.accepts(*welcome) {
-                    tracing::warn!(%error, "the control plane is not obeyed");
-                    self.stream = None;
-                    return;
-                }
-            }
-            // The machine does not say which runtime an artifact is for; the order does.
-            ToWorker::StartSandbox(order) => {
-                if let Some(digest) = order.spec.artifact {
-                    self.unpackers.insert(digest, order.spec.sandbox.runtime);
-                }
-            }
-            _ => {}
+        // The machine obeys neither a stranger nor a deposed leader; to find the right one, their
+        // stream is left and another dialled.
+        if let ToWorker::Welcome { welcome, .. } = &frame
+            && let Err(error) = self.identity.accepts(*welcome)
+        {
+            tracing::warn!(%error, "the control plane is not obeyed");
+            self.stream = None;
+            return;
         }
         self.handle(Event::Said(frame));
     }
@@ -206,7 +190,6 @@ impl Driver {
                 self.handle(Event::PortTaken { sandbox, port });
             }
             RuntimeEvent::Unpacked { digest, result } => {
-                self.fetching.remove(&digest);
                 self.unpackers.remove(&digest);
                 self.handle(match result {
                     Ok(()) => Event::ArtifactReady { digest },
@@ -240,7 +223,6 @@ impl Driver {
             Ok(())
         });
         if let Err(failure) = result {
-            self.fetching.remove(&digest);
             self.unpackers.remove(&digest);
             self.handle(Event::ArtifactFailed { digest, failure });
         }
@@ -268,7 +250,7 @@ impl Driver {
                         self.stream = None;
                     }
                 }
-                Effect::Fetch { digest } => self.fetch(digest),
+                Effect::Fetch { digest, runtime } => self.fetch(digest, runtime),
                 Effect::Create(create) => self.create(*create),
                 Effect::Destroy { sandbox, grace } => self.destroy(sandbox, grace),
                 Effect::Discard { digest } => {
@@ -289,12 +271,12 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, digest: Digest) {
-        if !self.fetching.insert(digest) {
+    fn fetch(&mut self, digest: Digest, runtime: RuntimeKind) {
+        if self.unpackers.insert(digest, runtime).is_some() {
             return;
         }
         if let Err(error) = self.wanted.push(Some(digest), size_of::<Digest>(), digest) {
-            self.fetching.remove(&digest);
+            self.unpackers.remove(&digest);
             let message = format!("the artifact cannot be asked for: {error}");
             let failure = ArtifactFailure { message, fault: Fault::Worker };
             self.handle(Event::ArtifactFailed { digest, failure });

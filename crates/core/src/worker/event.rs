@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Digest, Fault, SandboxId, StartFailure,
+    Address, Digest, Fault, RuntimeKind, SandboxId, StartFailure,
     frame::{FromWorker, Hello, Load, SandboxReport, StartSandbox, ToWorker},
 };
 
@@ -100,6 +100,8 @@ pub enum Effect {
     Fetch {
         /// Which.
         digest: Digest,
+        /// The runtime that wants it, and unpacks it.
+        runtime: RuntimeKind,
     },
     /// Create a sandbox; answered by `SandboxCreated`, `SandboxListening`, `SandboxGone`.
     Create(Box<CreateSandbox>),

@@ -407,19 +407,33 @@ fn after_an_hour_without_a_leader_everything_is_stopped() {
 }
 
 #[test]
-fn artifacts_in_use_are_not_discarded() {
+fn artifacts_in_use_are_discarded_after_it() {
     let mut worker = Worker::new(Time::ZERO, config(), Vec::new(), vec![DIGEST]);
     attach(&mut worker, Time::ZERO);
     assert_eq!(done(&mut worker), ["hello with [] and 1 artifacts", "obey 3"]);
     start_with(&mut worker, ms(1), 1, |spec| spec.artifact = Some(DIGEST));
     said(&mut worker, ms(2), ToWorker::DiscardArtifacts { digests: vec![DIGEST] });
     assert_eq!(done(&mut worker), ["create 1 on 20000"]);
+    start_with(&mut worker, ms(3), 2, |spec| spec.artifact = Some(DIGEST));
     gone(&mut worker, ms(3), 1, Cause::Exited { code: 0 });
     said(&mut worker, ms(4), ToWorker::DiscardArtifacts { digests: vec![DIGEST] });
     assert_eq!(
         done(&mut worker),
-        ["1 gone: exited with status 0 (Function)", "discard", "artifact held: false"]
+        ["create 2 on 20001", "1 gone: exited with status 0 (Function)"],
+        "another start wants it"
     );
+    gone(&mut worker, ms(5), 2, Cause::Exited { code: 0 });
+    assert_eq!(
+        done(&mut worker),
+        ["2 gone: exited with status 0 (Function)", "discard", "artifact held: false"]
+    );
+    // One that is on its way goes once it is here.
+    start_with(&mut worker, ms(6), 3, |spec| spec.artifact = Some(DIGEST));
+    said(&mut worker, ms(7), ToWorker::DiscardArtifacts { digests: vec![DIGEST] });
+    stop(&mut worker, ms(8), 3, 0);
+    assert_eq!(done(&mut worker), ["fetch", "3 gone: stopped (Function)"]);
+    worker.handle(ms(9), Event::ArtifactReady { digest: DIGEST });
+    assert_eq!(done(&mut worker), ["artifact held: true", "discard", "artifact held: false"]);
 }
 
 #[test]

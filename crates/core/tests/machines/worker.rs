@@ -301,7 +301,7 @@ impl World {
                     assert!(self.obeyed, "a deposed leader was obeyed");
                     assert_eq!(welcome.epoch.0, self.highest);
                 }
-                Effect::Fetch { digest } => {
+                Effect::Fetch { digest, .. } => {
                     let [artifact, ..] = digest.0;
                     assert!(!self.held.contains(&artifact), "what is held is not fetched");
                     assert!(self.fetching.insert(artifact), "fetched twice at once");
@@ -327,7 +327,7 @@ impl World {
                 }
                 Effect::Discard { digest } => {
                     let [artifact, ..] = digest.0;
-                    let used = self.ordered.values().any(|&(_, a)| a == Some(artifact));
+                    let used = self.running.keys().any(|id| self.ordered[id].1 == Some(artifact));
                     assert!(!used, "files in use were discarded");
                     assert!(self.held.remove(&artifact), "only what is held is discarded");
                 }
