@@ -1,5 +1,7 @@
 //! The books, laid open for whoever checks them from outside: the simulator's invariants.
 
+use std::collections::BTreeSet;
+
 use crate::{
     DataPlaneId, Epoch, RevisionId, SandboxId,
     control::{Control, WorkerSummary},
@@ -31,6 +33,8 @@ pub struct Remembered {
     pub homes: usize,
     /// Slots claimed of sandboxes that no worker reported.
     pub claims: usize,
+    /// Sandboxes that were to end on workers that are away.
+    pub left_behind: usize,
     /// Writes on their way.
     pub writes: usize,
     /// Users who wait for a revision.
@@ -74,6 +78,7 @@ impl Control {
             active: self.functions.values().filter(|f| f.active.is_some()).count(),
             homes: self.cluster.homes.len(),
             claims: self.cluster.claims.len(),
+            left_behind: self.cluster.left_behind.values().map(BTreeSet::len).sum(),
             writes: self.cluster.writes.len(),
             waiters: self.cluster.waiters.len(),
         }

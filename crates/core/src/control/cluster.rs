@@ -55,6 +55,10 @@ pub(crate) struct Cluster {
     /// Sandboxes that a data plane gave back as not to be used again, while their worker had not
     /// attached yet. Forgotten when every worker has.
     pub(crate) condemned: BTreeSet<SandboxId>,
+    /// Sandboxes that were to end when they left the books, on workers that were away: should they
+    /// come back, an execution that was given up may still run in them. Forgotten when the worker
+    /// has said what it has.
+    pub(crate) left_behind: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
     /// Adopted sandboxes whose slots may be held by a data plane that has not attached yet.
     pub(crate) unsure: BTreeSet<SandboxId>,
     pub(crate) artifacts: Artifacts,
@@ -98,6 +102,7 @@ impl Cluster {
             on_worker: BTreeMap::new(),
             claims: BTreeMap::new(),
             condemned: BTreeSet::new(),
+            left_behind: BTreeMap::new(),
             unsure: BTreeSet::new(),
             artifacts: Artifacts::default(),
             recovering: true,

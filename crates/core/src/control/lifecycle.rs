@@ -332,7 +332,8 @@ impl Function {
         for (by, share) in claims {
             self.claim(c, by, sandbox, share);
         }
-        let condemned = c.condemned.remove(&sandbox);
+        let left_behind = c.left_behind.get(&worker).is_some_and(|all| all.contains(&sandbox));
+        let condemned = c.condemned.remove(&sandbox) || left_behind;
         if stage == Stage::Ready && condemned {
             self.recall(c, sandbox);
         } else if stage == Stage::Ready {

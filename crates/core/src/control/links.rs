@@ -427,6 +427,7 @@ impl Control {
                 self.with(home, |f, c| f.missed(c, sandbox));
             }
         }
+        self.cluster.left_behind.remove(&worker);
         self.recovered_if_all_attached();
         self.deny_claims();
     }

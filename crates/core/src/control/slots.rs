@@ -387,7 +387,7 @@ impl Function {
         let grace = self.record.settings.grace;
         let Some(active) = self.active.as_deref_mut() else { return };
         if active.sandboxes.get(&sandbox).is_some_and(|entry| entry.lost) {
-            // Nobody is there to be told; should it come back, it is adopted and judged anew.
+            // Nobody is there to be told; should it come back, it is stopped then.
             self.bury(c, sandbox);
             return;
         }
@@ -433,6 +433,10 @@ impl Function {
         else {
             return;
         };
+        let to_end = matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone);
+        if let Some(worker) = entry.worker.filter(|worker| to_end && c.fleet.is_away(*worker)) {
+            c.left_behind.entry(worker).or_default().insert(sandbox);
+        }
         forget_sandbox(c, &entry);
     }
 

@@ -16,6 +16,7 @@ impl World {
         let peers = self.planes.len() + self.workers.len();
         let holds = remembered.homes <= running
             && remembered.claims == 0
+            && remembered.left_behind == 0
             && remembered.writes == 0
             && remembered.waiters == 0
             && calls == 0

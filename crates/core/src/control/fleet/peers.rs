@@ -259,6 +259,11 @@ impl Fleet {
         }
     }
 
+    /// Whether a worker has to attach anew before anything is known of it.
+    pub(crate) fn is_away(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.stream.is_none())
+    }
+
     /// The worker that said `Hello` on a stream.
     pub(crate) fn worker_of(&self, stream: StreamId) -> Option<WorkerId> {
         self.connections.get(&stream)?.worker

@@ -61,6 +61,20 @@ fn a_sandbox_that_was_given_up_and_returns_with_its_worker_is_stopped() {
 }
 
 #[test]
+fn a_sandbox_that_was_given_back_as_spoilt_while_its_worker_was_away_is_not_used_again() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let sandbox = busy(&mut world, function, 1)[0];
+    world.tell(Event::Detached { stream: WORKER });
+    world.pass(Duration::from_secs(5));
+    // Its caller left, and the execution may go on in it.
+    world.give_back(PLANE, sandbox, WhyReturned::Closing);
+    world.said();
+    world.attach_worker_with(vec![runs(function, sandbox)]);
+    assert_eq!(world.granted(), [], "it is not given to the next caller");
+    assert!(world.said().contains(&stop(sandbox)));
+}
+
+#[test]
 fn the_windows_of_a_deleted_function_start_nothing() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     busy(&mut world, function, 5);
