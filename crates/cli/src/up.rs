@@ -53,7 +53,7 @@ pub(crate) fn run(args: &UpArgs, printer: Printer) -> Result {
         // Connections have a thread per core beside these. What the other roles do goes through
         // several tasks, each short: between threads that sleep it would take longer.
         .worker_threads((cores / 2).max(1))
-        // Readers of logs and the unpacking of artifacts; more of them would only compete.
+        // For files; more of them would only compete.
         .max_blocking_threads(4 * cores + 8)
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()

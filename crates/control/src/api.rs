@@ -133,6 +133,7 @@ pub(crate) fn router(api: Api) -> Router {
             get(functions::describe).put(functions::deploy).delete(functions::delete),
         )
         .route("/v1/functions/{namespace}/{name}/rollback", post(functions::rollback))
+        .route("/v1/functions/{namespace}/{name}/revisions/{number}", get(functions::settled))
         .route("/v1/functions/{namespace}/{name}/logs", get(logs::logs))
         .route("/v1/invocations/{request_id}", get(logs::invocation))
         .route("/v1/artifacts/{digest}", head(artifacts::head).merge(put(artifacts::put)))

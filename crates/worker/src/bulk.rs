@@ -218,8 +218,12 @@ async fn read(
     let (out, mut batches) = mpsc::channel(BATCHES);
     for runtime in runtimes {
         let (query, out) = (query.clone(), out.clone());
-        // Its end is the channel's: it is not waited for otherwise.
-        drop(tokio::task::spawn_blocking(move || runtime.logs(query, out)));
+        // A thread of its own, not one of those that files and artifacts share: one that follows
+        // keeps it for as long as somebody looks. Its end is the channel's.
+        let work = move || runtime.logs(query, out);
+        if let Err(error) = std::thread::Builder::new().name("log-reader".to_owned()).spawn(work) {
+            tracing::warn!(%error, "a log cannot be read");
+        }
     }
     drop(out);
     while let Some(lines) = batches.recv().await {

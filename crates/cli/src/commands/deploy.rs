@@ -50,23 +50,22 @@ pub(super) async fn deploy(args: &DeployArgs, printer: Printer) -> Result {
     }
     let put = Put { manifest: &project.manifest, artifact };
     let place = path(&project.manifest.name);
-    // Two steps, as the same content twice changes nothing: what is durable is told at once, and
-    // the second answer is the outcome.
+    // Two steps: what is durable is told at once, and the second answer is the outcome of just that.
     let quick = format!("{place}?check={}&wait=false", !args.no_check);
-    let (changed, state) = match client.call(Method::PUT, &quick, Some(&put)).await? {
+    let (changed, state, revision) = match client.call(Method::PUT, &quick, Some(&put)).await? {
         Answer::Deployed { changed, state, revision, .. } => {
             if changed && !args.no_check {
                 printer.note(&format_args!("revision {}: starting a sandbox", revision.number));
             }
-            (changed, state)
+            (changed, state, revision)
         }
         other => return Err(unexpected(&other)),
     };
     let outcome = if state == RevisionState::Live && !changed {
         Outcome::Unchanged
     } else {
-        let patient = format!("{place}?check={}&wait=true", !args.no_check);
-        Outcome::of(client.call(Method::PUT, &patient, Some(&put)).await?)?
+        let patient = format!("{place}/revisions/{}", revision.number);
+        Outcome::of(client.ask(Method::GET, &patient).await?)?
     };
     outcome.tell(&project.manifest.name, &args.api, printer)
 }

@@ -253,9 +253,13 @@ fn a_deploy_that_crashes_fails_with_its_last_lines_and_the_old_revision_stays() 
         "dirigent.toml",
         "name = \"fragile\"\n[sandbox]\ncommand = [\"sh\", \"-c\", \"echo broken on purpose; exit 7\"]\n",
     )]);
-    let (code, _, err) = up.cli(&["deploy", path(&bad)]);
-    assert_eq!(code, 1, "{err}");
-    assert!(err.contains("exited with status 7") && err.contains("broken on purpose"), "{err}");
+    for n in 2..=6 {
+        let (code, _, err) = up.cli(&["deploy", path(&bad)]);
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains("exited with status 7") && err.contains("broken on purpose"), "{err}");
+        // However fast it fails, a deploy is one revision.
+        assert!(err.contains(&format!("revision {n} failed")), "{err}");
+    }
     assert!(up.body("fragile", "/").starts_with("Hello"));
 }
 
@@ -362,6 +366,41 @@ fn the_log_is_followed_while_calls_are_made() {
     next("/two");
     reader.kill().unwrap();
     reader.wait().unwrap();
+}
+
+#[test]
+fn many_who_follow_logs_keep_nobody_from_deploying_or_ending() {
+    let mut up = Up::start(&[]);
+    up.body("hello", "/one");
+    let follow = |_| {
+        std::process::Command::new(host::DIRIGENT)
+            .args(["logs", "hello", "-f"])
+            .env("DIRIGENT_STATE", up.state.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut followers: Vec<_> = (0..24).map(follow).collect();
+    for follower in &mut followers {
+        let mut lines = std::io::BufReader::new(follower.stdout.as_mut().unwrap());
+        let mut line = String::new();
+        assert!(std::io::BufRead::read_line(&mut lines, &mut line).unwrap() > 0);
+    }
+    // With files: they are written, sent, fetched and unpacked.
+    let files = host::folder(&[
+        (
+            "dirigent.toml",
+            "name = \"files\"\n[sandbox]\ncommand = [\"dirigent\", \"example\", \"hello\"]\n",
+        ),
+        ("data", "of a function"),
+    ]);
+    up.ok(&["deploy", path(&files)]);
+    up.signal(Signal::TERM);
+    assert!(up.wait().success(), "{}", up.said());
+    for mut follower in followers {
+        follower.wait().unwrap();
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use axum::{
     extract::{Path, State},
 };
 use dirigent_core::{
-    Digest, FunctionName,
-    control::{Answer, Call},
+    Digest, FunctionName, RevisionId,
+    control::{Answer, Call, Refusal},
     manifest::Manifest,
 };
 use http::{StatusCode, Uri};
@@ -165,6 +165,27 @@ pub(super) async fn rollback(
     let RollbackQuery { to, wait } = query(&uri)?;
     let deployed = api.ask(Call::Rollback { name: name(path)?, to }).await?;
     settle(&api, deployed, wait).await
+}
+
+pub(super) async fn settled(
+    State(api): State<Api>,
+    Path((namespace, function, number)): Path<(String, String, String)>,
+) -> Answered {
+    let name = name((namespace, function))?;
+    let number: u32 = number.parse().map_err(|_error| {
+        ApiError::bad_request(format!("`{number}` is not the number of a revision"))
+    })?;
+    let answer = api.ask(Call::Describe { name: name.clone() }).await?;
+    let Answer::Function(description) = answer else {
+        let message = "a description was asked for, and something else answered";
+        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message));
+    };
+    let function = description.summary.id;
+    if number == 0 || number > description.summary.newest.0 {
+        return Err(Refusal::NoRevision { name, number }.into());
+    }
+    let revision = RevisionId { function, number };
+    api.ask_within(Call::AwaitRevision { revision }, WAIT).await.map(Json)
 }
 
 /// The answer to a deploy: as recorded, or as it turns out.

@@ -75,6 +75,14 @@ pub(crate) const ROUTES: &[Route] = &[
     },
     Route {
         method: "get",
+        path: "/v1/functions/{namespace}/{name}/revisions/{number}",
+        summary: "Wait until a revision is live, has failed or was overtaken, and say which",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
         path: "/v1/functions/{namespace}/{name}/logs",
         summary: "Lines that its sandboxes wrote, one JSON object a line",
         query: &[

@@ -44,6 +44,10 @@ async fn a_deploy_waits_until_the_revision_is_live_or_says_why_it_failed() {
     assert_eq!(back.json()["settled"]["state"], "live", "{back:?}");
     let described = host.get("/v1/functions/default/f").await.text();
     assert!(described.contains("KEY") && !described.contains("hunter2"), "{described}");
+    let settled = host.get("/v1/functions/default/f/revisions/1").await;
+    assert_eq!(settled.status, 200, "{settled:?}");
+    let none = host.get("/v1/functions/default/f/revisions/77").await;
+    assert_eq!((none.status, none.error().0.as_str()), (404, "no_revision"));
     let none = host.ask("POST", "/v1/functions/default/f/rollback?to=77", b"").await;
     assert_eq!((none.status, none.error().0.as_str()), (404, "no_revision"));
 

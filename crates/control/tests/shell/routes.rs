@@ -68,6 +68,8 @@ async fn what_does_not_exist_is_refused_in_json() {
         ("GET", "/v1/functions?limit=many", 400, "bad_request"),
         ("GET", "/v1/functions/default/Not_A_Label", 400, "bad_request"),
         ("GET", "/v1/functions/default/f/logs?sandbox=x", 400, "bad_request"),
+        ("GET", "/v1/functions/default/f/revisions/x", 400, "bad_request"),
+        ("GET", "/v1/functions/default/f/revisions/1", 404, "not_found"),
         ("PUT", "/v1/artifacts/md5:123", 400, "bad_request"),
         ("GET", "/v1/invocations/r-404", 404, "not_found"),
     ] {
