@@ -400,7 +400,9 @@ impl Reply {
                 Body::Stream(Box::new(stream))
             }
             Pending::Tunnel(running) => {
-                crate::upgrade::tunnel(invocation, running);
+                let protocol = headers.get(header::UPGRADE);
+                let websocket = protocol.is_some_and(|p| p.as_bytes() == b"websocket");
+                crate::upgrade::tunnel(invocation, running, websocket);
                 Body::Empty
             }
         };

@@ -36,6 +36,7 @@ mod source;
 mod timers;
 mod upgrade;
 mod upstream;
+mod websocket;
 mod wire;
 
 pub use config::{Config, Limits};

@@ -1,5 +1,6 @@
 //! A connection after `101 Switching Protocols`: bytes both ways until either side ends it or both
-//! are silent for `idle_timeout`. The slot stays taken meanwhile.
+//! are silent for `idle_timeout`. The slot stays taken meanwhile. A WebSocket whose sandbox ends without
+//! a word, because it is stopped or dies, is closed as RFC 6455 wants it: with status 1001.
 
 use std::{
     io,
@@ -22,10 +23,11 @@ use crate::{
     invoke::Invocation,
     lease::{Open, Running},
     upstream::{Conn, Stream},
+    websocket::{Frames, GOING_AWAY},
 };
 
 /// Starts the task that carries the bytes once the client's side has switched as well.
-pub(crate) fn tunnel(mut invocation: Invocation, mut running: Running) {
+pub(crate) fn tunnel(mut invocation: Invocation, mut running: Running, websocket: bool) {
     let (Some(on_upgrade), Some((exchange, lease))) =
         (invocation.on_upgrade.take(), running.take())
     else {
@@ -41,7 +43,9 @@ pub(crate) fn tunnel(mut invocation: Invocation, mut running: Running) {
             Ok(client) => {
                 let seen = Arc::new(AtomicU64::new(clock.nanos()));
                 let watched = Arc::clone(&seen);
-                let mut sandbox = Watched { stream, input, seen: watched, clock, over: false };
+                let frames = websocket.then(Frames::default);
+                let mut sandbox =
+                    Watched { stream, input, seen: watched, clock, over: false, frames };
                 let mut client = TokioIo::new(client);
                 let idle = invocation.view.settings.idle_timeout;
                 tokio::select! {
@@ -93,6 +97,8 @@ struct Watched {
     clock: Clock,
     /// The sandbox has ended its side.
     over: bool,
+    /// What it has sent of a WebSocket, until a goodbye was said in its place.
+    frames: Option<Frames>,
 }
 
 impl Watched {
@@ -111,14 +117,29 @@ impl AsyncRead for Watched {
         let this = self.get_mut();
         if !this.input.is_empty() {
             let part = this.input.len().min(buffer.remaining());
-            buffer.put_slice(this.input.get(..part).unwrap_or_default());
+            let part_of_it = this.input.get(..part).unwrap_or_default();
+            if let Some(frames) = &mut this.frames {
+                frames.pass(part_of_it);
+            }
+            buffer.put_slice(part_of_it);
             this.input.advance(part);
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        if let Poll::Ready(read) = &result {
-            this.note(read.is_err() || buffer.filled().len() == before);
+        let Poll::Ready(read) = &result else { return result };
+        let over = read.is_err() || buffer.filled().len() == before;
+        this.note(over);
+        if !over {
+            if let Some(frames) = &mut this.frames {
+                frames.pass(buffer.filled().get(before..).unwrap_or_default());
+            }
+        } else if let Some(frames) = this.frames.take()
+            && frames.may_say_goodbye()
+            && buffer.remaining() >= GOING_AWAY.len()
+        {
+            buffer.put_slice(&GOING_AWAY);
+            return Poll::Ready(Ok(()));
         }
         result
     }

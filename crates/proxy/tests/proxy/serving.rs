@@ -270,6 +270,36 @@ async fn a_client_that_resets_an_upgraded_connection_leaves_its_handler_running(
 }
 
 #[tokio::test]
+async fn a_websocket_whose_sandbox_ends_is_told_to_go_away_between_frames() {
+    const GOODBYE: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
+    let text: &[u8] = b"\x81\x02hi";
+    // What the sandbox sends before it dies, and what the client hears of it.
+    let cases = [
+        (text.to_vec(), [text, GOODBYE].concat()),
+        (b"\x81\x05hal".to_vec(), b"\x81\x05hal".to_vec()),
+        (b"\x88\x02\x03\xe8".to_vec(), b"\x88\x02\x03\xe8".to_vec()),
+    ];
+    for (sent, heard) in cases {
+        let rig = Rig::start().await;
+        let backend = Backend::start(move |mut stream, _| {
+            let sent = sent.clone();
+            async move {
+                common::read_request(&mut stream).await;
+                let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                              Upgrade: websocket\r\n\r\n";
+                stream.write_all(&[answer.as_bytes(), &sent].concat()).await.unwrap();
+            }
+        })
+        .await;
+        rig.serving("hello", Function::default(), backend.address, 1).await;
+        let (mut caller, _) = upgraded(&rig).await;
+        let mut all = Vec::new();
+        common::within(caller.read_to_end(&mut all)).await.unwrap();
+        assert_eq!(all, heard);
+    }
+}
+
+#[tokio::test]
 async fn behind_a_head_that_might_have_switched_protocols_nothing_is_read() {
     let rig = Rig::start().await;
     let backend = Backend::answering(|_, _| "ok".into()).await;
