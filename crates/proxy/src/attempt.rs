@@ -238,7 +238,7 @@ pub(crate) async fn over_http2(
             let mut headers = parts.headers;
             headers::clean_answer(&mut headers);
             let status = parts.status;
-            let body = Pending::Stream(incoming, lease);
+            let body = Pending::Stream(incoming, body, lease);
             Outcome::Answered(Box::new(Reply { status, headers, body }))
         }
         None => {

@@ -20,6 +20,8 @@ use crate::{
     alarm::Alarm,
     call::Call,
     lease::{Lease, Running},
+    slot::lock,
+    source,
     upstream::RecvError,
     wire::Line,
 };
@@ -41,20 +43,26 @@ pub(crate) enum Body {
     Stream(Box<Stream>),
 }
 
-/// Silence allowed in a response that has begun.
+/// Silence allowed once a response has begun: of both sides, as the client may still be sending.
 #[derive(Debug)]
 struct Patience {
     alarm: Alarm,
     allowed: Duration,
     since: Instant,
+    /// Bytes of the client's body when that was last looked at.
+    uploaded: u64,
 }
 
 impl Patience {
     fn new(allowed: Duration) -> Self {
-        Self { alarm: Alarm::default(), allowed, since: Instant::now() }
+        Self { alarm: Alarm::default(), allowed, since: Instant::now(), uploaded: 0 }
     }
 
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_over(&mut self, cx: &mut Context<'_>, uploaded: u64) -> Poll<()> {
+        if self.uploaded != uploaded {
+            self.uploaded = uploaded;
+            self.since = Instant::now();
+        }
         let deadline = self.since + self.allowed;
         self.alarm.poll_until(cx, deadline)
     }
@@ -115,7 +123,8 @@ impl Relay {
                 self.cut(cx, &error.to_string())
             }
             Poll::Pending => {
-                ready!(self.patience.poll_over(cx));
+                let uploaded = exchange.uploaded();
+                ready!(self.patience.poll_over(cx, uploaded));
                 self.cut(cx, "silent for longer than idle_timeout")
             }
         }
@@ -151,6 +160,8 @@ impl Relay {
 #[derive(Debug)]
 pub(crate) struct Stream {
     incoming: Incoming,
+    /// The client's body, which the connection to the sandbox takes.
+    source: source::Shared,
     lease: Option<Lease>,
     patience: Patience,
     call: Call,
@@ -161,6 +172,7 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(
         incoming: Incoming,
+        source: source::Shared,
         lease: Lease,
         call: Call,
         line: Option<Arc<Line>>,
@@ -168,6 +180,7 @@ impl Stream {
     ) -> Self {
         Self {
             incoming,
+            source,
             lease: Some(lease),
             patience: Patience::new(idle_timeout),
             call,
@@ -197,7 +210,8 @@ impl Stream {
                 self.cut(cx, &error.to_string())
             }
             Poll::Pending => {
-                ready!(self.patience.poll_over(cx));
+                let uploaded = lock(&self.source.0).read();
+                ready!(self.patience.poll_over(cx, uploaded));
                 self.cut(cx, "silent for longer than idle_timeout")
             }
         }

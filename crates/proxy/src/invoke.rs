@@ -372,7 +372,7 @@ pub(crate) struct Reply {
 pub(crate) enum Pending {
     Whole(bytes::Bytes),
     Relay(Option<http_body::Frame<bytes::Bytes>>, crate::lease::Running),
-    Stream(Incoming, crate::lease::Lease),
+    Stream(Incoming, crate::source::Shared, crate::lease::Lease),
     Tunnel(crate::lease::Running),
 }
 
@@ -393,10 +393,11 @@ impl Reply {
                 let relay = crate::body::Relay::new(first, running, invocation.call, line, idle);
                 Body::Relay(Box::new(relay))
             }
-            Pending::Stream(incoming, lease) => {
+            Pending::Stream(incoming, source, lease) => {
                 let known = headers.contains_key(header::CONTENT_LENGTH);
                 let line = invocation.needs_reset(known);
-                let stream = crate::body::Stream::new(incoming, lease, invocation.call, line, idle);
+                let call = invocation.call;
+                let stream = crate::body::Stream::new(incoming, source, lease, call, line, idle);
                 Body::Stream(Box::new(stream))
             }
             Pending::Tunnel(running) => {

@@ -108,6 +108,11 @@ impl Source {
         std::mem::replace(self, nothing)
     }
 
+    /// Bytes that came from the client so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.read
+    }
+
     /// Why it could not be read on.
     pub(crate) fn failure(&self) -> Option<SourceError> {
         self.failed

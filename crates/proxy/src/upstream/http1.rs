@@ -168,6 +168,11 @@ impl Exchange {
         (fit && self.conn.input.is_empty()).then_some(self.conn)
     }
 
+    /// Bytes of the client's body that were taken so far.
+    pub(crate) fn uploaded(&self) -> u64 {
+        self.source.read()
+    }
+
     /// Whether the response has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.rest == Rest::Over

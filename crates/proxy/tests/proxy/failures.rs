@@ -255,6 +255,39 @@ async fn a_response_that_falls_silent_is_cut_after_idle_timeout() {
     rig.returned(1, WhyReturned::Closing).await;
 }
 
+#[tokio::test]
+async fn a_response_is_not_silent_while_its_request_is_still_coming() {
+    const PIECES: usize = 6;
+    let rig = Rig::start().await;
+    let idle_timeout = Duration::from_secs(2);
+    let settings = Settings { idle_timeout, ..Settings::default() };
+    let backend = Backend::start(|mut stream, _| async move {
+        let (_, begun) = read_request(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+        let mut rest = vec![0; PIECES - begun.len()];
+        stream.read_exact(&mut rest).await.unwrap();
+        stream.write_all(b"done").await.unwrap();
+    })
+    .await;
+    rig.serving("hello", Function { settings, ..Function::default() }, backend.address, 1).await;
+    let mut caller = rig.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: {PIECES}\r\n\r\n");
+    caller.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..PIECES {
+        // Longer in all than may be silent.
+        tokio::time::sleep(idle_timeout / 4).await;
+        caller.write_all(b"x").await.unwrap();
+    }
+    let mut answer = String::new();
+    let mut room = [0; 1024];
+    while !answer.ends_with("done") {
+        let read = common::within(caller.read(&mut room)).await.unwrap();
+        assert!(read > 0, "{answer}");
+        answer += &String::from_utf8_lossy(&room[..read]);
+    }
+    assert_eq!(status(&answer), 200, "{answer}");
+}
+
 fn failure() -> StartFailure {
     StartFailure {
         cause: Cause::Exited { code: 3 },
