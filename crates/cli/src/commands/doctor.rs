@@ -1,5 +1,5 @@
-//! `doctor`: what this machine can do for functions, what it cannot, and what to do about it. It
-//! changes nothing and starts nothing.
+//! `doctor`: what this machine can do for functions, what it cannot, and what to do about it. What
+//! isolation can be had is tried, by a keeper of its own that has no sandboxes and ends at once.
 
 use std::{
     fs, io,
@@ -7,6 +7,11 @@ use std::{
     path::Path,
 };
 
+use dirigent_core::Isolation;
+use dirigent_runtime::{
+    Facts, Runtime as _,
+    process::{ProcessConfig, ProcessRuntime},
+};
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
@@ -64,6 +69,7 @@ pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
         cgroups(is_root, Path::new("/sys/fs/cgroup")),
         user_namespaces(is_root),
         seccomp(),
+        isolation(),
         nft(is_root),
         overlapping_ports(),
         port("functions' port", 8080, "--listen"),
@@ -198,6 +204,39 @@ fn seccomp() -> Finding {
             "a kernel with CONFIG_SECCOMP_FILTER is needed",
         ),
     }
+}
+
+fn isolation() -> Finding {
+    const WHAT: &str = "isolation";
+    let facts = match tried() {
+        Ok(facts) => facts,
+        Err(error) => {
+            let advice = "`dirigent up` will fail the same way; mend what is named here";
+            return Finding::fail(WHAT, format!("cannot be tried: {error}"), advice);
+        }
+    };
+    match facts.best {
+        Some(level) if level >= Isolation::Basic => Finding::ok(WHAT, level.to_string()),
+        best => {
+            let level = best.unwrap_or(Isolation::Plain);
+            let why = facts.missing.into_iter().find(|line| line.starts_with("basic"));
+            let found = format!("{level}: functions run as programs of this user");
+            Finding::warn(WHAT, found, why.unwrap_or_default())
+        }
+    }
+}
+
+/// What a keeper finds out that is started here for nothing else.
+fn tried() -> io::Result<Facts> {
+    let directory = tempfile::tempdir()?;
+    let program = std::env::current_exe()?.display().to_string();
+    let mut config = ProcessConfig::new(directory.path(), vec![program, "keeper".to_owned()]);
+    config.parked = 0;
+    let (events, _nothing_comes) = tokio::sync::mpsc::channel(1);
+    let runtime = ProcessRuntime::start(config, events)?;
+    let facts = runtime.facts();
+    runtime.close();
+    Ok(facts)
 }
 
 fn nft(is_root: bool) -> Finding {

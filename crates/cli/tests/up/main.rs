@@ -330,6 +330,12 @@ fn a_description_shows_the_isolation_that_is_had_and_what_is_missing() {
     for line in missing {
         assert!(text.contains(line.as_str().unwrap()), "{line} in {text}");
     }
+    // `doctor` finds out the same before anything runs.
+    let (_, findings, err) = up.cli(&["doctor", "--json"]);
+    let findings: Vec<serde_json::Value> =
+        findings.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found = findings.iter().find(|finding| finding["what"] == "isolation").expect(&err);
+    assert!(found["found"].as_str().unwrap().starts_with(level), "{found}");
     up.ok(&[
         "deploy",
         "--name",
@@ -388,7 +394,7 @@ fn many_who_follow_logs_keep_nobody_from_deploying_or_ending() {
         assert!(std::io::BufRead::read_line(&mut lines, &mut line).unwrap() > 0);
     }
     // With files: they are written, sent, fetched and unpacked.
-    let files = host::folder(&[
+    let files = folder(&[
         (
             "dirigent.toml",
             "name = \"files\"\n[sandbox]\ncommand = [\"dirigent\", \"example\", \"hello\"]\n",

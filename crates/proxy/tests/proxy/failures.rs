@@ -281,7 +281,7 @@ async fn a_response_is_not_silent_while_its_request_is_still_coming() {
     let mut answer = String::new();
     let mut room = [0; 1024];
     while !answer.ends_with("done") {
-        let read = common::within(caller.read(&mut room)).await.unwrap();
+        let read = within(caller.read(&mut room)).await.unwrap();
         assert!(read > 0, "{answer}");
         answer += &String::from_utf8_lossy(&room[..read]);
     }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
     sync::{
         Arc,
@@ -23,6 +23,7 @@ use dirigent_runtime::{
     Event, Runtime as _,
     process::{ProcessConfig, ProcessRuntime},
 };
+use rustix::net::{AddressFamily, SocketType, bind, socket};
 use tokio::sync::mpsc;
 
 /// No wait is longer: a machine may be slow, a test must end.
@@ -43,6 +44,10 @@ pub(crate) fn helper() -> String {
 pub(crate) fn config(directory: &Path) -> ProcessConfig {
     let mut config = ProcessConfig::new(directory, vec![helper(), "keeper".to_owned()]);
     config.parked = 2;
+    // The kernel counts processes by uid: one test's must not be another's.
+    static RIGS: AtomicU64 = AtomicU64::new(0);
+    let rig = RIGS.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 37;
+    config.uid_base += u32::try_from(rig % 10_000).expect("it is small") << 16;
     config
 }
 
@@ -149,7 +154,10 @@ pub(crate) fn free_port() -> u16 {
     loop {
         let offset = OFFSET.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 37;
         let port = u16::try_from(10_000 + offset % 9_000).expect("a port");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Bound without listening: a look of the runtime at who listens must not see it.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        if bind(&socket, &address).is_ok() {
             return port;
         }
     }
