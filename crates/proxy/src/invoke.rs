@@ -17,6 +17,7 @@ use std::{
         atomic::Ordering::{Relaxed, SeqCst},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use dirigent_core::{
@@ -42,6 +43,11 @@ use crate::{
     upstream::{Home, home},
     wire::Line,
 };
+
+/// Before an invocation that was lost is repeated; Envoy's first back-off. A process that is killed
+/// closes its connections before its listener: whoever is faster than that is taken once more, and
+/// lost with it. And its worker may tell of its death meanwhile.
+const REPEAT_AFTER: Duration = Duration::from_millis(25);
 
 /// What the invocations of one client connection share.
 #[derive(Debug)]
@@ -211,6 +217,7 @@ impl Front {
                     source = body;
                     invocation.forward.attempt = 2;
                     invocation.queue_deadline = Instant::now() + settings.queue_timeout;
+                    tokio::time::sleep(REPEAT_AFTER).await;
                 }
                 Outcome::Failed(failure) => return Err(invocation.failed(failure)),
             }

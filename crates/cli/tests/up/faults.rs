@@ -62,7 +62,7 @@ fn a_get_whose_sandbox_is_killed_is_repeated_once_elsewhere() {
     let up = Up::start(&[]);
     let place = up.functions.clone();
     let caller = thread::spawn(move || {
-        call(&place, "GET /?sleep_ms=2000 HTTP/1.1\r\nhost: hello\r\nx-request-id: twice\r\n")
+        call(&place, "GET /?sleep_ms=4000 HTTP/1.1\r\nhost: hello\r\nx-request-id: twice\r\n")
     });
     kill_the_busy_one(&up);
     let response = caller.join().unwrap().unwrap();

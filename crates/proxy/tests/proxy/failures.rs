@@ -1,6 +1,9 @@
 //! Sandboxes that fail: what is tried again, what is not, and what callers are told.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use dirigent_core::{
     Cause, Fault, Settings, StartFailure,
@@ -124,6 +127,32 @@ async fn a_sandbox_that_died_is_found_out_by_the_call_that_comes_next() {
     };
     let (answer, ()) = tokio::join!(call, die);
     assert_eq!((status(&answer), body(&answer)), (200, "alive"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_lost_call_is_repeated_when_the_dying_have_closed_their_listeners() {
+    let rig = Rig::start().await;
+    let lost = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let at = std::sync::Arc::clone(&lost);
+    let backend = Backend::start(move |mut stream, number| {
+        let at = std::sync::Arc::clone(&at);
+        async move {
+            if number > 0 {
+                let lost: Instant = at.lock().unwrap().expect("the first was lost");
+                assert!(lost.elapsed() >= Duration::from_millis(25), "{:?}", lost.elapsed());
+            }
+            read_request(&mut stream).await;
+            if number == 0 {
+                *at.lock().unwrap() = Some(Instant::now());
+                return;
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        }
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let answer = rig.get("hello", "/").await;
+    assert_eq!((status(&answer), body(&answer)), (200, "ok"), "{answer}");
 }
 
 #[tokio::test]
