@@ -7,6 +7,7 @@ use dirigent_service::Clock;
 use http::Method;
 use http_body_util::BodyExt as _;
 use owo_colors::OwoColorize as _;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use super::path;
@@ -69,14 +70,14 @@ struct Found {
 }
 
 async fn record(args: &LogsArgs, id: &str, printer: Printer) -> Result {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if id.is_empty() || !id.bytes().all(is_plain) {
+    // What a data plane takes from a client as an id.
+    if !(1..=128).contains(&id.len()) || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Fail::config(format!("`{id}` is not a request id"))
             .hint("it is the value of the response's header X-Dirigent-Request-Id"));
     }
     let client = args.api.client()?;
-    let found: Found =
-        client.call(Method::GET, &format!("/v1/invocations/{id}"), None::<&()>).await?;
+    let place = format!("/v1/invocations/{}", utf8_percent_encode(id, NON_ALPHANUMERIC));
+    let found: Found = client.call(Method::GET, &place, None::<&()>).await?;
     if printer.is_json() {
         return printer.json(&found);
     }

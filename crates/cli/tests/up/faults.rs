@@ -62,12 +62,12 @@ fn a_get_whose_sandbox_is_killed_is_repeated_once_elsewhere() {
     let up = Up::start(&[]);
     let place = up.functions.clone();
     let caller = thread::spawn(move || {
-        call(&place, "GET /?sleep_ms=4000 HTTP/1.1\r\nhost: hello\r\nx-request-id: twice\r\n")
+        call(&place, "GET /?sleep_ms=4000 HTTP/1.1\r\nhost: hello\r\nx-request-id: a/b?c=twice\r\n")
     });
     kill_the_busy_one(&up);
     let response = caller.join().unwrap().unwrap();
     assert_eq!(response.status, 200, "{response:?}");
-    let record = up.json(&["logs", "--request-id", "twice"]);
+    let record = up.json(&["logs", "--request-id", "a/b?c=twice"]);
     assert_eq!(record["record"]["attempts"], 2, "{record}");
 }
 
