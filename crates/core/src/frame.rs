@@ -130,6 +130,8 @@ pub struct Holding {
     pub busy: u32,
     /// Whether it is being drained.
     pub draining: bool,
+    /// Whether it was granted as pinned: not given back for being idle.
+    pub pinned: bool,
 }
 
 /// What a data plane wants and uses of one function. A level: absolute and cumulative, so that

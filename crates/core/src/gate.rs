@@ -233,6 +233,7 @@ impl Gate {
                 share: held.share(),
                 busy: held.busy,
                 draining: held.stage != Stage::Serving,
+                pinned: held.pinned,
             })
             .collect()
     }
@@ -249,6 +250,7 @@ impl Gate {
             share: closing.returned.share,
             busy: 0,
             draining: true,
+            pinned: false,
         }));
         claims
     }

@@ -37,6 +37,14 @@ pub(crate) enum Author {
     DataPlane(DataPlaneId),
 }
 
+/// What a data plane says that it holds of a sandbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    pub(crate) by: DataPlaneId,
+    pub(crate) share: Share,
+    pub(crate) pinned: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -51,7 +59,7 @@ pub(crate) struct Cluster {
     /// Sandboxes by the worker that has them.
     pub(crate) on_worker: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
     /// Slots that data planes hold of sandboxes that no worker has reported yet.
-    pub(crate) claims: BTreeMap<SandboxId, Vec<(DataPlaneId, Share)>>,
+    pub(crate) claims: BTreeMap<SandboxId, Vec<Claim>>,
     /// Sandboxes that a data plane gave back as not to be used again, while their worker had not
     /// attached yet. Forgotten when every worker has.
     pub(crate) condemned: BTreeSet<SandboxId>,

@@ -292,8 +292,8 @@ impl Function {
         let (number, sandbox) = (report.revision.number, report.sandbox);
         let known = self.revision(number).map(|r| (r.spec.concurrency, r.spec.sandbox.protocol));
         // Of a revision that is not kept any more only what is claimed is known.
-        let claimed = claims.iter().map(|(_, share)| match share {
-            Share::Slots(slots) => *slots,
+        let claimed = claims.iter().map(|claim| match claim.share {
+            Share::Slots(slots) => slots,
             Share::Open => 1,
         });
         let (concurrency, protocol) =
@@ -329,8 +329,8 @@ impl Function {
             lost: false,
             unsure,
         });
-        for (by, share) in claims {
-            self.claim(c, by, sandbox, share);
+        for claim in claims {
+            self.claim(c, sandbox, claim);
         }
         let left_behind = c.left_behind.get(&worker).is_some_and(|all| all.contains(&sandbox));
         let condemned = c.condemned.remove(&sandbox) || left_behind;
@@ -359,6 +359,7 @@ impl Function {
         self.activate();
         self.recall_strays(c);
         self.recycle_unsure(c);
+        self.unpin(c);
         self.shrink(c);
         self.offer_unheld(c);
     }

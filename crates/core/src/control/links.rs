@@ -10,7 +10,7 @@ use crate::{
     Write,
     control::{
         Control, Effect, Measure,
-        cluster::{Author, Cluster},
+        cluster::{Author, Claim, Cluster},
         fleet::Output,
         function::Function,
         lifecycle::worker_lost,
@@ -60,12 +60,12 @@ impl Control {
         } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
             // Nobody has it, or its worker has not attached: dropped on the holder's evidence.
             let mut left = false;
-            claims.retain_mut(|(by, share)| {
-                if *by != from {
+            claims.retain_mut(|claim| {
+                if claim.by != from {
                     return true;
                 }
                 // Of several slots some may be in use still.
-                match (&mut *share, returned.share) {
+                match (&mut claim.share, returned.share) {
                     (Share::Slots(held), Share::Slots(back)) if back < *held => {
                         *held -= back;
                         left = true;
@@ -229,6 +229,7 @@ impl Control {
         holdings: &[crate::frame::Holding],
     ) -> BTreeSet<FunctionId> {
         let mut touched = BTreeSet::new();
+        let mut pinned = BTreeSet::new();
         let Some(peer) = self.cluster.peers.get_mut(by) else { return touched };
         let before = std::mem::take(&mut peer.holds);
         let mut freed: BTreeMap<FunctionId, BTreeSet<SandboxId>> = BTreeMap::new();
@@ -239,22 +240,26 @@ impl Control {
                 }
                 freed.entry(home).or_default().insert(sandbox);
             } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
-                claims.retain(|(holder, _)| *holder != by);
+                claims.retain(|claim| claim.by != by);
             }
         }
         for holding in holdings {
             let sandbox = holding.sandbox;
+            let claim = Claim { by, share: holding.share, pinned: holding.pinned };
             match self.cluster.homes.get(&sandbox).copied() {
                 Some(home) => {
                     if let Some(freed) = freed.get_mut(&home) {
                         freed.remove(&sandbox);
                     }
                     if let Some(function) = self.functions.get_mut(&home) {
-                        function.claim(&mut self.cluster, by, sandbox, holding.share);
+                        function.claim(&mut self.cluster, sandbox, claim);
                     }
                     touched.insert(home);
+                    if holding.pinned {
+                        pinned.insert(home);
+                    }
                 }
-                None => self.claim_unknown(by, sandbox, holding.share),
+                None => self.claim_unknown(sandbox, claim),
             }
         }
         self.cluster.claims.retain(|_, claims| !claims.is_empty());
@@ -264,13 +269,19 @@ impl Control {
                 sandboxes.into_iter().for_each(|sandbox| f.freed(c, sandbox, by));
             });
         }
+        if !self.cluster.recovering {
+            // `min` may have been lowered while it was away.
+            for home in pinned {
+                self.with(home, Function::unpin);
+            }
+        }
         touched
     }
 
-    fn claim_unknown(&mut self, by: DataPlaneId, sandbox: SandboxId, share: Share) {
+    fn claim_unknown(&mut self, sandbox: SandboxId, claim: Claim) {
         self.cluster.saw_sandbox(sandbox);
-        self.cluster.claims.entry(sandbox).or_default().push((by, share));
-        if let Some(peer) = self.cluster.peers.get_mut(by) {
+        self.cluster.claims.entry(sandbox).or_default().push(claim);
+        if let Some(peer) = self.cluster.peers.get_mut(claim.by) {
             peer.holds.insert(sandbox);
         }
     }
@@ -482,7 +493,7 @@ impl Control {
             .cluster
             .claims
             .iter()
-            .flat_map(|(sandbox, claims)| claims.iter().map(|(by, _)| (*sandbox, *by)))
+            .flat_map(|(sandbox, claims)| claims.iter().map(|claim| (*sandbox, claim.by)))
             .collect();
         for (sandbox, by) in claims {
             self.cluster.tell(by, ToDataPlane::RecallSandbox { sandbox, gone: true });

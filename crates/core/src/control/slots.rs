@@ -10,7 +10,7 @@ use crate::{
     DataPlaneId, FunctionId, SandboxId,
     control::{
         Measure,
-        cluster::Cluster,
+        cluster::{Claim, Cluster},
         function::{Decided, Function},
         sandbox::{Holder, Level, Sandbox, Stage},
         timers::Timer,
@@ -441,15 +441,8 @@ impl Function {
     }
 
     /// A data plane says, after its attachment, what it holds of a sandbox of ours.
-    pub(crate) fn claim(
-        &mut self,
-        c: &mut Cluster,
-        by: DataPlaneId,
-        sandbox: SandboxId,
-        share: Share,
-    ) {
-        // Nobody says whether an earlier leader pinned it.
-        let pinned = self.record.settings.min > 0;
+    pub(crate) fn claim(&mut self, c: &mut Cluster, sandbox: SandboxId, claim: Claim) {
+        let Claim { by, share, pinned } = claim;
         let active = self.activate();
         let claimed = active.change(sandbox, |entry| {
             let slots = entry.slots_in(share);

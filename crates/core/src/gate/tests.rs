@@ -384,6 +384,7 @@ fn a_sandbox_given_back_as_closing_is_told_again_to_the_next_leader() {
     // The stream breaks, and perhaps the frame was lost with it.
     gate.handle(ms(4), Event::Detached);
     let holding = Holding {
+        pinned: false,
         sandbox: sandbox(1),
         revision: revision(1),
         share: Share::Slots(1),

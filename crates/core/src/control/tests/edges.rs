@@ -165,7 +165,14 @@ fn what_is_idle_makes_room_as_soon_as_the_recovery_ends() {
     let sandbox = SandboxId::new(Epoch(1), 1);
     world.attach_worker_with(vec![runs(id(1), sandbox)]);
     let revision = RevisionId { function: id(1), number: 1 };
-    let holding = Holding { sandbox, revision, share: Share::Slots(1), busy: 0, draining: false };
+    let holding = Holding {
+        sandbox,
+        revision,
+        share: Share::Slots(1),
+        busy: 0,
+        draining: false,
+        pinned: false,
+    };
     world.attach_plane_with(PLANE, "a", vec![holding]);
     world.demand(PLANE, demand(id(1), 0, 0, 1));
     world.demand(PLANE, demand(id(2), 1, 0, 0));

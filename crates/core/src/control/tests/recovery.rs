@@ -43,6 +43,7 @@ fn report(function: FunctionId, counter: u64) -> SandboxReport {
 
 fn holding(function: FunctionId, counter: u64) -> Holding {
     Holding {
+        pinned: false,
         sandbox: SandboxId::new(Epoch(3), counter),
         revision: RevisionId { function, number: 1 },
         share: Share::Slots(1),
@@ -91,6 +92,32 @@ fn min_is_made_up_for_when_the_recovery_ends() {
     assert_eq!(world.started(), []);
     world.pass(Duration::from_secs(4));
     assert_eq!(world.started().len(), 1, "the data plane was waited for");
+}
+
+#[test]
+fn what_an_earlier_leader_pinned_is_called_back_if_min_is_lower_now() {
+    let sandbox = SandboxId::new(Epoch(3), 1);
+    let recall = to_plane(PLANE, ToDataPlane::RecallSandbox { sandbox, gone: false });
+    for (min, pinned, called_back) in [(0, true, true), (0, false, false), (1, true, false)] {
+        let (records, function) = records(&Settings { min, ..Settings::default() });
+        let mut world = World::with(records);
+        let holding = Holding { pinned, busy: 0, ..holding(function, 1) };
+        world.attach_worker_with(vec![report(function, 1)]);
+        world.attach_plane_with(PLANE, "a", vec![holding.clone()]);
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.said().contains(&recall), called_back, "min {min}, pinned {pinned}");
+        // The same on a new stream to the same leader.
+        if !called_back {
+            world.tell(Event::Detached { stream: PLANE });
+            let settings = Settings { min: 0, ..Settings::default() };
+            if min > 0 {
+                world.deploy("hello", &spec("a", 1), &settings, true);
+            }
+            world.said();
+            world.attach_plane_with(PLANE, "a", vec![holding]);
+            assert_eq!(world.said().contains(&recall), pinned, "min {min}, pinned {pinned}");
+        }
+    }
 }
 
 #[test]
