@@ -155,6 +155,11 @@ impl AsyncWrite for Watched {
         let result = Pin::new(&mut this.stream).poll_write(cx, data);
         if let Poll::Ready(wrote) = &result {
             this.note(wrote.is_err());
+            if wrote.is_err() {
+                // Reading tells of the end, and what the client must hear first: an error here would
+                // drop its connection before.
+                return Poll::Ready(Ok(data.len()));
+            }
         }
         result
     }

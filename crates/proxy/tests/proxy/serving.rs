@@ -300,6 +300,39 @@ async fn a_websocket_whose_sandbox_ends_is_told_to_go_away_between_frames() {
 }
 
 #[tokio::test]
+async fn a_client_that_keeps_sending_hears_the_goodbye_too() {
+    let rig = Rig::start().await;
+    let backend = Backend::start(|mut stream, _| async move {
+        common::read_request(&mut stream).await;
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                      Upgrade: websocket\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.read_u8().await.unwrap();
+        // With bytes unread, so that the sandbox's end is a reset.
+        stream.set_zero_linger().unwrap();
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    for _ in 0..10 {
+        let (caller, _) = upgraded(&rig).await;
+        let (mut read, mut write) = caller.into_split();
+        let sending = async move {
+            while write.write_all(&[0; 64]).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let mut all = Vec::new();
+        let hearing = async { common::within(read.read_to_end(&mut all)).await };
+        tokio::select! {
+            () = sending => panic!("its connection was cut"),
+            heard = hearing => heard.map(|_bytes| ()).unwrap(),
+        }
+        assert_eq!(all, [0x88, 0x02, 0x03, 0xe9]);
+        rig.demand("a free slot", |demand| demand.busy == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn behind_a_head_that_might_have_switched_protocols_nothing_is_read() {
     let rig = Rig::start().await;
     let backend = Backend::answering(|_, _| "ok".into()).await;
