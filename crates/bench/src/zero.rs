@@ -58,8 +58,10 @@ pub struct Zero {
     pub failed: Vec<(String, usize)>,
     /// Answered by an older revision although the call began after its deploy had returned.
     pub wrong_revision: usize,
-    /// WebSockets that broke, other than by a close with 1001.
-    pub websockets_broken: usize,
+    /// WebSockets that broke, other than by a close with 1001: why.
+    pub websockets_broken: Vec<String>,
+    /// Closes with 1001, by drains: each opened its WebSocket again.
+    pub websockets_told_to_go: usize,
     /// Redeploys that did as they should.
     pub redeploys: usize,
     /// Sandboxes that answered at least one call.
@@ -77,7 +79,7 @@ impl Zero {
         self.lost == 0
             && self.failed.is_empty()
             && self.wrong_revision == 0
-            && self.websockets_broken == 0
+            && self.websockets_broken.is_empty()
     }
 }
 
@@ -96,7 +98,7 @@ struct Switch {
 /// If the function cannot be deployed at all, or a redeploy does not do as it should.
 pub async fn run(cluster: &dyn Cluster, options: Options, progress: Arc<Progress>) -> Result<Zero> {
     let first = cluster.deploy_checked(manifest(NAME, "hello", 0)?).await?;
-    cluster.deploy_checked(manifest(SOCKETS, "ws", 0)?).await?;
+    cluster.deploy_checked(sockets_manifest(0)?).await?;
     let calls = plan(options);
     let lasts = calls.last().map(|call| call.at).unwrap_or_default();
     let begun = Instant::now();
@@ -124,6 +126,14 @@ fn manifest(name: &str, example: &str, version: usize) -> Result<Manifest> {
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
         env: BTreeMap::from([("VERSION".to_owned(), version.to_string())]),
     })
+}
+
+/// Drains soon, so that the run sees it.
+fn sockets_manifest(version: usize) -> Result<Manifest> {
+    let mut manifest = manifest(SOCKETS, "ws", version)?;
+    manifest.invocation.timeout = Duration::from_secs(1);
+    manifest.invocation.drain_timeout = Duration::from_secs(1);
+    Ok(manifest)
 }
 
 /// The calls: half on fresh connections, 5 % long, 1 % streaming, half GET and half POST.
@@ -171,38 +181,51 @@ async fn redeploy(
             continue;
         }
         let revision = cluster.deploy_checked(manifest).await?;
+        // Its WebSockets are told to go and come back.
+        cluster.deploy_checked(sockets_manifest(number)?).await?;
         switches.push(Switch { at: begun.elapsed(), revision });
     }
     Ok(switches)
 }
 
-/// Holds WebSockets open and counts those that break.
-async fn sockets(cluster: &dyn Cluster, options: Options, lasts: Duration) -> Result<usize> {
+/// Holds WebSockets open; why some broke, and how often one was told to go.
+async fn sockets(
+    cluster: &dyn Cluster,
+    options: Options,
+    lasts: Duration,
+) -> Result<(Vec<String>, usize)> {
     let target = cluster.functions();
     let mut open = JoinSet::new();
     for _ in 0..options.websockets {
         open.spawn(socket(target, lasts));
     }
-    let mut broken = 0;
+    let (mut broken, mut gone) = (Vec::new(), 0);
     while let Some(outcome) = open.join_next().await {
-        broken += usize::from(outcome.context("a WebSocket's task panicked")?.is_err());
+        match outcome.context("a WebSocket's task panicked")? {
+            Ok(times) => gone += times,
+            Err(error) => broken.push(format!("{error:#}")),
+        }
     }
-    Ok(broken)
+    Ok((broken, gone))
 }
 
-async fn socket(target: std::net::SocketAddr, lasts: Duration) -> Result<()> {
+async fn socket(target: std::net::SocketAddr, lasts: Duration) -> Result<usize> {
     let begun = Instant::now();
+    let mut gone = 0;
     let mut socket = WebSocket::open(target, SOCKETS).await?;
     while begun.elapsed() < lasts {
         match socket.echo(b"still there?", Duration::from_secs(10)).await? {
             Message::Text(text) if text == b"still there?" => {}
             // Told to go: a client opens another one.
-            Message::Close(Some(1001)) => socket = WebSocket::open(target, SOCKETS).await?,
+            Message::Close(Some(1001)) => {
+                gone += 1;
+                socket = WebSocket::open(target, SOCKETS).await?;
+            }
             other => bail!("unexpected: {other:?}"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    Ok(())
+    Ok(gone)
 }
 
 fn evaluate(
@@ -210,7 +233,7 @@ fn evaluate(
     samples: &[Sample],
     first: &str,
     switches: &[Switch],
-    websockets_broken: usize,
+    (websockets_broken, websockets_told_to_go): (Vec<String>, usize),
 ) -> Zero {
     let live_at = |at: Duration| {
         let past = switches.iter().take_while(|switch| switch.at <= at);
@@ -239,6 +262,7 @@ fn evaluate(
         failed: replay::failures(samples),
         wrong_revision: wrong,
         websockets_broken,
+        websockets_told_to_go,
         redeploys: switches.len(),
         starts: sandboxes.len(),
         drains: sandboxes.len() - current.len(),
@@ -297,7 +321,7 @@ mod tests {
             sample(6, 7, "zero-00001"),
             sample(6, 7, "zero-00002"),
         ];
-        let zero = evaluate(options(), &samples, "zero-00001", &switches, 0);
+        let zero = evaluate(options(), &samples, "zero-00001", &switches, (Vec::new(), 0));
         assert_eq!((zero.wrong_revision, zero.drains_while_busy), (1, 1));
         assert_eq!((zero.starts, zero.drains), (2, 1));
         assert!(!zero.is_clean());

@@ -133,7 +133,8 @@ fn nothing_is_lost_while_everything_changes() {
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
-    // "N starts, N drains, N of them with a call running, N redeploys"
+    // "N starts, N drains, N of them with a call running, N redeploys; WebSockets were told to go N
+    // times"
     let counts: Vec<usize> = out
         .lines()
         .next()
@@ -141,7 +142,8 @@ fn nothing_is_lost_while_everything_changes() {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect();
-    let [starts, drains, busy, redeploys] = counts[..] else { panic!("{out}") };
+    let [starts, drains, busy, redeploys, told_to_go] = counts[..] else { panic!("{out}") };
     assert!(starts >= 20 && drains >= 20 && busy >= 3, "{out}");
     assert_eq!(redeploys, 3, "one of the four never becomes ready\n{out}");
+    assert!(told_to_go >= 1, "{out}");
 }
