@@ -52,7 +52,7 @@ fn a_function_on_the_wrong_port_is_told_which() {
     }
     let up = Up::start(&[]);
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let rest = "[invocation]\nstart_timeout = \"3s\"\n";
+    let rest = "[invocation]\nstart_timeout = \"6s\"\n";
     let dir = python("astray", &format!("port = {free}"), rest);
     let (code, _, err) = up.cli(&["deploy", path(&dir)]);
     assert_eq!(code, 1, "{err}");
