@@ -33,6 +33,8 @@ pub struct Remembered {
     pub homes: usize,
     /// Slots claimed of sandboxes that no worker reported.
     pub claims: usize,
+    /// Addresses in use.
+    pub addresses: usize,
     /// Sandboxes that were to end on workers that are away.
     pub left_behind: usize,
     /// Writes on their way.
@@ -77,6 +79,7 @@ impl Control {
         Remembered {
             active: self.functions.values().filter(|f| f.active.is_some()).count(),
             homes: self.cluster.homes.len(),
+            addresses: self.cluster.addresses.len(),
             claims: self.cluster.claims.len(),
             left_behind: self.cluster.left_behind.values().map(BTreeSet::len).sum(),
             writes: self.cluster.writes.len(),

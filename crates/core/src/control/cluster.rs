@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, Digest, Epoch, FunctionId, FunctionRecord, Office, RequestId, SandboxId, Time,
-    WorkerId, Write, WriteToken,
+    Address, DataPlaneId, Digest, Epoch, FunctionId, FunctionRecord, Office, RequestId, SandboxId,
+    Time, WorkerId, Write, WriteToken,
     control::{
         Answer, Effect, Measure, Refusal,
         fleet::Fleet,
@@ -58,6 +58,9 @@ pub(crate) struct Cluster {
     pub(crate) homes: BTreeMap<SandboxId, FunctionId>,
     /// Sandboxes by the worker that has them.
     pub(crate) on_worker: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
+    /// Whose each address of a worker is: of a sandbox that is gone too, as long as slots of it may
+    /// be held.
+    pub(crate) addresses: BTreeMap<(WorkerId, Address), SandboxId>,
     /// Slots that data planes hold of sandboxes that no worker has reported yet.
     pub(crate) claims: BTreeMap<SandboxId, Vec<Claim>>,
     /// Sandboxes that a data plane gave back as not to be used again, while their worker had not
@@ -108,6 +111,7 @@ impl Cluster {
             timers: Timers::default(),
             homes: BTreeMap::new(),
             on_worker: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             claims: BTreeMap::new(),
             condemned: BTreeSet::new(),
             left_behind: BTreeMap::new(),

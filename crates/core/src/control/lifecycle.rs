@@ -94,6 +94,17 @@ impl Function {
         let now = c.now;
         c.fleet.ready(now, sandbox);
         let Some(active) = self.active.as_deref_mut() else { return };
+        let worker = active.sandboxes.get(&sandbox).and_then(|entry| entry.worker);
+        let place = worker.map(|worker| (worker, address.clone()));
+        let before = place.map_or(sandbox, |place| *c.addresses.entry(place).or_insert(sandbox));
+        if before != sandbox {
+            // Its worker forgot, as after a reboot, that the address is not free yet: who holds slots
+            // of the one before would reach this one.
+            active.change(sandbox, |entry| entry.address = Some(address));
+            self.recall(c, sandbox);
+            self.roll_out(c);
+            return;
+        }
         let became = active.change(sandbox, |entry| {
             let place = entry.phases.map_or(Duration::ZERO, |phases| phases.place);
             entry.address = Some(address);
@@ -311,6 +322,9 @@ impl Function {
             c.unsure.insert(sandbox);
         }
         c.saw_sandbox(sandbox);
+        if let Some(address) = &report.address {
+            c.addresses.entry((worker, address.clone())).or_insert(sandbox);
+        }
         c.homes.insert(sandbox, report.revision.function);
         c.on_worker.entry(worker).or_default().insert(sandbox);
         self.activate().insert(Sandbox {

@@ -481,6 +481,11 @@ fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
     let sandbox = entry.id;
     c.homes.remove(&sandbox);
     c.unsure.remove(&sandbox);
+    if let Some(place) = entry.worker.zip(entry.address.clone())
+        && c.addresses.get(&place) == Some(&sandbox)
+    {
+        c.addresses.remove(&place);
+    }
     c.timers.cancel(Timer::Drained(sandbox));
     c.timers.cancel(Timer::Idle(sandbox));
     if let Some(worker) = entry.worker {

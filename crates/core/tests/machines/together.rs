@@ -253,7 +253,8 @@ impl World {
                 self.end_program(sandbox, Cause::Exited { code: 3 });
             }
             What::Listening(sandbox) if self.programs.contains_key(&sandbox) => {
-                let address = Address::Tcp((Ipv4Addr::LOCALHOST, 20000).into());
+                let port = 20_000 + u16::try_from(sandbox.counter % 40_000).unwrap();
+                let address = Address::Tcp((Ipv4Addr::LOCALHOST, port).into());
                 if let Some(report) = self.programs.get_mut(&sandbox) {
                     report.address = Some(address.clone());
                 }

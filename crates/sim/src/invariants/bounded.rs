@@ -15,6 +15,7 @@ impl World {
             self.net.streams.values().map(|s| s.up.queue.len() + s.down.queue.len()).sum();
         let peers = self.planes.len() + self.workers.len();
         let holds = remembered.homes <= running
+            && remembered.addresses <= remembered.homes
             && remembered.claims == 0
             && remembered.left_behind == 0
             && remembered.writes == 0

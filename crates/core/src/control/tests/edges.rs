@@ -75,6 +75,32 @@ fn a_sandbox_that_was_given_back_as_spoilt_while_its_worker_was_away_is_not_used
 }
 
 #[test]
+fn an_address_to_which_somebody_may_still_send_is_nobody_elses() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let first = busy(&mut world, function, 1)[0];
+    // Its worker's host starts anew, and so do its ports.
+    world.tell(Event::Detached { stream: WORKER });
+    world.attach_worker_with(Vec::new());
+    world.demand(PLANE, demand(function, 2, 1, 1));
+    world.said();
+    let second = world.started()[0];
+    let ready = |sandbox| FromWorker::SandboxReady {
+        sandbox,
+        address: address(first),
+        phases: StartPhases::default(),
+    };
+    world.worker(ready(second));
+    assert_eq!(world.granted(), []);
+    assert!(world.said().contains(&stop(second)), "calls for the first would reach it");
+    world.gone(second, stopped());
+    world.demand(PLANE, demand(function, 2, 1, 1));
+    let third = world.started()[0];
+    world.give_back(PLANE, first, WhyReturned::Unreachable);
+    world.worker(ready(third));
+    assert_eq!(world.granted().len(), 1, "nobody sends to the first any more");
+}
+
+#[test]
 fn the_windows_of_a_deleted_function_start_nothing() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     busy(&mut world, function, 5);
