@@ -10,18 +10,32 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Executes it with `$PORT` and nothing else of ours, silent.
-pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Child> {
+/// The program while it runs; it ends with the value, also if the measurement is interrupted.
+#[derive(Debug)]
+pub(crate) struct Bare(Child);
+
+/// Executes it with what a function has of these in its environment, silent.
+pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Bare> {
     Command::new(program)
         .args(args)
         .env_clear()
         .env("PORT", port.to_string())
         .env("PATH", "/usr/bin:/bin")
+        .env("TMPDIR", std::env::temp_dir())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
+        .map(Bare)
         .with_context(|| format!("cannot execute {}", program.display()))
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nobody left to tell.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// Below the ports that the kernel gives to outgoing connections and those of sandboxes. Who
