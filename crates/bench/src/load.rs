@@ -4,6 +4,7 @@
 use std::{
     net::SocketAddr,
     pin::Pin,
+    str::FromStr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use futures_util::future::{Either, FutureExt as _, select};
 use http::{Method, Request, Response, header};
@@ -25,13 +26,26 @@ use serde::Serialize;
 use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 
 /// What is spoken to the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// HTTP/1.1, connections kept and reused.
+    #[default]
     Http1,
     /// HTTP/2 without TLS, one connection for all calls.
     H2c,
+}
+
+impl FromStr for Protocol {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "http1" => Ok(Self::Http1),
+            "h2c" => Ok(Self::H2c),
+            other => bail!("`{other}` is neither http1 nor h2c"),
+        }
+    }
 }
 
 /// One call to be made.

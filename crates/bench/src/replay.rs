@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::{
     Census, Cluster,
     arrivals::{self, Arrivals, Shot},
-    load::{Call, Failure, Load, Progress, Sample},
+    load::{Call, Failure, Load, Progress, Protocol, Sample},
     percentiles::{Summary, ms, sorted, summary},
     trace::{Trace, TraceFunction},
 };
@@ -38,6 +38,8 @@ pub struct Options {
     pub seed: u64,
     /// Whether functions get the memory that the trace names, else 16 MiB and 10m.
     pub trace_resources: bool,
+    /// What the callers speak.
+    pub protocol: Protocol,
 }
 
 /// One second of a run.
@@ -133,7 +135,11 @@ pub async fn replay(
     let deploy_ms = ms(begun.elapsed());
     let progress = Arc::new(Progress::default());
     let seconds = Mutex::new(Vec::new());
-    let load = Load { deadline: Duration::from_secs(16 * 60), ..Load::http1(cluster.functions()) };
+    let load = Load {
+        deadline: Duration::from_secs(16 * 60),
+        protocol: options.protocol,
+        ..Load::http1(cluster.functions())
+    };
     let running = load.run(calls(trace, &shots), Arc::clone(&progress));
     let watching = watch(cluster, &progress, &seconds, tell);
     let samples = tokio::select! {

@@ -7,6 +7,7 @@ use clap::Args;
 use dirigent_bench::{
     arrivals::Arrivals,
     burst, cold,
+    load::Protocol,
     replay::{self, Options},
     report,
     synthetic::{self, Shape},
@@ -85,6 +86,7 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
         speed: SPEED,
         seed: args.seed,
         trace_resources: false,
+        protocol: Protocol::default(),
     };
     let replay = bench::replayed(system, &trace, options, printer).await?;
     bench::print_replay(&replay, printer)?;

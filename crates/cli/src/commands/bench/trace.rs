@@ -6,6 +6,7 @@ use clap::Args;
 use dirigent_bench::{
     arrivals::Arrivals,
     cold::Cold,
+    load::Protocol,
     replay::{self, Options, Replay},
     report,
     trace::Trace,
@@ -36,6 +37,9 @@ pub(crate) struct TraceArgs {
     /// Give functions the memory that the trace names, not 16 MiB
     #[arg(long)]
     trace_resources: bool,
+    /// What the callers speak: http1 (connections kept) or h2c (one connection)
+    #[arg(long, default_value = "http1")]
+    protocol: Protocol,
     /// Where report.json and report.html go
     #[arg(long, default_value = "dirigent-report")]
     out: PathBuf,
@@ -55,6 +59,7 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
         speed: args.speed,
         seed: args.seed,
         trace_resources: args.trace_resources,
+        protocol: args.protocol,
     };
     let replay = replayed(system, &trace, options, printer).await?;
     let page = report::page("Dirigent: trace replay", &replay, None::<&Cold>);
