@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The program while it runs; it ends with the value, also if the measurement is interrupted.
+/// A program while it runs; it ends with the value, also if the measurement is interrupted.
 #[derive(Debug)]
-pub(crate) struct Bare(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 /// Executes it with what a function has of these in its environment, silent.
-pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Bare> {
+pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Running> {
     Command::new(program)
         .args(args)
         .env_clear()
@@ -26,11 +26,11 @@ pub(crate) fn spawn(program: &Path, args: &[String], port: u16) -> Result<Bare> 
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map(Bare)
+        .map(Running)
         .with_context(|| format!("cannot execute {}", program.display()))
 }
 
-impl Drop for Bare {
+impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself; there is nobody left to tell.
         drop(self.0.kill());

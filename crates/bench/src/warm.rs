@@ -5,7 +5,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -96,9 +96,9 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
         let before = cluster.cpu_used().await?;
         let (requests, failed) = block(cluster.functions(), options).await?;
         dirigent.push(figures(options, requests, failed, cluster.cpu_used().await? - before)?);
-        let before = cpu_of(rival.proxy.id())?;
+        let before = cpu_of(rival.proxy.0.id())?;
         let (requests, failed) = block(rival.address, options).await?;
-        haproxy.push(figures(options, requests, failed, cpu_of(rival.proxy.id())? - before)?);
+        haproxy.push(figures(options, requests, failed, cpu_of(rival.proxy.0.id())? - before)?);
     }
     cluster.remove(NAME).await?;
     let (cpu_ratio, cpu_ratio_range) = ratio(&dirigent, &haproxy, |block| block.cpu_us);
@@ -231,7 +231,7 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
 
 /// HAProxy; ended with the value.
 struct Rival {
-    proxy: Child,
+    proxy: bare::Running,
     address: SocketAddr,
 }
 
@@ -262,7 +262,7 @@ impl Rival {
             .spawn()
             .with_context(|| format!("cannot start {}", options.haproxy.display()))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let rival = Self { proxy, address };
+        let rival = Self { proxy: bare::Running(proxy), address };
         for _ in 0..200 {
             if std::net::TcpStream::connect(address).is_ok() {
                 return Ok(rival);
@@ -271,14 +271,6 @@ impl Rival {
             drop(rustix::thread::nanosleep(&pause));
         }
         bail!("HAProxy does not listen at {address}; its configuration is {}", path.display())
-    }
-}
-
-impl Drop for Rival {
-    fn drop(&mut self) {
-        // It may have ended by itself; there is nobody left to tell.
-        drop(self.proxy.kill());
-        drop(self.proxy.wait());
     }
 }
 

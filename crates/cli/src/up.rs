@@ -59,7 +59,7 @@ pub(crate) fn run(args: &UpArgs, printer: Printer) -> Result {
         .enable_all()
         .build()?;
     let result = runtime.block_on(up(&config, begin, printer));
-    // A reader of a log that waits for a line must not keep the process.
+    // A file that cannot be written or read just now must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(500));
     result
 }

@@ -28,7 +28,7 @@ use crate::{
 /// Few enough that addresses are used again.
 const PORTS: (u16, u16) = (20_000, 20_255);
 /// Fewer still, where a planted fault is to show that they must not be used again too early.
-const FEW_PORTS: (u16, u16) = (20_000, 20006);
+const FEW_PORTS: (u16, u16) = (20_000, 20_006);
 const INIT: Duration = Duration::from_millis(9);
 
 /// An execution in a sandbox.

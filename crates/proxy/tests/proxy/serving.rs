@@ -208,6 +208,12 @@ async fn head_and_small_body_reach_the_sandbox_in_one_read() {
     }
 }
 
+/// What a sandbox answers that switches.
+const SWITCHED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+/// The close of a WebSocket with status 1001.
+const GOODBYE: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
+
 /// A connection whose protocol was switched, and the head that said so.
 async fn upgraded(rig: &Rig) -> (TcpStream, String) {
     let mut caller = rig.connect().await;
@@ -253,9 +259,7 @@ async fn a_client_that_resets_an_upgraded_connection_leaves_its_handler_running(
         let mut held = held.clone();
         async move {
             common::read_request(&mut stream).await;
-            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
-                          Upgrade: websocket\r\n\r\n";
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(SWITCHED).await.unwrap();
             held.wait_for(|released| *released).await.unwrap();
         }
     })
@@ -271,7 +275,6 @@ async fn a_client_that_resets_an_upgraded_connection_leaves_its_handler_running(
 
 #[tokio::test]
 async fn a_websocket_whose_sandbox_ends_is_told_to_go_away_between_frames() {
-    const GOODBYE: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
     let text: &[u8] = b"\x81\x02hi";
     // What the sandbox sends before it dies, and what the client hears of it.
     let cases = [
@@ -285,9 +288,7 @@ async fn a_websocket_whose_sandbox_ends_is_told_to_go_away_between_frames() {
             let sent = sent.clone();
             async move {
                 common::read_request(&mut stream).await;
-                let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
-                              Upgrade: websocket\r\n\r\n";
-                stream.write_all(&[answer.as_bytes(), &sent].concat()).await.unwrap();
+                stream.write_all(&[SWITCHED, &sent].concat()).await.unwrap();
             }
         })
         .await;
@@ -304,9 +305,7 @@ async fn a_client_that_keeps_sending_hears_the_goodbye_too() {
     let rig = Rig::start().await;
     let backend = Backend::start(|mut stream, _| async move {
         common::read_request(&mut stream).await;
-        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
-                      Upgrade: websocket\r\n\r\n";
-        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream.write_all(SWITCHED).await.unwrap();
         stream.read_u8().await.unwrap();
         // With bytes unread, so that the sandbox's end is a reset.
         stream.set_zero_linger().unwrap();
@@ -327,7 +326,7 @@ async fn a_client_that_keeps_sending_hears_the_goodbye_too() {
             () = sending => panic!("its connection was cut"),
             heard = hearing => heard.map(|_bytes| ()).unwrap(),
         }
-        assert_eq!(all, [0x88, 0x02, 0x03, 0xe9]);
+        assert_eq!(all, GOODBYE);
         rig.demand("a free slot", |demand| demand.busy == 0).await;
     }
 }
