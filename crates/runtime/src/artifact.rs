@@ -248,7 +248,7 @@ impl UnpackError {
             | Self::Bomb { .. } => Fault::Function,
             Self::Mismatch { .. } | Self::NoSpace { .. } | Self::Io { .. } => Fault::Worker,
         };
-        ArtifactFailure { message: self.to_string(), fault }
+        ArtifactFailure::new(self.to_string(), fault)
     }
 }
 

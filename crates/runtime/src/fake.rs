@@ -245,9 +245,8 @@ impl Runtime for FakeRuntime {
     fn unpack(&self, digest: Digest, path: PathBuf) {
         let world = Arc::clone(&self.world);
         self.world.spawn(async move {
-            let result = tokio::fs::remove_file(&path).await.map_err(|error| ArtifactFailure {
-                message: format!("{}: {error}", path.display()),
-                fault: Fault::Worker,
+            let result = tokio::fs::remove_file(&path).await.map_err(|error| {
+                ArtifactFailure::new(format!("{}: {error}", path.display()), Fault::Worker)
             });
             if result.is_ok() {
                 lock(&world.state).artifacts.insert(digest);

@@ -360,7 +360,7 @@ impl Runtime for ProcessRuntime {
             shared.report(Event::Unpacked { digest, result });
         };
         if let Err(error) = std::thread::Builder::new().name("unpack".to_owned()).spawn(work) {
-            let failure = ArtifactFailure { message: error.to_string(), fault: Fault::Worker };
+            let failure = ArtifactFailure::new(error.to_string(), Fault::Worker);
             self.shared.report(Event::Unpacked { digest, result: Err(failure) });
         }
     }

@@ -215,10 +215,8 @@ impl Driver {
             let kind = self.unpackers.get(&digest).copied();
             let runtime = kind.and_then(|kind| self.runtimes.get(kind));
             let runtime = runtime.or_else(|| self.runtimes.0.first().map(|(_, first)| first));
-            let runtime = runtime.ok_or_else(|| ArtifactFailure {
-                message: "no runtime works here".to_owned(),
-                fault: Fault::Worker,
-            })?;
+            let runtime = runtime
+                .ok_or_else(|| ArtifactFailure::new("no runtime works here", Fault::Worker))?;
             runtime.unpack(digest, path);
             Ok(())
         });
@@ -278,7 +276,7 @@ impl Driver {
         if let Err(error) = self.wanted.push(Some(digest), size_of::<Digest>(), digest) {
             self.unpackers.remove(&digest);
             let message = format!("the artifact cannot be asked for: {error}");
-            let failure = ArtifactFailure { message, fault: Fault::Worker };
+            let failure = ArtifactFailure::new(message, Fault::Worker);
             self.handle(Event::ArtifactFailed { digest, failure });
         }
     }

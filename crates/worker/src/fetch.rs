@@ -94,7 +94,10 @@ impl Incoming {
         let max = self.max_bytes;
         let Some(partial) = self.partial.get_mut(&digest) else { return Piece::Stray };
         let added = if partial.offset + data.len() as u64 > max {
-            Err(told(format!("the artifact is larger than {max} bytes"), Fault::Function))
+            Err(ArtifactFailure::new(
+                format!("the artifact is larger than {max} bytes"),
+                Fault::Function,
+            ))
         } else {
             let added = partial.add(data, end).await;
             added.map_err(|error| unwritten(&partial.path, &error))
@@ -111,12 +114,12 @@ impl Incoming {
         if !self.partial.contains_key(&digest) {
             return None;
         }
-        Some(self.fail(digest, told(message, Fault::Function)).await)
+        Some(self.fail(digest, ArtifactFailure::new(message, Fault::Function)).await)
     }
 
     async fn last(&mut self, digest: Digest) -> Fetched {
         let Some(partial) = self.partial.remove(&digest) else {
-            let failure = told("it was never asked for".to_owned(), Fault::Worker);
+            let failure = ArtifactFailure::new("it was never asked for", Fault::Worker);
             return Fetched { digest, result: Err(failure) };
         };
         let found = Digest(partial.hasher.finalize().into());
@@ -126,7 +129,7 @@ impl Incoming {
         discard(&partial.path).await;
         let message = format!("the artifact was damaged on its way: its bytes are {found}");
         // They are hashed as they come: what this machine's disk does to them is found later.
-        Fetched { digest, result: Err(told(message, Fault::Function)) }
+        Fetched { digest, result: Err(ArtifactFailure::new(message, Fault::Function)) }
     }
 
     async fn fail(&mut self, digest: Digest, failure: ArtifactFailure) -> Fetched {
@@ -161,10 +164,6 @@ async fn discard(path: &Path) {
     }
 }
 
-fn told(message: String, fault: Fault) -> ArtifactFailure {
-    ArtifactFailure { message, fault }
-}
-
 fn unwritten(path: &Path, error: &io::Error) -> ArtifactFailure {
     let dir = path.parent().unwrap_or(path).display();
     let message = match error.kind() {
@@ -173,7 +172,7 @@ fn unwritten(path: &Path, error: &io::Error) -> ArtifactFailure {
         }
         _ => format!("the artifact cannot be stored in {dir}: {error}"),
     };
-    told(message, Fault::Worker)
+    ArtifactFailure::new(message, Fault::Worker)
 }
 
 #[cfg(test)]

@@ -89,6 +89,13 @@ pub struct ArtifactFailure {
     pub fault: Fault,
 }
 
+impl ArtifactFailure {
+    /// What went wrong, and whose fault it is.
+    pub fn new(message: impl Into<String>, fault: Fault) -> Self {
+        Self { message: message.into(), fault }
+    }
+}
+
 /// An order of a worker machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {

@@ -207,7 +207,7 @@ fn an_artifact_that_cannot_be_had_fails_all_who_wait() {
         start_with(&mut worker, ms(n), n, |spec| spec.artifact = Some(DIGEST));
     }
     let fail = |worker: &mut Worker, now, message: &str, fault| {
-        let failure = ArtifactFailure { message: message.to_owned(), fault };
+        let failure = ArtifactFailure::new(message, fault);
         worker.handle(now, Event::ArtifactFailed { digest: DIGEST, failure });
     };
     fail(&mut worker, ms(3), "disk full", Fault::Worker);

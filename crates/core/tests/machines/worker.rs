@@ -198,8 +198,7 @@ impl World {
             }
             Step::ArtifactFailed { pick } => {
                 if let Some(artifact) = self.any_fetch(&pick) {
-                    let failure =
-                        ArtifactFailure { message: "no".to_owned(), fault: Fault::Worker };
+                    let failure = ArtifactFailure::new("no", Fault::Worker);
                     self.handle(Event::ArtifactFailed { digest: digest(artifact), failure });
                 }
             }
