@@ -80,11 +80,22 @@ enum Once {
 async fn exchange_once(invocation: &mut Invocation, mut running: Running, reused: bool) -> Once {
     let began = invocation.shared.now().0;
     let deadline = invocation.deadline();
-    let head = before(&mut invocation.alarm, deadline, |cx| match running.exchange() {
-        Some(exchange) => exchange.poll_head(cx),
-        None => Poll::Ready(Err(RecvError::Closed)),
+    let line = Arc::clone(&invocation.line);
+    let mut unread = None;
+    let head = before(&mut invocation.alarm, deadline, |cx| {
+        let Some(exchange) = running.exchange() else {
+            return Poll::Ready(Err(RecvError::Closed));
+        };
+        let head = exchange.poll_head(cx);
+        if exchange.is_stuck() {
+            unread.get_or_insert_with(|| line.leaves_unread());
+        } else {
+            unread = None;
+        }
+        head
     })
     .await;
+    drop(unread);
     let outcome = match head {
         Some(Ok(head))
             if head.status == StatusCode::SWITCHING_PROTOCOLS && !invocation.forward.upgrade =>
@@ -214,6 +225,9 @@ pub(crate) async fn over_http2(
         let failure = Failure::new(Code::BadRequest, "the Host or the path is malformed");
         return Outcome::Failed(failure);
     };
+    // How much of it the connection takes is not seen from here.
+    let line = Arc::clone(&invocation.line);
+    let unread = (!source.is_empty()).then(|| line.leaves_unread());
     let body = source::Shared(Arc::new(Mutex::new(source)));
     let mut request = Request::new(body.clone());
     *request.method_mut() = invocation.parts.method.clone();
@@ -226,6 +240,7 @@ pub(crate) async fn over_http2(
     let mut sent = Sent(Some(lease));
     let alarm: &mut Alarm = &mut invocation.alarm;
     let response = future_before(alarm, deadline, connection.send(request)).await;
+    drop(unread);
     let Some(lease) = sent.0.take() else {
         return Outcome::Failed(lost(&RecvError::Closed));
     };

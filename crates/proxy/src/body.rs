@@ -21,7 +21,7 @@ use crate::{
     call::Call,
     lease::{Lease, Running},
     slot::lock,
-    source,
+    source, streams,
     upstream::RecvError,
     wire::Line,
 };
@@ -263,13 +263,19 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Full(data) if data.is_empty() => Poll::Ready(None),
+        let polled = match self.get_mut() {
+            Self::Empty => return Poll::Ready(None),
+            Self::Full(data) if data.is_empty() => return Poll::Ready(None),
             Self::Full(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
             Self::Relay(relay) => relay.poll_frame(cx),
             Self::Stream(stream) => stream.poll_frame(cx),
+        };
+        if polled.is_pending() {
+            streams::taken();
+        } else {
+            streams::gave();
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

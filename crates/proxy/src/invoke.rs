@@ -40,6 +40,7 @@ use crate::{
     ids,
     slot::{Admission, Answer, Bound, FunctionSlot, lock},
     source::Source,
+    streams,
     upstream::{Home, home},
     wire::Line,
 };
@@ -114,6 +115,10 @@ impl Front {
                 (failure.response(&request_id, grpc), suspect)
             }
         };
+        if !is_old {
+            // Before the body is asked for anything, the client may refuse to take any.
+            streams::gave();
+        }
         if suspect || (blind && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -186,7 +191,8 @@ impl Front {
         let mut attempt = Attempt::First;
         let mut repeated = false;
         loop {
-            let bound = match invocation.acquire(attempt).await {
+            let unread = !source.is_empty();
+            let bound = match invocation.acquire(attempt, unread).await {
                 Ok(bound) => bound,
                 Err(failure) => return Err(invocation.failed(failure)),
             };
@@ -282,7 +288,7 @@ impl Front {
 
 impl Invocation {
     /// A slot, after waiting for one if need be.
-    async fn acquire(&mut self, attempt: Attempt) -> Result<Bound, Failure> {
+    async fn acquire(&mut self, attempt: Attempt, unread: bool) -> Result<Bound, Failure> {
         let now = self.shared.now();
         let bound = match self.slot.admit(&self.shared, now, (self.id, self.home), attempt) {
             Admission::Bound(mut bound) => {
@@ -291,7 +297,10 @@ impl Invocation {
                 bound
             }
             Admission::Refused(refusal) => return Err(Failure::refused(&refusal)),
-            Admission::Queued(answer) => self.wait(answer).await?,
+            Admission::Queued(answer) => {
+                let _watched = unread.then(|| self.line.leaves_unread());
+                self.wait(answer).await?
+            }
         };
         let since = self.queued_since;
         self.call.bound(&bound.binding, since, self.shared.now().0);

@@ -33,6 +33,7 @@ mod scan;
 mod server;
 mod slot;
 mod source;
+mod streams;
 mod timers;
 mod upgrade;
 mod upstream;

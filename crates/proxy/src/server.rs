@@ -30,7 +30,7 @@ use crate::{
     invoke::Front,
     lease::Open,
     scan::Violation,
-    upstream::Beside,
+    streams::Streams,
     wire::{Line, Wire},
 };
 
@@ -192,7 +192,9 @@ async fn serve(
             result = connection => Ok(result?),
         }
     } else {
-        let connection = conn::http2::Builder::new(Beside(shared.beside.clone()))
+        let streams =
+            Streams { tasks: shared.beside.clone(), client_stall: shared.limits.client_stall };
+        let connection = conn::http2::Builder::new(streams)
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_EVERY)

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    os::fd::AsFd as _,
     pin::Pin,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use dirigent_service::Clock;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
@@ -41,6 +42,25 @@ pub(crate) struct Line {
     pub(crate) active: AtomicU32,
     /// The response under way cannot be cut visibly by its framing: reset the connection instead.
     pub(crate) reset: AtomicBool,
+    /// An invocation waits and leaves its body unread.
+    unread: AtomicBool,
+}
+
+impl Line {
+    /// While what is given back lives, an invocation waits and leaves its body unread: the server
+    /// reads nothing then, so the client's end is to be watched for otherwise.
+    pub(crate) fn leaves_unread(&self) -> impl Drop + use<'_> {
+        self.unread.store(true, Relaxed);
+        Unread(self)
+    }
+}
+
+struct Unread<'a>(&'a Line);
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        self.0.unread.store(false, Relaxed);
+    }
 }
 
 /// How long and how much is read away after a refusal.
@@ -63,8 +83,10 @@ enum Refusal {
     Over,
 }
 
+/// Ready when the client has closed its end.
+type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Wire {
     io: TcpStream,
     /// What was read to tell HTTP/1 from HTTP/2.
@@ -79,6 +101,8 @@ pub(crate) struct Wire {
     clock: Clock,
     limits: Limits,
     head_at: u64,
+    /// While nobody reads.
+    gone: Option<Gone>,
 }
 
 impl Wire {
@@ -104,6 +128,7 @@ impl Wire {
             clock,
             limits,
             head_at: now,
+            gone: None,
         }
     }
 
@@ -213,6 +238,24 @@ impl Wire {
         }
     }
 
+    /// While an invocation leaves its body unread: has the client gone? For HTTP/1, whose server
+    /// reads nothing then.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.scanner.is_none() || !self.line.unread.load(Relaxed) {
+            self.gone = None;
+            return Poll::Pending;
+        }
+        let io = &self.io;
+        let gone = self.gone.get_or_insert_with(|| match watch(io) {
+            Ok(gone) => gone,
+            Err(error) => {
+                tracing::debug!(%error, "a client who waits is not watched");
+                Box::pin(std::future::pending())
+            }
+        });
+        gone.as_mut().poll(cx)
+    }
+
     /// A write has to wait: not forever.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.stalled_at.is_none() {
@@ -223,6 +266,22 @@ impl Wire {
             _ => Poll::Pending,
         }
     }
+}
+
+/// Watches for the client's end, past what lies unread before it, as far as the kernel has it: the
+/// end of an upload that fills the buffers comes behind what is still with the client. By a
+/// descriptor of its own: only who owns a socket can await its readiness.
+fn watch(io: &TcpStream) -> io::Result<Gone> {
+    let io = std::net::TcpStream::from(io.as_fd().try_clone_to_owned()?);
+    let io = TcpStream::from_std(io)?;
+    Ok(Box::pin(async move {
+        // Of all that can be asked for, it is what comes with the end and not with data.
+        match io.ready(Interest::PRIORITY).await {
+            Ok(ready) if ready.is_read_closed() => {}
+            // Urgent data, which HTTP does not know: no more can be told.
+            Ok(_) | Err(_) => std::future::pending().await,
+        }
+    }))
 }
 
 /// Copies all parts one behind the other; together they are as long as `room`.
@@ -338,7 +397,12 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        // The server flushes each time that it has nothing else to do.
+        if this.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

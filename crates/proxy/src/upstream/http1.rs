@@ -173,6 +173,12 @@ impl Exchange {
         self.source.read()
     }
 
+    /// Whether the sandbox does not take what is to be sent, so that no more of it is read.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let held_up = !self.conn.output.is_empty() || !self.large.is_empty();
+        !self.source_over && (held_up || self.send_failed)
+    }
+
     /// Whether the response has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.rest == Rest::Over

@@ -16,7 +16,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 
 /// Runs what a connection needs beside it.
 #[derive(Clone, Debug)]
-pub(crate) struct Beside(pub(crate) Stoppable);
+struct Beside(Stoppable);
 
 impl<F> hyper::rt::Executor<F> for Beside
 where

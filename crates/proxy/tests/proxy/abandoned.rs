@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use dirigent_core::{Settings, frame::WhyReturned};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::common::{Backend, Function, Rig, read_request, status, until, within};
 
@@ -18,6 +21,55 @@ async fn who_leaves_the_queue_withdraws_the_demand_at_once() {
     rig.demand("one who waits", |demand| demand.queued == 1).await;
     drop(caller);
     rig.demand("nobody", |demand| demand.queued == 0).await;
+}
+
+#[tokio::test]
+async fn who_leaves_the_queue_with_the_body_unread_withdraws_the_demand_at_once() {
+    let rig = Rig::start().await;
+    rig.function("hello", Function::default());
+    let mut caller = rig.connect().await;
+    let request = b"POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 10\r\n\r\n0123456789";
+    caller.write_all(request).await.unwrap();
+    rig.demand("one who waits", |demand| demand.queued == 1).await;
+    drop(caller);
+    rig.demand("nobody", |demand| demand.queued == 0).await;
+}
+
+#[tokio::test]
+async fn who_resets_a_long_upload_in_the_queue_withdraws_the_demand_at_once() {
+    let rig = Rig::start().await;
+    rig.function("hello", Function::default());
+    let caller = uploading(&rig).await;
+    rig.demand("one who waits", |demand| demand.queued == 1).await;
+    // A plain end would come behind what nobody reads.
+    caller.set_zero_linger().unwrap();
+    drop(caller);
+    rig.demand("nobody", |demand| demand.queued == 0).await;
+}
+
+/// A caller whose upload has filled every buffer on the way.
+async fn uploading(rig: &Rig) -> TcpStream {
+    let mut caller = rig.connect().await;
+    let head = b"POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 1000000000\r\n\r\n";
+    caller.write_all(head).await.unwrap();
+    let full = Duration::from_millis(300);
+    while tokio::time::timeout(full, caller.write_all(&[b'x'; 64 << 10])).await.is_ok() {}
+    caller
+}
+
+#[tokio::test]
+async fn who_resets_while_the_sandbox_does_not_take_the_body_gives_up_the_slot() {
+    let rig = Rig::start().await;
+    let backend = Backend::start(|stream, _| async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let caller = uploading(&rig).await;
+    caller.set_zero_linger().unwrap();
+    drop(caller);
+    rig.returned(1, WhyReturned::Closing).await;
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, client::conn::http2::SendRequest, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use crate::common::{Backend, Function, Rig, within};
+use crate::common::{Backend, Function, Rig, read_request, within};
 
 static BREAK: tokio::sync::Notify = tokio::sync::Notify::const_new();
 
@@ -202,4 +202,43 @@ async fn an_unreachable_function_is_tried_elsewhere() {
     let (response, ()) = tokio::join!(call(&mut caller, request), again);
     let body = within(response.into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(body, "body");
+}
+
+#[tokio::test]
+async fn a_caller_who_does_not_take_one_answer_loses_that_one() {
+    let rig = Rig::with(|config| config.limits.client_stall = Duration::from_millis(200)).await;
+    let backend = Backend::start(|mut stream, _| async move {
+        read_request(&mut stream).await;
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        while stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let mut caller = caller(&rig).await;
+    let request = Request::get("http://hello/").body(full("")).unwrap();
+    let unread = within(caller.send_request(request)).await.unwrap();
+    rig.returned(1, WhyReturned::Closing).await;
+    assert!(within(unread.into_body().collect()).await.is_err(), "it is not taken for whole");
+    // The connection itself is well.
+    let request = Request::get("http://nobody.else.example/").body(full("")).unwrap();
+    assert_eq!(within(caller.send_request(request)).await.unwrap().status(), 404);
+}
+
+#[tokio::test]
+async fn a_caller_who_waits_for_a_slow_answer_keeps_it() {
+    let rig = Rig::with(|config| config.limits.client_stall = Duration::from_millis(50)).await;
+    let backend = Backend::start(|mut stream, _| async move {
+        read_request(&mut stream).await;
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsome";
+        stream.write_all(head).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.write_all(b"more").await.unwrap();
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let mut caller = caller(&rig).await;
+    let request = Request::get("http://hello/").body(full("")).unwrap();
+    let answer = within(caller.send_request(request)).await.unwrap();
+    assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "somemore");
 }
