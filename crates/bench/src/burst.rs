@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::{
     Cluster, bare, cold,
     load::{Call, Load},
-    percentiles::{Summary, ms, summary},
+    percentiles::{Summary, ms, sorted, summary},
     replay,
 };
 
@@ -53,6 +53,9 @@ pub struct Burst {
     pub bare_last_ms: f64,
     /// The last answer through Dirigent, per round.
     pub last_ms: Vec<f64>,
+    /// The longest time without an answer while there were answers to come, per round: a control
+    /// loop that ticks shows here.
+    pub pause_ms: Vec<f64>,
     /// What `Server-Timing` said of each round's last answer.
     pub last_timing: Vec<String>,
     /// All answers of all rounds.
@@ -70,6 +73,7 @@ pub struct Burst {
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
     let (mut bare_last, mut last, mut all) = (Vec::new(), Vec::new(), Vec::new());
     let (mut sandboxes, mut last_timing, mut failed) = (Vec::new(), Vec::new(), 0);
+    let mut pause = Vec::new();
     let starts = options.calls.min(usize::try_from(options.max)?);
     for round in 0..options.rounds {
         bare_last.push(ms(bare_burst(options, starts).await?));
@@ -89,6 +93,7 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         let latencies: Vec<f64> = samples.iter().map(|sample| ms(sample.latency())).collect();
         let slowest = samples.iter().max_by_key(|sample| sample.latency());
         last_timing.push(slowest.and_then(|sample| sample.timing.clone()).unwrap_or_default());
+        pause.push(longest_pause(&latencies));
         last.push(latencies.iter().copied().fold(0.0, f64::max));
         all.extend(latencies);
         let different: std::collections::BTreeSet<_> =
@@ -101,11 +106,18 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         max: options.max,
         bare_last_ms: summary(bare_last).p50,
         last_ms: last,
+        pause_ms: pause,
         last_timing,
         answers_ms: summary(all),
         sandboxes,
         failed,
     })
+}
+
+/// Of answers, from the burst on.
+fn longest_pause(answers: &[f64]) -> f64 {
+    let answers = sorted(std::iter::once(0.0).chain(answers.iter().copied()));
+    answers.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
 }
 
 fn manifest(name: &str, options: &Options) -> Result<Manifest> {
@@ -136,4 +148,16 @@ async fn bare_burst(options: &Options, starts: usize) -> Result<Duration> {
     let took = begun.elapsed();
     drop(children);
     result.map(|()| took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_pause_is_between_two_answers_or_before_the_first() {
+        assert_eq!(longest_pause(&[100.0, 90.0, 2100.0]), 2000.0);
+        assert_eq!(longest_pause(&[100.0, 110.0]), 100.0);
+        assert_eq!(longest_pause(&[]), 0.0);
+    }
 }

@@ -4,23 +4,26 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
 use dirigent_core::{
     Bytes as Size, MilliCpu,
     manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
 };
+use http::Method;
 use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::MissedTickBehavior,
 };
 
 use crate::{
-    Cluster, bare, exchange,
+    Cluster, bare,
+    load::{Call, Load},
     percentiles::{Summary, ms, summary},
     replay,
 };
@@ -47,7 +50,7 @@ pub struct Options {
 pub struct Cold {
     /// Bare spawn, connect when it listens, first answer.
     pub bare_ms: Summary,
-    /// Through Dirigent, from a call on a kept connection.
+    /// Through Dirigent, from the moment at which the call is due, on a kept connection.
     pub dirigent_ms: Summary,
     /// Phases told in `Server-Timing`: medians in milliseconds.
     pub phases_ms: Vec<(String, f64)>,
@@ -68,31 +71,23 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
         cluster.deploy(manifest(number, options)?).await?;
     }
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
-    let mut pace = tokio::time::interval(gap);
-    // After a slow start the machine gets its pause all the same.
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut caller = Caller::connect(cluster.functions()).await?;
-    let (mut bare, mut dirigent, mut phases) = (Vec::new(), Vec::new(), Phases::default());
-    let mut failed = 0;
-    for number in 0..options.starts {
-        pace.tick().await;
-        bare.push(ms(bare_start(options).await?));
-        tokio::time::sleep(gap / 2).await;
-        let way = caller.way().await?;
-        pace.tick().await;
-        match caller.call(&name(number)).await {
-            Ok((took, timing)) => {
-                dirigent.push(ms(took));
-                phases.add(ms(took), &format!("{timing}, way;dur={}", ms(way)));
-            }
-            Err(_failure) => {
-                failed += 1;
-                caller = Caller::connect(cluster.functions()).await?;
-            }
-        }
-    }
+    let load = Load::http1(cluster.functions());
+    let calls = (0..options.starts).flat_map(|number| pair(number, gap)).collect();
+    let (samples, bare) =
+        tokio::try_join!(load.run(calls, Arc::default()), bare_starts(options, gap))?;
     for number in 0..options.starts {
         cluster.remove(&name(number)).await?;
+    }
+    let (mut dirigent, mut phases, mut failed) = (Vec::new(), Phases::default(), 0);
+    for pair in samples.chunks_exact(2) {
+        let [way, start] = pair else { continue };
+        if start.failure.is_some() {
+            failed += 1;
+            continue;
+        }
+        let timing = start.timing.as_deref().unwrap_or_default();
+        dirigent.push(ms(start.latency()));
+        phases.add(ms(start.latency()), &format!("{timing}, way;dur={}", ms(way.latency())));
     }
     Ok(Cold {
         bare_ms: summary(bare),
@@ -103,38 +98,33 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
     })
 }
 
-/// A kept connection to the data plane, as any client has.
-struct Caller {
-    stream: TcpStream,
-    buffer: Vec<u8>,
+/// When the bare start of this number is made; its cold one follows after a gap.
+fn due(number: usize, gap: Duration) -> Duration {
+    gap * u32::try_from(2 * number).unwrap_or(u32::MAX)
 }
 
-impl Caller {
-    async fn connect(target: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(target).await.context("cannot connect")?;
-        stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
-        Ok(Self { stream, buffer: vec![0; 16 << 10] })
-    }
+/// Two calls on kept connections, as any client has: one that the data plane answers itself, with
+/// 404, which shows what the way to it and back takes, and the cold one.
+fn pair(number: usize, gap: Duration) -> [Call; 2] {
+    let call = |after: Duration, host: Arc<str>| Call {
+        at: due(number, gap) + after,
+        host,
+        path: "/".to_owned(),
+        method: Method::POST,
+        body: Bytes::new(),
+        fresh: false,
+    };
+    [call(gap * 3 / 4, "nobody".into()), call(gap, name(number).into())]
+}
 
-    /// How long a call took, and its `Server-Timing`.
-    async fn call(&mut self, host: &str) -> Result<(Duration, String)> {
-        let (took, head) = self.exchange(host).await?;
-        exchange::expect_200(head)?;
-        Ok((took, exchange::header(head, "server-timing").unwrap_or_default().to_owned()))
+async fn bare_starts(options: &Options, gap: Duration) -> Result<Vec<f64>> {
+    let begun = Instant::now();
+    let mut took = Vec::with_capacity(options.starts);
+    for number in 0..options.starts {
+        tokio::time::sleep(due(number, gap).saturating_sub(begun.elapsed())).await;
+        took.push(ms(bare_start(options).await?));
     }
-
-    /// The way to the data plane and back: a call that it answers itself, with 404.
-    async fn way(&mut self) -> Result<Duration> {
-        Ok(self.exchange("nobody").await?.0)
-    }
-
-    async fn exchange(&mut self, host: &str) -> Result<(Duration, &str)> {
-        let request = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n");
-        let begun = Instant::now();
-        self.stream.write_all(request.as_bytes()).await?;
-        let head = exchange::response(&mut self.stream, &mut self.buffer).await?;
-        Ok((begun.elapsed(), head))
-    }
+    Ok(took)
 }
 
 fn name(number: usize) -> String {
@@ -230,20 +220,16 @@ impl Options {
         Self { program, args, sandbox, memory, starts, per_second }
     }
 
-    /// A program in an interpreter's language, given to it as an argument.
+    /// A program in an interpreter's language, given to it as an argument. Seldom enough that one
+    /// start has ended before the next one.
     #[must_use]
-    pub fn interpreted(
-        interpreter: &Path,
-        code: [&str; 2],
-        starts: usize,
-        per_second: f64,
-    ) -> Self {
+    pub fn interpreted(interpreter: &Path, code: [&str; 2], starts: usize) -> Self {
         let args = code.map(str::to_owned).to_vec();
         let command = std::iter::once(interpreter.display().to_string()).chain(args.clone());
         let sandbox = Sandbox { command: command.collect(), ..replay::sleeper() };
         let program = interpreter.to_owned();
         // Node reserves more than 128 MiB at its start.
-        Self { program, args, sandbox, memory: Size::mib(256), starts, per_second }
+        Self { program, args, sandbox, memory: Size::mib(256), starts, per_second: 5.0 }
     }
 }
 

@@ -13,13 +13,16 @@ pub struct Summary {
     pub p50: f64,
     /// 90th percentile.
     pub p90: f64,
-    /// 99th percentile. From fewer than 10,000 samples it is indicative only.
+    /// 99th percentile. From fewer than [`P99_SAMPLES`] it is indicative only.
     pub p99: f64,
     /// Largest.
     pub max: f64,
     /// Arithmetic mean.
     pub mean: f64,
 }
+
+/// Samples from which a 99th percentile is more than an indication.
+pub const P99_SAMPLES: usize = 10_000;
 
 /// Milliseconds of a duration.
 #[must_use]

@@ -3,8 +3,9 @@
 //! execution time; slowdown = response time / execution time asked for.
 
 use std::{
+    convert::Infallible,
     path::Path,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -134,40 +135,36 @@ pub async fn replay(
     }
     let deploy_ms = ms(begun.elapsed());
     let progress = Arc::new(Progress::default());
-    let seconds = Mutex::new(Vec::new());
+    let mut seconds = Vec::new();
     let load = Load {
         deadline: Duration::from_secs(16 * 60),
         protocol: options.protocol,
         ..Load::http1(cluster.functions())
     };
     let running = load.run(calls(trace, &shots), Arc::clone(&progress));
-    let watching = watch(cluster, &progress, &seconds, tell);
+    let watching = watch(cluster, |second| {
+        seconds.push(second);
+        tell(second, &progress);
+    });
     let samples = tokio::select! {
         samples = running => samples?,
         never = watching => match never {},
     };
-    let seconds = seconds.into_inner().expect("no holder panics");
     for function in &trace.functions {
         cluster.remove(&function.name).await?;
     }
     Ok(evaluate(trace, options, &shots, &samples, Watched { deploy_ms, seconds }))
 }
 
-async fn watch(
-    cluster: &dyn Cluster,
-    progress: &Progress,
-    seconds: &Mutex<Vec<Second>>,
-    tell: &(dyn Fn(Second, &Progress) + Sync),
-) -> std::convert::Infallible {
+/// Counts sandboxes once a second, without end.
+pub async fn watch(cluster: &dyn Cluster, mut tell: impl FnMut(Second)) -> Infallible {
     let begun = Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
         // A census that fails is a second without a figure, not a failed run.
         if let Ok(census) = cluster.census().await {
-            let second = Second { at_s: begun.elapsed().as_secs_f64(), census };
-            seconds.lock().expect("no holder panics").push(second);
-            tell(second, progress);
+            tell(Second { at_s: begun.elapsed().as_secs_f64(), census });
         }
     }
 }

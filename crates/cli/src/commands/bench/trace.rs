@@ -6,7 +6,7 @@ use clap::Args;
 use dirigent_bench::{
     arrivals::Arrivals,
     cold::Cold,
-    load::Protocol,
+    load::{Progress, Protocol},
     replay::{self, Options, Replay},
     report,
     trace::Trace,
@@ -74,6 +74,15 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
     judge(printer, &[Bar { text: replay.verdict(), holds: replay.is_clean() }])
 }
 
+/// A line about a run's progress: each second on a terminal, else each tenth.
+pub(super) fn tell(second: &replay::Second, progress: &Progress, printer: Printer) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds")]
+    let number = second.at_s.round() as u64;
+    if printer.is_live() || number.is_multiple_of(10) {
+        printer.note(&replay::live_line(second, progress));
+    }
+}
+
 /// Replays with a line about its progress each second (on a terminal, else each ten).
 pub(crate) async fn replayed(
     system: &System,
@@ -81,13 +90,7 @@ pub(crate) async fn replayed(
     options: Options,
     printer: Printer,
 ) -> Result<Replay> {
-    let tell = |second: replay::Second, progress: &dirigent_bench::load::Progress| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds")]
-        let number = second.at_s.round() as u64;
-        if printer.is_live() || number.is_multiple_of(10) {
-            printer.note(&replay::live_line(&second, progress));
-        }
-    };
+    let tell = |second: replay::Second, progress: &Progress| tell(&second, progress, printer);
     replay::replay(system, trace, options, &tell).await.or_fail(Kind::User, || "the replay failed")
 }
 
