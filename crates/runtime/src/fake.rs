@@ -230,7 +230,8 @@ impl World {
 
 impl Runtime for FakeRuntime {
     fn facts(&self) -> Facts {
-        Facts { kind: RuntimeKind::Fake, best: Some(Isolation::Plain), missing: Vec::new() }
+        let level = Some(Isolation::Plain);
+        Facts { kind: RuntimeKind::Fake, best: level, usual: level, missing: Vec::new() }
     }
 
     fn recover(&self) -> std::io::Result<Vec<Adopted>> {

@@ -69,8 +69,12 @@ pub enum Event {
 pub struct Facts {
     /// Which runtime.
     pub kind: RuntimeKind,
-    /// The best isolation that works here; `None` if the runtime does not work at all.
+    /// The best isolation that works here as it is promised, so that it may be demanded; `None` if
+    /// the runtime does not work at all.
     pub best: Option<Isolation>,
+    /// What a function gets that demands nothing: more than `best` where something is missing of a
+    /// level, but not all of it.
+    pub usual: Option<Isolation>,
     /// What does not work here and why, a line each, with what to do.
     pub missing: Vec<String>,
 }

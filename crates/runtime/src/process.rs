@@ -226,7 +226,7 @@ impl ProcessRuntime {
     /// The level for a spec, or why it cannot be had.
     fn level(&self, wanted: Option<Isolation>) -> Result<Isolation, (String, Fault)> {
         let ProcessConfig { min_isolation, max_isolation, .. } = self.shared.config;
-        let no_basic = lock(&self.shared.abilities).no_basic.clone();
+        let Abilities { no_basic, basic_lacks, .. } = lock(&self.shared.abilities).clone();
         let best = match no_basic {
             None => Isolation::Basic.min(max_isolation),
             Some(_) => Isolation::Plain,
@@ -239,6 +239,13 @@ impl ProcessRuntime {
         if level > best {
             let why = no_basic.unwrap_or_else(|| "switched off by configuration".to_owned());
             return Err((format!("isolation `{level}` does not work here: {why}"), Fault::Worker));
+        }
+        // A demand is met in full or refused.
+        let demanded = wanted.unwrap_or(Isolation::Plain).max(min_isolation);
+        if demanded == Isolation::Basic && !basic_lacks.is_empty() {
+            let lacks = basic_lacks.join("; ");
+            let message = format!("isolation `basic` is not complete here: {lacks}");
+            return Err((message, Fault::Worker));
         }
         if level < min_isolation {
             let fault = if wanted.is_some() { Fault::Function } else { Fault::Worker };
@@ -316,16 +323,19 @@ impl Runtime for ProcessRuntime {
     fn facts(&self) -> Facts {
         let abilities = lock(&self.shared.abilities).clone();
         let mut missing = Vec::new();
-        let best = match abilities.no_basic {
+        let usual = match abilities.no_basic {
             None => Isolation::Basic,
             Some(why) => {
                 missing.push(format!("basic: {why}"));
                 Isolation::Plain
             }
         };
+        let complete = abilities.basic_lacks.is_empty();
+        let best = if complete { usual } else { Isolation::Plain };
+        missing.extend(abilities.basic_lacks);
         missing.extend(abilities.missing);
         missing.push("strict: does not exist yet (a network of its own per sandbox)".to_owned());
-        Facts { kind: RuntimeKind::Process, best: Some(best), missing }
+        Facts { kind: RuntimeKind::Process, best: Some(best), usual: Some(usual), missing }
     }
 
     fn recover(&self) -> io::Result<Vec<Adopted>> {

@@ -27,6 +27,50 @@ fn rig_with(change: impl FnOnce(&mut ProcessConfig)) -> Option<Rig> {
     None
 }
 
+/// Without `nft` there are no network rules: as root that is not all of `basic`.
+#[test]
+fn what_is_demanded_is_given_in_full_or_refused() {
+    if !is_root() {
+        return println!("skipped: network rules are promised to root only");
+    }
+    let without_nft = |min| {
+        Rig::new(move |config| {
+            config.keeper_command.splice(0..0, ["/usr/bin/env", "PATH="].map(str::to_owned));
+            config.min_isolation = min;
+        })
+    };
+    let mut rig = without_nft(Isolation::Plain);
+    let facts = rig.runtime.facts();
+    if facts.usual != Some(BASIC) {
+        return println!("skipped: no basic isolation here: {:?}", facts.missing);
+    }
+    assert_eq!(facts.best, Some(Isolation::Plain));
+    assert!(facts.missing.iter().any(|line| line.contains("package nftables")), "{facts:?}");
+
+    let start = |rig: &mut Rig, demanded| {
+        let create = with(server(BASIC), |spec| spec.sandbox.isolation = demanded);
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        (sandbox, port)
+    };
+    let refused_for = |rig: &mut Rig, demanded| {
+        let (sandbox, _) = start(rig, demanded);
+        let failure = rig.gone(sandbox);
+        let Cause::CreateFailed { message } = failure.cause else { panic!("{failure:?}") };
+        assert!(message.contains("`basic` is not complete here: network rules"), "{message}");
+    };
+    refused_for(&mut rig, Some(BASIC));
+    // Who demands nothing gets what there is.
+    let (sandbox, port) = start(&mut rig, None);
+    rig.listening(sandbox);
+    refused(port, "ls /root");
+    rig.destroy(sandbox);
+    drop(rig);
+
+    let mut rig = without_nft(BASIC);
+    refused_for(&mut rig, None);
+}
+
 #[test]
 fn the_machines_files_are_not_there() {
     let Some(mut rig) = rig() else { return };

@@ -140,10 +140,12 @@ mod tests {
 
     #[test]
     fn what_is_not_set_comes_from_the_machine() {
+        let plain = Some(Isolation::Plain);
         let works =
-            Facts { kind: RuntimeKind::Fake, best: Some(Isolation::Plain), missing: Vec::new() };
+            Facts { kind: RuntimeKind::Fake, best: plain, usual: plain, missing: Vec::new() };
         let why = vec!["not here".to_owned()];
-        let fails = Facts { kind: RuntimeKind::Process, best: None, missing: why.clone() };
+        let fails =
+            Facts { kind: RuntimeKind::Process, best: None, usual: None, missing: why.clone() };
         let capacity = offered(&Settings::default(), &[works, fails]).unwrap();
         assert!(capacity.memory > Bytes::mib(64));
         assert!(capacity.cpu >= MilliCpu(1000));

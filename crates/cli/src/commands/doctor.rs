@@ -217,6 +217,10 @@ fn isolation() -> Finding {
     };
     match facts.best {
         Some(level) if level >= Isolation::Basic => Finding::ok(WHAT, level.to_string()),
+        best if best < facts.usual => {
+            let found = "basic, not all of it: functions and operators cannot demand it";
+            Finding::warn(WHAT, found, facts.missing.first().cloned().unwrap_or_default())
+        }
         best => {
             let level = best.unwrap_or(Isolation::Plain);
             let why = facts.missing.into_iter().find(|line| line.starts_with("basic"));

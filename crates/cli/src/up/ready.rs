@@ -63,7 +63,14 @@ async fn hello(config: &UpConfig, dir: &Path, api: SocketAddr) -> Result {
 }
 
 fn report(dir: &Path, roles: &Roles, begin: Instant) -> serde_json::Value {
-    let facts = |facts: &Facts| json!({ "runtime": facts.kind, "isolation": facts.best, "missing": facts.missing });
+    let facts = |facts: &Facts| {
+        json!({
+            "runtime": facts.kind,
+            "isolation": facts.best,
+            "usual_isolation": facts.usual,
+            "missing": facts.missing,
+        })
+    };
     let runtimes: Vec<_> = roles.worker.facts.iter().map(facts).collect();
     json!({
         "functions": format!("http://{}", roles.proxy.address),
@@ -111,13 +118,17 @@ fn lines(config: &UpConfig, dir: &Path, roles: &Roles, begin: Instant) -> Vec<St
 
 /// What a runtime can do, and what it cannot and why.
 fn facts(facts: &Facts) -> Vec<String> {
-    let first = match facts.best {
-        Some(level) => format!("  {:<10} works, isolation `{level}`", facts.kind.to_string()),
-        None => format!("  {:<10} does not work here", facts.kind.to_string()),
+    let kind = facts.kind.to_string();
+    let first = match facts.usual {
+        Some(level) if facts.best < facts.usual => format!(
+            "  {kind:<10} works, isolation `{level}` without the following, so that it cannot be demanded"
+        ),
+        Some(level) => format!("  {kind:<10} works, isolation `{level}`"),
+        None => format!("  {kind:<10} does not work here"),
     };
     let missing = facts.missing.iter().map(|line| format!("             {line}"));
     let mut lines: Vec<_> = std::iter::once(first).chain(missing).collect();
-    if facts.best == Some(dirigent_core::Isolation::Plain) {
+    if facts.usual == Some(dirigent_core::Isolation::Plain) {
         lines.push(
             "warning: `plain` isolation holds against accidents only: run nobody else's code"
                 .to_owned(),

@@ -11,7 +11,7 @@ use dirigent_core::{Address, Isolation, SandboxId, StartFailure, worker::Adopted
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised with every change of this file, or of a core type used in it.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The longest frame.
 pub(crate) const MAX_FRAME: usize = 16 << 20;
@@ -39,6 +39,8 @@ pub(crate) struct Welcome {
 pub(crate) struct Abilities {
     /// Why `basic` does not work; `None` if it does.
     pub(crate) no_basic: Option<String>,
+    /// What of `basic` is missing although it works otherwise, a line each, with what to do.
+    pub(crate) basic_lacks: Vec<String>,
     /// What else is missing, a line each, with what to do.
     pub(crate) missing: Vec<String>,
 }

@@ -42,17 +42,20 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
     let name = Name::of(&options.directory)?;
     // Claimed before anything is made that has this name: see `orphans`.
     let claim = name.claim();
-    let (groups, mut missing) = Groups::find(&name.group(), options.processes);
+    let as_root = geteuid().is_root();
+    let mut abilities = Abilities::default();
+    let (groups, no_group) = Groups::find(&name.group(), options.processes);
     leftover::sweep(&options.directory.join("sandboxes"))?;
     groups.sweep();
     orphans::sweep(&name, groups.roots());
+    // What root is promised; others are promised limits only where a group is delegated to them.
+    let promised = if as_root { &mut abilities.basic_lacks } else { &mut abilities.missing };
+    promised.extend(no_group);
     if !groups.limit_memory() {
-        missing.push(
+        promised.push(
             "memory: not limited by the kernel here; looked at every second instead".to_owned(),
         );
     }
-    let as_root = geteuid().is_root();
-    let mut abilities = Abilities::default();
     let template = if options.basic {
         match template(options, as_root) {
             Ok(template) => Some(template),
@@ -66,19 +69,18 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         None
     };
     if as_root && let Err(reason) = rules::make(options, &name.table()) {
-        missing.push(format!(
+        abilities.basic_lacks.push(format!(
             "network rules: {reason}; sandboxes can connect to each other's ports and to the API \
              (which asks for a token)"
         ));
     }
     if !as_root {
-        missing.push(
+        abilities.missing.push(
             "uids: sandboxes share yours; start as root to give each its own, and rules for \
              their network"
                 .to_owned(),
         );
     }
-    abilities.missing = missing;
     Ok(Found { claim, name, groups, template, abilities })
 }
 
