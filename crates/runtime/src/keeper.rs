@@ -72,6 +72,8 @@ pub(crate) struct Options {
     pub(crate) protected_ports: Vec<u16>,
     /// Ports of sandboxes, first and last.
     pub(crate) ports: (u16, u16),
+    /// How often the network rules are made anew.
+    pub(crate) rules_ms: u64,
 }
 
 /// The socket within the directory.

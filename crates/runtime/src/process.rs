@@ -75,6 +75,8 @@ pub struct ProcessConfig {
     pub protected_ports: Vec<u16>,
     /// Ports of sandboxes, first and last: neither other hosts nor other sandboxes reach them.
     pub ports: (u16, u16),
+    /// How often the network rules are made anew, as whoever reloads a firewall flushes them.
+    pub rules_every: Duration,
 }
 
 impl ProcessConfig {
@@ -94,6 +96,7 @@ impl ProcessConfig {
             keeper_idle: Duration::from_secs(600),
             protected_ports: Vec::new(),
             ports: (20_000, 29_999),
+            rules_every: Duration::from_secs(60),
         }
     }
 
@@ -105,12 +108,17 @@ impl ProcessConfig {
             processes: self.processes,
             log_file: self.log_file.0,
             log_total: self.log_total.0,
-            idle_ms: u64::try_from(self.keeper_idle.as_millis()).unwrap_or(u64::MAX),
+            idle_ms: milliseconds(self.keeper_idle),
             basic: self.max_isolation >= Isolation::Basic,
             protected_ports: self.protected_ports.clone(),
             ports: self.ports,
+            rules_ms: milliseconds(self.rules_every),
         })
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Sandboxes as processes of this machine.

@@ -9,7 +9,10 @@ use std::{fs, time::Duration};
 
 use common::{Rig, ask, create, is_root, mode, refused, run, server, until, with};
 use dirigent_core::{Bytes, Cause, Digest, Isolation, Listen, SandboxId};
-use dirigent_runtime::{Event, Runtime as _, process::ProcessConfig};
+use dirigent_runtime::{
+    Event, Runtime as _,
+    process::{ProcessConfig, ProcessRuntime},
+};
 
 const BASIC: Isolation = Isolation::Basic;
 
@@ -69,6 +72,47 @@ fn what_is_demanded_is_given_in_full_or_refused() {
 
     let mut rig = without_nft(BASIC);
     refused_for(&mut rig, None);
+}
+
+/// The table of nftables in which something stands, as text.
+fn table_with(text: &str) -> Option<String> {
+    let output = std::process::Command::new("nft").args(["list", "ruleset"]).output().ok()?;
+    let rules = String::from_utf8_lossy(&output.stdout).into_owned();
+    let table = rules.split("table ").find(|table| table.contains(text))?;
+    Some(table.to_owned())
+}
+
+#[test]
+fn network_rules_that_are_flushed_or_outdated_are_made_anew() {
+    if !is_root() {
+        return println!("skipped: network rules are made as root only");
+    }
+    let Some(mut rig) = rig_with(|config| {
+        config.rules_every = Duration::from_millis(100);
+        config.ports = (23_451, 23_458);
+        config.protected_ports = vec![23_449];
+    }) else {
+        return;
+    };
+    let table = table_with("23451-23458").expect("rules");
+    assert!(table.contains("23449"), "{table}");
+    let name = table.split(" {").next().expect("a name").split(' ').next_back().expect("a name");
+    let status = std::process::Command::new("nft").args(["delete", "table", "inet", name]).status();
+    assert!(status.expect("nft").success());
+    until("the rules are back", || table_with("23451-23458").is_some());
+
+    // The next worker's API has another port.
+    rig.runtime.detach();
+    let mut config = common::config(rig.directory.path());
+    config.ports = (23_451, 23_458);
+    config.protected_ports = vec![23_450];
+    let (events, _unheard) = tokio::sync::mpsc::channel(64);
+    rig.runtime = ProcessRuntime::start(config, events).expect("connects");
+    until("the rules have the new port", || {
+        table_with("23451-23458").is_some_and(|table| table.contains("23450"))
+    });
+    rig.runtime.close();
+    assert_eq!(table_with("23451-23458"), None);
 }
 
 #[test]

@@ -8,15 +8,18 @@ use std::{
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     io,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixListener,
+    },
     time::{Duration, Instant},
 };
 
 use dirigent_core::{Isolation, SandboxId};
 use rustix::{
-    event::{Timespec, epoll},
+    event::{PollFd, PollFlags, Timespec, epoll, poll},
     io::Errno,
-    process::{WaitOptions, wait},
+    process::{Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, wait, waitid},
 };
 use seccompiler::BpfProgram;
 
@@ -29,8 +32,9 @@ use super::{
     output::{Bounds, Logs, Pumped, Which},
     protocol::Abilities,
     root::Template,
-    seccomp,
+    rules, seccomp,
 };
+use crate::sys::process::{Forked, exit_now, fork};
 use cell::Cell;
 use worker::Connection;
 
@@ -59,6 +63,8 @@ enum Alarm {
     Sweep,
     Watch,
     Idle,
+    /// Network rules are made anew.
+    Rules,
 }
 
 /// What a descriptor in the poll set belongs to.
@@ -125,6 +131,10 @@ pub(crate) struct Board {
     alarms: BinaryHeap<Reverse<(Instant, Alarm)>>,
     buffer: Vec<u8>,
     as_root: bool,
+    /// Whether there are network rules.
+    has_rules: bool,
+    /// Who makes them anew.
+    renewal: Option<OwnedFd>,
     /// Since when there is neither a sandbox nor a worker.
     idle_since: Option<Instant>,
     /// Alarms that are set already, of those that need ringing only once.
@@ -159,6 +169,8 @@ impl Board {
             alarms: BinaryHeap::new(),
             buffer: vec![0; 64 * 1024],
             as_root: rustix::process::geteuid().is_root(),
+            has_rules: found.has_rules,
+            renewal: None,
             idle_since: None,
             due: BTreeSet::new(),
             exiting: false,
@@ -198,6 +210,7 @@ impl Board {
     /// Serve until told to exit, or until nobody needs it.
     pub(crate) fn serve(&mut self) -> io::Result<()> {
         self.schedule(Duration::ZERO, Alarm::Idle);
+        self.schedule_once(Duration::from_millis(self.options.rules_ms), Alarm::Rules);
         self.refill();
         let mut events = Vec::with_capacity(256);
         while !(self.exiting && self.cells.is_empty()) {
@@ -286,6 +299,7 @@ impl Board {
                 Alarm::Sweep => self.sweep_groups(),
                 Alarm::Watch => self.watch(),
                 Alarm::Idle => self.look_idle(now),
+                Alarm::Rules => self.renew_rules(),
             }
         }
     }
@@ -347,6 +361,55 @@ impl Board {
         }
     }
 
+    /// The worker's configuration may be newer than this keeper.
+    fn guard(&mut self, protected: Vec<u16>, sandboxes: (u16, u16)) {
+        let told = (protected, sandboxes);
+        let known = (&self.options.protected_ports, &self.options.ports);
+        if known != (&told.0, &told.1) {
+            (self.options.protected_ports, self.options.ports) = told;
+            self.renew_rules();
+        }
+    }
+
+    /// Makes the network rules anew, in a process of its own: starts do not wait for that. A
+    /// firewall that is reloaded flushes them, and nobody tells.
+    fn renew_rules(&mut self) {
+        if !self.has_rules || self.exiting {
+            return;
+        }
+        self.schedule_once(Duration::from_millis(self.options.rules_ms), Alarm::Rules);
+        if self.is_renewing(Duration::ZERO) {
+            return;
+        }
+        match fork(0) {
+            Ok(Forked::Child) => {
+                let made = rules::make(&self.options, &self.name.table());
+                if let Err(reason) = &made {
+                    tracing::warn!(%reason, "the network rules could not be made anew");
+                }
+                exit_now(i32::from(made.is_err()))
+            }
+            Ok(Forked::Parent { pidfd, .. }) => self.renewal = Some(pidfd),
+            Err(error) => tracing::warn!(%error, "the network rules are not made anew"),
+        }
+    }
+
+    /// Whether the last renewal of the rules still runs, after waiting for it so long.
+    fn is_renewing(&mut self, patience: Duration) -> bool {
+        let Some(pidfd) = &self.renewal else { return false };
+        let patience = Timespec::try_from(patience).ok();
+        let ended = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], patience.as_ref());
+        if !matches!(ended, Ok(1..)) {
+            return true;
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Err(error) = waitid(WaitId::PidFd(pidfd.as_fd()), options) {
+            tracing::trace!(%error, "it has been waited for with others");
+        }
+        self.renewal = None;
+        false
+    }
+
     /// Kill everything; the loop ends when all are gone.
     fn exit(&mut self) {
         self.exiting = true;
@@ -363,6 +426,13 @@ impl Board {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         self.groups.remove();
+        // It must not make what is removed now.
+        if self.is_renewing(Duration::from_secs(5))
+            && let Some(pidfd) = &self.renewal
+            && let Err(error) = pidfd_send_signal(pidfd, Signal::KILL)
+        {
+            tracing::debug!(%error, "has ended already");
+        }
         machine::leave(&self.options, &self.name);
     }
 }

@@ -109,18 +109,23 @@ impl Groups {
         &self.roots
     }
 
-    /// A new group.
+    /// A new group. What was made of one that cannot be made whole is removed.
     pub(crate) fn make(&self, name: &str) -> io::Result<Group> {
         let mut group = Group { directories: Vec::with_capacity(self.parents.len()) };
-        for parent in &self.parents {
+        let made = self.parents.iter().try_for_each(|parent| {
             let directory = Directory { path: parent.path.join(name), ..parent.clone() };
             fs::create_dir(&directory.path)?;
+            group.directories.push(directory.clone());
             if directory.has(Controller::Pids) {
                 directory.write("pids.max", &self.most_processes.to_string())?;
             }
-            group.directories.push(directory);
+            Ok(())
+        });
+        if made.is_err() {
+            // Nobody is inside.
+            group.remove();
         }
-        Ok(group)
+        made.map(|()| group)
     }
 
     /// Kill and remove every group that an earlier keeper left.
@@ -388,5 +393,23 @@ mod tests {
         assert_eq!(weight(MilliCpu(0)), 1);
         assert_eq!(weight(MilliCpu(1000)), 39);
         assert_eq!(weight(MilliCpu(u32::MAX)), 10_000);
+    }
+
+    #[test]
+    fn nothing_stays_of_a_group_that_could_not_be_made_whole() {
+        let here = tempfile::tempdir().expect("a directory");
+        let parent = |path, controller| Directory {
+            path,
+            version: Version::V1,
+            controllers: vec![controller],
+        };
+        let absent = here.path().join("absent");
+        let parents = vec![
+            parent(here.path().to_owned(), Controller::Memory),
+            parent(absent, Controller::Cpu),
+        ];
+        let groups = Groups { parents, roots: Vec::new(), most_processes: 1 };
+        assert!(groups.make("one").is_err());
+        assert!(!here.path().join("one").exists());
     }
 }

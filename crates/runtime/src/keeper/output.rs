@@ -73,6 +73,17 @@ impl Logs {
         self.open.retain(|_, file| file.strong_count() > 0);
     }
 
+    /// A file was removed: whoever writes it begins a new one.
+    fn reopen(&self, path: &Path) {
+        for file in self.open.values().filter_map(Weak::upgrade) {
+            let mut file = file.borrow_mut();
+            if file.path == path {
+                file.file = None;
+                file.length = 0;
+            }
+        }
+    }
+
     /// Keep all files together within their bound: the longest untouched go first. Costs a directory listing at most once per tenth of the bound written.
     pub(crate) fn tidy(&mut self) {
         if *self.unchecked.borrow() < self.bounds.total / 10 {
@@ -96,6 +107,7 @@ impl Logs {
             }
             if std::fs::remove_file(&path).is_ok() {
                 total = total.saturating_sub(length);
+                self.reopen(&path);
             }
         }
     }
@@ -423,6 +435,26 @@ mod tests {
             .sum();
         assert!(total <= BOUNDS.total, "{total}");
         assert!(!directory.path().join("fn_1_9.log").exists(), "the oldest goes first");
+    }
+
+    #[test]
+    fn who_was_quiet_when_its_file_was_removed_is_heard_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut logs, mut quiet, mut out, _err) = output(directory.path(), BOUNDS);
+        let mut buffer = vec![0; 64 * 1024];
+        out.write_all(b"before\n").expect("writes");
+        quiet.pump(Which::Stdout, &mut buffer);
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        let path = logs::path(directory.path(), FunctionId::new(Epoch(1), 1));
+        File::open(&path).and_then(|file| file.set_modified(old)).expect("is made older");
+        std::fs::write(directory.path().join("fn_1_9.log"), vec![b'x'; 300 * 1024])
+            .expect("writes");
+        *logs.unchecked.borrow_mut() = BOUNDS.total;
+        logs.tidy();
+        assert!(!path.exists(), "the longest untouched goes first");
+        out.write_all(b"after\n").expect("writes");
+        quiet.pump(Which::Stdout, &mut buffer);
+        assert!(kept(directory.path()).ends_with("after\n"), "{:?}", kept(directory.path()));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub(crate) enum ToKeeper {
     Start(Box<Start>),
     /// SIGTERM, after the grace SIGKILL; answered by `Gone`. Unknown sandboxes are ignored.
     Stop { sandbox: SandboxId, grace_ms: u64 },
+    /// Which ports the network rules protect, and which are the sandboxes': a keeper may be older
+    /// than the configuration of its worker. The first message.
+    Guard { protected: Vec<u16>, sandboxes: (u16, u16) },
     /// It listens; kept for the next worker.
     Listening { sandbox: SandboxId, address: Address },
     /// Kill everything, remove what is left, exit. Answered by closing the connection.

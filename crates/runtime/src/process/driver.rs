@@ -296,7 +296,10 @@ impl Driver {
     }
 
     fn created(&mut self, sandbox: SandboxId, owner: Owner, at_ns: u64) {
-        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else {
+            // Given up with the former keeper while the order was on its way to this one.
+            return self.stop(sandbox);
+        };
         let now = Instant::now();
         entry.state = State::Starting { owner, at_ns, since: now, next_look: now };
         let passed = entry.pass_listener;

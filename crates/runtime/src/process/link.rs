@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::lock;
 use crate::keeper::{
     Options, at_socket,
-    protocol::{Greeting, MAX_FRAME, VERSION, Welcome, check_version, encode},
+    protocol::{Greeting, MAX_FRAME, ToKeeper, VERSION, Welcome, check_version, encode},
 };
 
 /// How long a keeper may take to look around, or one that is leaving to be gone.
@@ -70,11 +70,11 @@ pub(super) fn connect(command: &[String], options: &Options) -> io::Result<(Unix
     let deadline = Instant::now() + PATIENCE;
     loop {
         let attempt = match dial(options) {
-            Ok(stream) => greet(stream),
+            Ok(stream) => greet(stream, options),
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     start_keeper(command, options)?;
-                    dial(options).and_then(greet)
+                    dial(options).and_then(|stream| greet(stream, options))
                 }
                 _ => return Err(error),
             },
@@ -102,7 +102,7 @@ fn dial(options: &Options) -> io::Result<UnixStream> {
     at_socket(&options.directory, |path| UnixStream::connect(path))
 }
 
-fn greet(mut stream: UnixStream) -> io::Result<(UnixStream, Welcome)> {
+fn greet(mut stream: UnixStream, options: &Options) -> io::Result<(UnixStream, Welcome)> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     stream.write_all(&encode(&Greeting { version: VERSION })?)?;
@@ -120,6 +120,9 @@ fn greet(mut stream: UnixStream) -> io::Result<(UnixStream, Welcome)> {
     check_version(serde_json::from_slice::<Greeting>(&body)?.version)?;
     let welcome: Welcome = serde_json::from_slice(&body)?;
     stream.set_read_timeout(None)?;
+    let guard =
+        ToKeeper::Guard { protected: options.protected_ports.clone(), sandboxes: options.ports };
+    stream.write_all(&encode(&guard)?)?;
     Ok((stream, welcome))
 }
 
@@ -164,7 +167,9 @@ mod tests {
         let mut said = encode(&welcome).expect("encodes");
         said.extend(encode(&created).expect("encodes"));
         theirs.write_all(&said).expect("writes");
-        let (mut stream, heard) = greet(ours).expect("greets");
+        let config = crate::process::ProcessConfig::new(std::path::Path::new("/nowhere"), vec![]);
+        let options = config.options().expect("options");
+        let (mut stream, heard) = greet(ours, &options).expect("greets");
         assert_eq!(heard.version, VERSION);
         let mut inbox = Inbox::default();
         let mut buffer = [0; 1024];

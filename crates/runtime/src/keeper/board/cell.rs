@@ -131,9 +131,9 @@ impl Board {
             template.refresh();
             &*template
         });
-        let group = if basic { Some(self.groups.make(&id)?) } else { None };
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut group = if basic { Some(self.groups.make(&id)?) } else { None };
         // As an ordinary user also a user namespace: processes are counted in each.
         let user = (basic && !self.as_root).then(|| (getuid().as_raw(), getgid().as_raw()));
         let mut namespaces = 0;
@@ -153,9 +153,14 @@ impl Board {
             filter: &self.filter,
             user,
         };
-        let (pid, pidfd) = match fork(namespaces)? {
-            Forked::Child => init::main(theirs, &plan),
-            Forked::Parent { pid, pidfd } => (pid, pidfd),
+        let (pid, pidfd) = match fork(namespaces) {
+            Ok(Forked::Child) => init::main(theirs, &plan),
+            Ok(Forked::Parent { pid, pidfd }) => (pid, pidfd),
+            Err(error) => {
+                self.dead_groups.extend(group.take());
+                self.sweep_groups();
+                return Err(error);
+            }
         };
         drop(theirs);
         let key = self.next_key;

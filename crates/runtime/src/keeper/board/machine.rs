@@ -35,6 +35,8 @@ pub(super) struct Found {
     pub(super) groups: Groups,
     pub(super) template: Option<Template>,
     pub(super) abilities: Abilities,
+    /// Whether the network rules were made.
+    pub(super) has_rules: bool,
 }
 
 /// End what earlier keepers left and find out what works.
@@ -68,7 +70,9 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         abilities.no_basic = Some("switched off by configuration".to_owned());
         None
     };
-    if as_root && let Err(reason) = rules::make(options, &name.table()) {
+    let made = as_root.then(|| rules::make(options, &name.table()));
+    let has_rules = matches!(made, Some(Ok(())));
+    if let Some(Err(reason)) = made {
         abilities.basic_lacks.push(format!(
             "network rules: {reason}; sandboxes can connect to each other's ports and to the API \
              (which asks for a token)"
@@ -81,7 +85,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
                 .to_owned(),
         );
     }
-    Ok(Found { claim, name, groups, template, abilities })
+    Ok(Found { claim, name, groups, template, abilities, has_rules })
 }
 
 /// Say what to do about a refusal.

@@ -99,6 +99,7 @@ impl Board {
             ToKeeper::Stop { sandbox, grace_ms } => {
                 self.stop(sandbox, Duration::from_millis(grace_ms));
             }
+            ToKeeper::Guard { protected, sandboxes } => self.guard(protected, sandboxes),
             ToKeeper::Listening { sandbox, address } => self.listening(sandbox, address),
             ToKeeper::Exit => self.exit(),
         }
