@@ -356,6 +356,7 @@ pub(crate) enum ConfigCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// What `up` would be told.
     #[command(flatten)]
-    pub(crate) state: StateArgs,
+    pub(crate) up: Box<UpArgs>,
 }

@@ -3,7 +3,8 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, TcpListener},
+    net::{SocketAddr, TcpListener},
+    ops::RangeInclusive,
     path::Path,
 };
 
@@ -18,10 +19,9 @@ use crate::{
     args::DoctorArgs,
     fail::{Fail, Result},
     printer::Printer,
+    up::config,
 };
 
-/// Sandboxes get their ports from here.
-const SANDBOX_PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
 /// A connection and a sandbox cost a few each.
 const WANTED_FILES: u64 = 65_536;
 
@@ -63,19 +63,20 @@ impl Finding {
 
 pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
     let is_root = rustix::process::geteuid().is_root();
+    let config = config::read(&args.up)?.value;
     let findings = [
         kernel(),
         user(is_root),
         cgroups(is_root, Path::new("/sys/fs/cgroup")),
         user_namespaces(is_root),
         seccomp(),
-        isolation(),
+        isolation(config.min_isolation),
         nft(is_root),
-        overlapping_ports(),
-        port("functions' port", 8080, "--listen"),
-        port("API's port", 9091, "--api"),
+        overlapping_ports(config.first_port..=config.last_port),
+        port("functions' port", config.listen, "--listen"),
+        port("API's port", config.api, "--api"),
         open_files(),
-        state(&args.state.dir()),
+        state(&config.state_dir()),
     ];
     for finding in &findings {
         if printer.is_json() {
@@ -206,7 +207,7 @@ fn seccomp() -> Finding {
     }
 }
 
-fn isolation() -> Finding {
+fn isolation(demanded: Option<Isolation>) -> Finding {
     const WHAT: &str = "isolation";
     let facts = match tried() {
         Ok(facts) => facts,
@@ -215,10 +216,14 @@ fn isolation() -> Finding {
             return Finding::fail(WHAT, format!("cannot be tried: {error}"), advice);
         }
     };
+    if let Some(demanded) = demanded.filter(|demanded| facts.best < Some(*demanded)) {
+        let found = format!("`{demanded}` is demanded by `min_isolation` and cannot be had");
+        return Finding::fail(WHAT, found, facts.missing.join("; "));
+    }
     match facts.best {
         Some(level) if level >= Isolation::Basic => Finding::ok(WHAT, level.to_string()),
-        best if best < facts.usual => {
-            let found = "basic, not all of it: functions and operators cannot demand it";
+        Some(best) if Some(best) < facts.usual => {
+            let found = format!("{best} can be demanded, more is given as far as it goes");
             Finding::warn(WHAT, found, facts.missing.first().cloned().unwrap_or_default())
         }
         best => {
@@ -259,13 +264,13 @@ fn nft(is_root: bool) -> Finding {
     }
 }
 
-fn overlapping_ports() -> Finding {
+fn overlapping_ports(sandboxes: RangeInclusive<u16>) -> Finding {
     const WHAT: &str = "sandbox ports";
     let range = read("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ends = range.split_whitespace().filter_map(|text| text.parse::<u16>().ok());
     let (first, last) = (ends.next().unwrap_or(32_768), ends.next().unwrap_or(60_999));
-    let (low, high) = (SANDBOX_PORTS.start(), SANDBOX_PORTS.end());
-    if first > *high || last < *low {
+    let (low, high) = sandboxes.into_inner();
+    if first > high || last < low {
         Finding::ok(WHAT, format!("{low}-{high}"))
     } else {
         let advice = "sysctl net.ipv4.ip_local_port_range=\"32768 60999\": other programs' \
@@ -274,8 +279,9 @@ fn overlapping_ports() -> Finding {
     }
 }
 
-fn port(what: &'static str, port: u16, flag: &str) -> Finding {
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+fn port(what: &'static str, address: SocketAddr, flag: &str) -> Finding {
+    let port = address.port();
+    match TcpListener::bind(address) {
         Ok(_free) => Finding::ok(what, format!("{port} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let holder = dirigent_service::listen::holder(port)
@@ -284,7 +290,8 @@ fn port(what: &'static str, port: u16, flag: &str) -> Finding {
             Finding::warn(what, format!("{port} is taken{holder}"), advice)
         }
         Err(error) => {
-            Finding::warn(what, format!("{port}: {error}"), format!("choose another with {flag}"))
+            let advice = format!("choose another with {flag}");
+            Finding::warn(what, format!("{address}: {error}"), advice)
         }
     }
 }
@@ -355,7 +362,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_named() {
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
-        let finding = port("port", held.local_addr().unwrap().port(), "--listen");
+        let finding = port("port", held.local_addr().unwrap(), "--listen");
         assert_eq!(finding.level, Level::Warn);
         assert!(finding.advice.unwrap().contains("--listen"));
     }

@@ -336,6 +336,12 @@ fn a_description_shows_the_isolation_that_is_had_and_what_is_missing() {
         findings.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let found = findings.iter().find(|finding| finding["what"] == "isolation").expect(&err);
     assert!(found["found"].as_str().unwrap().starts_with(level), "{found}");
+    // It looks at what `up` would be told.
+    let api = up.api.as_str();
+    let (code, out, _) = up.cli(&["doctor", "--api", api, "--min-isolation", "strict"]);
+    let port = api.rsplit(':').next().unwrap();
+    assert!(out.contains(&format!("{port} is taken")), "{out}");
+    assert!(code == 1 && out.contains("`strict` is demanded by `min_isolation`"), "{code}: {out}");
     up.ok(&[
         "deploy",
         "--name",

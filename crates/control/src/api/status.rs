@@ -8,7 +8,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use dirigent_core::control::{Answer, Call};
-use http::{StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 use serde_json::{Value, json};
 
 use super::{Api, ApiError};
@@ -57,7 +60,16 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
     }))
 }
 
-pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, ApiError> {
+/// The page for those who know OpenMetrics and for those who do not: it differs from Prometheus's
+/// older text format by comments only.
+const OPEN_METRICS: &str = "application/openmetrics-text";
+const OPEN_METRICS_1: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) async fn metrics(
+    State(api): State<Api>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let top = match api.ask_within(Call::Top { limit: SERIES }, PATIENCE).await {
         Ok(Answer::Top(top)) => top,
         _ => Vec::new(),
@@ -69,7 +81,9 @@ pub(super) async fn metrics(State(api): State<Api>) -> Result<Response, ApiError
     let page = api.metrics().page(&top, &workers, api.pages()).map_err(|error| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     })?;
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let open = accepts.flat_map(|value| value.split(',')).any(|one| one.contains(OPEN_METRICS));
+    let kind = if open { OPEN_METRICS_1 } else { PROMETHEUS_TEXT };
     Ok(([(CONTENT_TYPE, kind)], page).into_response())
 }
 

@@ -228,6 +228,11 @@ async fn the_metrics_page_has_the_pages_of_other_roles() {
     })
     .await;
     let page = host.get("/metrics").await;
+    assert!(page.head.contains("text/plain; version=0.0.4"), "{page:?}");
+    // As Prometheus asks.
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5,*/*;q=0.1";
+    let headers = format!("Authorization: Bearer {}\r\nAccept: {accept}\r\n", host.token);
+    let page = host.raw("GET", "/metrics", &headers, b"").await;
     assert!(page.head.contains("application/openmetrics-text"), "{page:?}");
     for line in ["dirigent_control_epoch 1", "dirigent_control_functions 0", "proxy_calls_total 3"]
     {
