@@ -183,7 +183,9 @@ impl Up {
 
     /// A verb against this one.
     pub(crate) fn cli(&self, args: &[&str]) -> (i32, String, String) {
-        let output = Command::new(DIRIGENT)
+        // A verb that hangs ends with 124 and fails its test, which would wait for ever otherwise.
+        let output = Command::new("timeout")
+            .args(["--kill-after=5", "120", DIRIGENT])
             .args(args)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
