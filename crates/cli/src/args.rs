@@ -334,6 +334,9 @@ pub(crate) struct UpArgs {
     /// What to log, such as `info` or `warn,dirigent_control=debug` [default: warn]
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
+    /// Record what the control plane is told and orders, for the simulator to follow
+    #[arg(long, value_name = "DIR")]
+    pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

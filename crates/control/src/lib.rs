@@ -15,6 +15,7 @@ mod bulk;
 mod compat;
 mod metrics;
 mod owner;
+mod recorder;
 pub mod store;
 mod streams;
 pub mod token;
@@ -35,6 +36,7 @@ use dirigent_core::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
         ToWorker, ToWorkerBulk,
     },
+    recording::{Began, Entry, FORMAT},
 };
 use dirigent_service::{
     Clock, Dialer, LockError, OnCancel, OnError, StateLock, Tasks, acceptor, listen,
@@ -50,6 +52,7 @@ use crate::{
     compat::Images,
     metrics::Metrics,
     owner::{Handle, Owner},
+    recorder::Recorder,
     store::{MemoryStore, RedbStore, Store, StoreError, Writer},
     streams::Offers,
     token::{Token, TokenError},
@@ -73,6 +76,9 @@ pub struct Config {
     /// The artifact's form registration, with the commands that stand for images; `None` if it is
     /// not offered.
     pub compat: Option<BTreeMap<String, Vec<String>>>,
+    /// A directory for a recording of everything that the machine is told and orders; `None` if
+    /// none is made.
+    pub record: Option<PathBuf>,
     /// Metrics of other roles of this process, added to `/metrics`.
     pub pages: Vec<PageSource>,
 }
@@ -99,6 +105,7 @@ impl Config {
             store: StoreKind::Redb,
             artifact_limit: 512 << 20,
             compat: None,
+            record: None,
             pages: Vec::new(),
         }
     }
@@ -112,6 +119,7 @@ impl fmt::Debug for Config {
             .field("store", &self.store)
             .field("artifact_limit", &self.artifact_limit)
             .field("compat", &self.compat)
+            .field("record", &self.record)
             .field("pages", &self.pages.len())
             .finish_non_exhaustive()
     }
@@ -179,6 +187,15 @@ pub enum StartError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No recording can be made.
+    #[error("no recording can be made in {}", dir.display())]
+    Record {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The state directory cannot be used.
     #[error("the state directory {} cannot be used", dir.display())]
     State {
@@ -219,10 +236,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let metrics = Arc::new(Metrics::new(office.epoch, counts.clone()));
     let (owner, inputs) = Handle::new();
     let clock = Clock::new();
-    let machine =
-        Control::new(Time(clock.nanos()), machine_config(office).map_err(unusable)?, records);
+    let (machine, recorder) = machine(&config, clock, office, records)?;
     let owned = Owner {
         machine,
+        recorder,
         clock,
         inputs,
         writer,
@@ -298,10 +315,38 @@ async fn take_office(config: &Config) -> Result<(Box<dyn Store>, Office, Records
     }
 }
 
-fn machine_config(office: Office) -> io::Result<dirigent_core::control::Config> {
+/// The machine, and who records it if that is wanted.
+fn machine(
+    config: &Config,
+    clock: Clock,
+    office: Office,
+    records: Records,
+) -> Result<(Control, Option<Recorder>), StartError> {
+    let unusable = |source| StartError::State { dir: config.state.clone(), source };
+    let began = Began {
+        format: FORMAT,
+        program: config.version.clone(),
+        wall_ms: Clock::wall_ms(),
+        at: Time(clock.nanos()),
+        office,
+        seed: seed().map_err(unusable)?,
+        records,
+    };
+    let recorder = match &config.record {
+        None => None,
+        Some(dir) => Some(
+            Recorder::start(dir, Entry::Began(Box::new(began.clone())))
+                .map_err(|source| StartError::Record { dir: dir.clone(), source })?,
+        ),
+    };
+    Ok((began.machine(), recorder))
+}
+
+/// Of the machine's random source.
+fn seed() -> io::Result<u64> {
     let mut seed = [0; 8];
     random(&mut seed)?;
-    Ok(dirigent_core::control::Config { office, seed: u64::from_le_bytes(seed) })
+    Ok(u64::from_le_bytes(seed))
 }
 
 /// Write the API's URL where the command line finds it, and remove it at the end.

@@ -15,6 +15,7 @@ use dirigent_core::{
     FunctionId, FunctionName, RequestId, StreamId, Time,
     control::{Answer, Call, Control, Effect, Event, Refusal},
     frame::{ToDataPlane, ToWorker},
+    recording::Entry,
 };
 use dirigent_service::{Clock, OnCancel, Outbox, Tasks};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -22,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::{
     blobs::Blobs,
     metrics::Metrics,
+    recorder::Recorder,
     store::{Answers, Writer},
 };
 
@@ -129,6 +131,7 @@ pub(crate) enum OwnerError {
 /// See the module.
 pub(crate) struct Owner {
     pub(crate) machine: Control,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) clock: Clock,
     pub(crate) inputs: mpsc::Receiver<Input>,
     pub(crate) writer: Writer,
@@ -167,7 +170,9 @@ impl Owner {
                     }
                 }
                 () = due => {
-                    self.machine.expire(self.now());
+                    let at = self.now();
+                    self.record(|| Entry::Expired { at });
+                    self.machine.expire(at);
                     self.obey()?;
                 }
                 count = self.inputs.recv_many(&mut facts, AT_ONCE) => {
@@ -215,12 +220,25 @@ impl Owner {
     }
 
     fn learn(&mut self, event: Event) -> Result<(), OwnerError> {
-        self.machine.handle(self.now(), event);
+        self.tell(event);
         self.obey()
+    }
+
+    fn tell(&mut self, event: Event) {
+        let at = self.now();
+        self.record(|| Entry::Told { at, event: Box::new(event.clone()) });
+        self.machine.handle(at, event);
+    }
+
+    fn record(&mut self, entry: impl FnOnce() -> Entry) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.note(entry);
+        }
     }
 
     fn obey(&mut self) -> Result<(), OwnerError> {
         while let Some(effect) = self.machine.poll_effect() {
+            self.record(|| Entry::Did(Box::new(effect.clone())));
             self.carry_out(effect)?;
         }
         Ok(())
@@ -230,8 +248,7 @@ impl Owner {
         match effect {
             Effect::Persist { token, write } => {
                 if let Err(outcome) = self.writer.write(token, write) {
-                    let now = self.now();
-                    self.machine.handle(now, Event::Persisted { token, outcome });
+                    self.tell(Event::Persisted { token, outcome });
                 }
             }
             Effect::Reply { to, result } => {

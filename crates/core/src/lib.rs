@@ -4,7 +4,8 @@
 //! - [`gate::Gate`]: one per function and data plane; the queue and the slots held. The hot path.
 //! - [`worker::Worker`]: one per worker; the sandboxes on it.
 //!
-//! Beside them [`office::Candidate`] decides when a standby takes office.
+//! Beside them [`office::Candidate`] decides when a standby takes office. A [`recording`] is what a
+//! control machine lived through.
 //!
 //! Each machine takes events (facts, past tense) and gives effects (orders, imperative), both plain
 //! data with serde, so that a recorded run can be replayed:
@@ -35,6 +36,7 @@ pub mod units;
 pub mod control;
 pub mod gate;
 pub mod office;
+pub mod recording;
 pub mod worker;
 
 pub mod policy;

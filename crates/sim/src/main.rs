@@ -4,12 +4,13 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use clap::Parser;
-use dirigent_sim::{Options, Report, invariants, run};
+use dirigent_sim::{Followed, Options, Report, invariants, replay, run};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", about = "The cluster in simulated time, with faults")]
@@ -23,13 +24,35 @@ struct Args {
     /// Print what happened.
     #[arg(long)]
     log: bool,
+    /// Follow the recording in this directory, as `dirigent up --record` makes them.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seeds", "seed", "log"])]
+    replay: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(directory) = args.replay {
+        return follow(&directory);
+    }
     match args.seed {
         Some(seed) if args.seeds == 200 => one(seed, args.log),
         first => many(first.unwrap_or(1), args.seeds),
+    }
+}
+
+fn follow(directory: &Path) -> ExitCode {
+    match replay(directory) {
+        Ok(Followed { segments, events, effects, ended }) => {
+            let ended = ended.as_deref().unwrap_or("it breaks off");
+            println!(
+                "{segments} segments, {events} events, {effects} effects, all the same: {ended}"
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

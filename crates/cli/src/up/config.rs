@@ -72,6 +72,9 @@ pub(crate) struct UpConfig {
     pub(crate) log: String,
     /// `text` or `json`.
     pub(crate) log_format: Format,
+    /// A directory for a [recording](../concepts/simulation.md#recordings) of what the control plane
+    /// is told and orders; none is made if nothing is said.
+    pub(crate) record: Option<PathBuf>,
     /// What the data plane bounds.
     pub(crate) limits: LimitsConfig,
     /// Registration as the published system does it.
@@ -163,6 +166,7 @@ impl Default for UpConfig {
             hello: true,
             log: "warn".to_owned(),
             log_format: Format::Text,
+            record: None,
             limits: LimitsConfig::default(),
             compat: CompatConfig::default(),
         }
@@ -272,6 +276,7 @@ fn flags(args: &UpArgs) -> Vec<Flag> {
     add("memory", "memory", args.memory.map(|size| size.to_string()));
     add("sandboxes", "sandboxes", args.sandboxes.map(|count| count.to_string()));
     add("log", "log", args.log.clone());
+    add("record", "record", args.record.as_ref().map(|path| path.display().to_string()));
     flags
 }
 
@@ -292,6 +297,7 @@ pub(crate) fn every_flag() -> Vec<Flag> {
         memory: Some(Bytes::mib(1)),
         sandboxes: Some(1),
         log: Some("x".to_owned()),
+        record: Some(PathBuf::from("x")),
     })
 }
 

@@ -111,6 +111,7 @@ fn control_config(config: &UpConfig, dir: &Path) -> dirigent_control::Config {
         listen: config.api,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         compat: config.compat.enabled.then(|| config.compat.images.clone()),
+        record: config.record.clone(),
         ..dirigent_control::Config::new(dir.to_owned())
     }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod host;
 mod lasting;
 mod metrics;
+mod recording;
 mod wrong;
 
 use std::{
