@@ -121,6 +121,10 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Orders that the driver has not taken yet; far more than sandboxes that a worker may have. Full
+/// makes callers wait.
+const ORDERS: usize = 1 << 16;
+
 /// Sandboxes as processes of this machine.
 pub struct ProcessRuntime {
     shared: Arc<Shared>,
@@ -143,7 +147,7 @@ struct Shared {
     store: ArtifactStore,
     link: Link,
     abilities: Mutex<Abilities>,
-    orders: std_mpsc::Sender<Order>,
+    orders: std_mpsc::SyncSender<Order>,
     wake: rustix::fd::OwnedFd,
     listeners: Mutex<Listeners>,
     closing: AtomicBool,
@@ -180,7 +184,7 @@ impl ProcessRuntime {
         crate::keeper::private_directory(&options.directory)?;
         let store = ArtifactStore::open(&options.directory.join("artifacts"))?;
         let (stream, welcome) = link::connect(&config.keeper_command, &options)?;
-        let (orders, inbox) = std_mpsc::channel();
+        let (orders, inbox) = std_mpsc::sync_channel(ORDERS);
         let shared = Arc::new(Shared {
             store,
             link: Link::new(&stream)?,
@@ -405,11 +409,12 @@ impl Runtime for ProcessRuntime {
         let sandbox = create.order.sandbox;
         let port = create.port;
         if lock(&self.shared.listeners).at(port).is_some() {
+            self.shared.order(Order::Occupied { port });
             return self.shared.report(Event::PortTaken { sandbox, port });
         }
         let claim = match Claim::port(port) {
             Ok(claim) => Some(claim),
-            Err(Errno::ADDRINUSE) => {
+            Err(Errno::AGAIN) => {
                 return self.shared.report(Event::PortTaken { sandbox, port });
             }
             Err(error) => {

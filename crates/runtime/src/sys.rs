@@ -4,6 +4,7 @@
 //! thread where it says so; the keeper checks that at its start.
 
 pub(crate) mod listener;
+pub(crate) mod lock;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod signal;

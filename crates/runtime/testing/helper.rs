@@ -2,7 +2,8 @@
 //!
 //! The function takes one line per connection and answers with text: `run COMMAND` gives the output
 //! of a shell, `print TEXT` and `complain TEXT` write to its log, `exit N` ends it, `eat MIB` takes
-//! memory, `connect ADDRESS` tries to reach somebody. Before it listens it does what `MODE` says.
+//! memory, `connect ADDRESS` tries to reach somebody,
+//! `squat PORTS` listens there. Before it listens it does what `MODE` says.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -101,6 +102,12 @@ fn answer(mut connection: TcpStream) {
             }
             Err(error) => format!("-1:{error}"),
         },
+        // Listen for ever on these ports.
+        "squat" => {
+            let ports = rest.split(' ').filter_map(|port| port.parse::<u16>().ok());
+            let held = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+            held.map(std::mem::forget).count().to_string()
+        }
         "print" => {
             write(&mut std::io::stdout(), rest);
             "ok".to_owned()

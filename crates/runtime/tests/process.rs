@@ -154,6 +154,49 @@ fn a_listener_of_somebody_else_is_not_taken_for_ready() {
 }
 
 #[test]
+fn who_listens_on_others_ports_again_and_again_is_ended() {
+    let mut rig = Rig::new(|_| {});
+    for level in levels(&rig) {
+        let (squatter, port) = rig.serve(level);
+        let taken: Vec<u16> = (0..9).map(|_| common::free_port()).collect();
+        let list: Vec<String> = taken.iter().map(u16::to_string).collect();
+        assert_eq!(ask(port, &format!("squat {}", list.join(" "))), "9");
+        let attempt = |rig: &mut Rig, port| {
+            let mut create = server(level);
+            create.port = port;
+            let sandbox = create.order.sandbox;
+            rig.runtime.create(create);
+            (sandbox, rig.event())
+        };
+        // Each is told to start somewhere else.
+        for &port in &taken[..8] {
+            let (sandbox, event) = attempt(&mut rig, port);
+            assert_eq!(event, Event::PortTaken { sandbox, port });
+        }
+        let failure = rig.gone(squatter);
+        assert_eq!(failure.fault, Fault::Function);
+        assert!(failure.cause.to_string().contains("listen on $PORT"), "{failure:?}");
+        let (sandbox, event) = attempt(&mut rig, taken[8]);
+        assert_eq!(event, Event::Created { sandbox });
+        rig.destroy(sandbox);
+    }
+}
+
+/// What keeps a port for a sandbox is out of the others' reach.
+#[test]
+fn a_sandbox_cannot_claim_ports() {
+    let mut rig = Rig::new(|_| {});
+    if !levels(&rig).contains(&Isolation::Basic) {
+        return println!("skipped: no basic isolation here: {:?}", rig.runtime.facts().missing);
+    }
+    let (squatter, port) = rig.serve(Isolation::Basic);
+    for place in ["/run/lock/dirigent.claims", "/tmp/dirigent.claims"] {
+        assert!(ask(port, &format!("run ls {place}")).starts_with("2:"), "{place} is there");
+    }
+    rig.destroy(squatter);
+}
+
+#[test]
 fn what_is_printed_is_kept_in_order() {
     let mut rig = Rig::new(|_| {});
     for level in levels(&rig) {

@@ -109,7 +109,7 @@ pub(crate) fn sweep(own: &Name, roots: &[PathBuf]) {
         // Held until all of it is gone.
         let claim = match Claim::take(&name.group()) {
             Ok(claim) => claim,
-            Err(Errno::ADDRINUSE) => continue,
+            Err(Errno::AGAIN) => continue,
             Err(error) => {
                 tracing::warn!(%name, %error, "whether its keeper lives is not known");
                 continue;

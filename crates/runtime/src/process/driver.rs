@@ -36,6 +36,10 @@ const NAP: Duration = Duration::from_secs(1);
 /// How long after a keeper could not be started the next attempt is made.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// On others' ports a sandbox is found so often before it is ended: a helper with a port of its own
+/// choice is no reason to cut calls.
+const TRESPASSES: u32 = 8;
+
 /// What callers tell the driver.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -45,6 +49,8 @@ pub(super) enum Order {
     Unsent { sandbox: SandboxId, error: String },
     /// Tell the worker.
     Report(Event),
+    /// Somebody listens on a port that was to be a sandbox's.
+    Occupied { port: u16 },
     /// Remove these without a word, and say when that is done.
     Remove { sandboxes: Vec<SandboxId>, done: std_mpsc::Sender<()> },
     /// The end is near.
@@ -59,6 +65,10 @@ pub(super) struct Entry {
     deadline: Instant,
     start_timeout: Duration,
     state: State,
+    /// Who it is, once it runs.
+    owner: Option<Owner>,
+    /// How often it was found on others' ports.
+    trespasses: u32,
     /// Why we ended it, where that is more than "stopped".
     verdict: Option<Cause>,
     /// Keeps the port from others until the sandbox is gone.
@@ -88,6 +98,8 @@ impl Entry {
             deadline: now + start_timeout,
             start_timeout,
             state: State::Creating,
+            owner: None,
+            trespasses: 0,
             verdict: None,
             _claim: claim,
         }
@@ -100,6 +112,8 @@ impl Entry {
             deadline: now,
             start_timeout: Duration::ZERO,
             state: State::Settled,
+            owner: None,
+            trespasses: 0,
             verdict: None,
             _claim: adopted.port.and_then(|port| Claim::port(port).ok()),
         }
@@ -248,6 +262,7 @@ impl Driver {
                 self.gone(sandbox, failure(Cause::CreateFailed { message }, Fault::Worker));
             }
             Order::Report(event) => self.report(event),
+            Order::Occupied { port } => self.occupied(port),
             Order::Remove { sandboxes, done } => {
                 for sandbox in sandboxes {
                     if self.sandboxes.contains_key(&sandbox) {
@@ -266,6 +281,27 @@ impl Driver {
         if self.events.blocking_send(event).is_err() {
             tracing::debug!("nobody hears of a sandbox");
         }
+    }
+
+    /// A sandbox may listen where it likes, but not keep others from starting: one that is found on
+    /// others' ports again and again is ended. It is its own fault, the others start elsewhere.
+    fn occupied(&mut self, port: u16) {
+        let Some(listener) = self.listeners.at(port) else { return };
+        let found = self.sandboxes.iter_mut().find(|(_, entry)| {
+            entry.port != port && entry.owner.is_some_and(|owner| owner.owns(&listener))
+        });
+        let Some((&sandbox, entry)) = found else { return };
+        entry.trespasses += 1;
+        tracing::info!(%sandbox, port, "a sandbox listens on another one's port");
+        if entry.trespasses < TRESPASSES || entry.verdict.is_some() {
+            return;
+        }
+        let message = format!(
+            "listened on {TRESPASSES} ports that were to be other sandboxes', such as {port}: \
+             listen on $PORT, or on ports outside of this range"
+        );
+        entry.verdict = Some(Cause::CreateFailed { message });
+        self.stop(sandbox);
     }
 
     /// Kill it.
@@ -301,6 +337,7 @@ impl Driver {
             return self.stop(sandbox);
         };
         let now = Instant::now();
+        entry.owner = Some(owner);
         entry.state = State::Starting { owner, at_ns, since: now, next_look: now };
         let passed = entry.pass_listener;
         self.report(Event::Created { sandbox });
