@@ -100,6 +100,16 @@ pub(crate) fn connection_has(headers: &HeaderMap, token: &str) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| lists(value.as_bytes(), token))
 }
 
+/// Whether the client offers to switch protocols, to one that functions may know. HTTP/2 in the
+/// place of this HTTP/1 is none of them (RFC 9113 has dropped it): what a function would be told
+/// then would come past everything that is done for invocations.
+pub(crate) fn offers_upgrade(headers: &HeaderMap) -> bool {
+    let mut offers = headers.get_all(header::UPGRADE).iter().map(HeaderValue::as_bytes);
+    connection_has(headers, "upgrade")
+        && headers.contains_key(header::UPGRADE)
+        && !offers.any(|offer| lists(offer, "h2c"))
+}
+
 fn lists(value: &[u8], token: &str) -> bool {
     value
         .split(|&byte| byte == b',')

@@ -119,7 +119,9 @@ impl Front {
             // Before the body is asked for anything, the client may refuse to take any.
             streams::gave();
         }
-        if suspect || (blind && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let leaves = is_old && !switched && shared.is_draining.load(Relaxed);
+        if suspect || leaves || (blind && !switched) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -147,9 +149,8 @@ impl Front {
             }
         };
         call.slot = Some(Arc::clone(&slot));
-        let wants_upgrade = request.version() == Version::HTTP_11
-            && request.headers().contains_key(header::UPGRADE)
-            && headers::connection_has(request.headers(), "upgrade");
+        let wants_upgrade =
+            request.version() == Version::HTTP_11 && headers::offers_upgrade(request.headers());
         let on_upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, incoming) = request.into_parts();
         let source = self.source(&parts, incoming).inspect_err(|failure| {

@@ -48,6 +48,8 @@ enum State {
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     bytes: usize,
+    /// Empty lines that came first.
+    blanks: u32,
     lines: u32,
     hosts: u32,
     length: Option<u64>,
@@ -166,10 +168,12 @@ impl Scanner {
 
     fn take_head_line(&mut self, line: &[u8]) -> Result<(), Violation> {
         if self.head.lines == 0 {
-            // An empty line before a request is tolerated, as RFC 9112 2.2 asks.
+            // An empty line before a request is tolerated, as RFC 9112 2.2 asks. It begins the head:
+            // whoever sends nothing else is not idle but slow.
             if line.is_empty() {
-                self.head.bytes = 0;
-                return Ok(());
+                self.head.blanks += 1;
+                let many = self.head.blanks > 1;
+                return if many { Err(bad("empty lines before a request")) } else { Ok(()) };
             }
             self.head.old = line.ends_with(b"HTTP/1.0");
             self.head.switches = line.starts_with(b"CONNECT ");

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use dirigent_service::OnCancel;
+use dirigent_service::{Clock, OnCancel};
 use hyper::{server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -58,30 +58,37 @@ fn within<T>(handle: &Handle, register: impl FnOnce() -> T) -> T {
     register()
 }
 
-/// Accepts until the drain begins.
+/// Accepts until the drain begins; whoever has connected by then is served.
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shared.draining.cancelled() => return,
+            () = shared.draining.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                shared.metrics.accepted.inc();
-                let (connected, before) = Connected::new(&shared);
-                if before >= shared.limits.connections {
-                    shared.metrics.shed.inc();
-                    refuse(stream);
-                } else if let Err(error) = seat(connected, stream, peer) {
-                    tracing::warn!(%peer, %error, "a connection could not be served");
-                }
-            }
+            Ok((stream, peer)) => take(&shared, stream, peer),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(BREATH).await;
             }
         }
+    }
+    let waiting = || poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)));
+    while let Poll::Ready(Ok((stream, peer))) = waiting().await {
+        take(&shared, stream, peer);
+    }
+}
+
+fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    shared.metrics.accepted.inc();
+    let (connected, before) = Connected::new(shared);
+    if before >= shared.limits.connections {
+        shared.metrics.shed.inc();
+        let reason = "this data plane has as many connections as it may";
+        refuse(stream, Violation { status: 503, reason });
+    } else if let Err(error) = seat(connected, stream, peer) {
+        tracing::warn!(%peer, %error, "a connection could not be served");
     }
 }
 
@@ -124,13 +131,12 @@ fn seat(connected: Connected, stream: TcpStream, peer: SocketAddr) -> io::Result
     Ok(())
 }
 
-/// One connection more than there may be: it is told so, as far as one write goes.
-fn refuse(stream: TcpStream) {
-    let reason = "this data plane has as many connections as it may";
-    let answer = errors::bare_answer(Violation { status: 503, reason });
+/// Tells a client why it is not served, as far as one write goes.
+fn refuse(stream: TcpStream, violation: Violation) {
+    let answer = errors::bare_answer(violation);
     let told = stream.into_std().and_then(|mut stream| stream.write(&answer));
     if let Err(error) = told {
-        tracing::debug!(%error, "a connection too many left");
+        tracing::debug!(%error, "a client left before its refusal");
     }
 }
 
@@ -140,7 +146,6 @@ async fn serve(
     peer: SocketAddr,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
-    let limit = shared.limits.head_timeout;
     // A token of its own: looking at a shared one takes a lock that all connections would share.
     // It is there to wake this task; what counts is whether the drain has begun, so that no answer
     // leaves without saying that the connection ends.
@@ -155,21 +160,29 @@ async fn serve(
         }
         cancelled.as_mut().poll(cx)
     });
-    let told = tokio::select! {
-        biased;
-        () = &mut drain => return Ok(()),
-        told = tokio::time::timeout(limit.max(IDLE_FIRST), first_bytes(&mut stream)) => told,
+    let told = {
+        let mut first = pin!(first_bytes(&mut stream, shared.limits.head_timeout));
+        tokio::select! {
+            biased;
+            told = &mut first => told,
+            // What was sent before this end became known is on its way.
+            () = &mut drain => match tokio::time::timeout(LAST_CALL, first).await {
+                Ok(told) => told,
+                Err(_elapsed) => return Ok(()),
+            },
+        }
     };
-    let (http1, prefix) = match told {
-        Ok(told) => told?,
-        Err(_elapsed) => return Ok(()),
+    let (http1, prefix) = match told? {
+        First::Bytes { http1, prefix } => (http1, prefix),
+        First::Nothing => return Ok(()),
+        First::Slow => {
+            refuse(stream, SLOW);
+            return Ok(());
+        }
     };
-    if prefix.is_empty() {
-        return Ok(());
-    }
     let line = Arc::new(Line::default());
     let wire = Wire::new(stream, prefix, http1, Arc::clone(&line), shared.clock, shared.limits);
-    let front = Arc::new(Front::new(Arc::clone(shared), line, peer));
+    let front = Arc::new(Front::new(Arc::clone(shared), Arc::clone(&line), peer));
     let service = service_fn(move |request| {
         let front = Arc::clone(&front);
         async move { Ok::<_, Infallible>(front.serve(request).await) }
@@ -183,57 +196,112 @@ async fn serve(
         let mut connection = pin!(connection);
         tokio::select! {
             biased;
-            () = &mut drain => connection.as_mut().graceful_shutdown(),
+            () = &mut drain => {}
             result = &mut connection => return Ok(result?),
         }
+        // A client that uses it again meanwhile is told that the connection ends, with its answer.
+        // One that does not loses nothing by its end, unless it calls in that very moment.
         tokio::select! {
             biased;
-            () = shared.tasks.shutdown().cancelled() => Ok(()),
-            result = connection => Ok(result?),
-        }
-    } else {
-        let streams =
-            Streams { tasks: shared.beside.clone(), client_stall: shared.limits.client_stall };
-        let connection = conn::http2::Builder::new(streams)
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_EVERY)
-            .max_concurrent_streams(STREAMS)
-            .max_header_list_size(u32::try_from(shared.limits.head_bytes).unwrap_or(u32::MAX))
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .serve_connection(io, service);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            biased;
-            () = &mut drain => connection.as_mut().graceful_shutdown(),
             result = &mut connection => return Ok(result?),
+            () = tokio::time::sleep(LAST_CALL) => connection.as_mut().graceful_shutdown(),
         }
-        tokio::select! {
-            biased;
-            () = shared.tasks.shutdown().cancelled() => Ok(()),
-            result = connection => Ok(result?),
+        return until_stopped(shared, connection).await;
+    }
+    let streams =
+        Streams { tasks: shared.beside.clone(), client_stall: shared.limits.client_stall };
+    let connection = conn::http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(u32::try_from(shared.limits.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        () = &mut drain => {}
+        () = unused(&line, shared.clock, shared.limits.idle_connection) => {}
+        result = &mut connection => return Ok(result?),
+    }
+    connection.as_mut().graceful_shutdown();
+    until_stopped(shared, connection).await
+}
+
+/// The rest of a connection, as far as there is time for it.
+async fn until_stopped(
+    shared: &Shared,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    tokio::select! {
+        biased;
+        () = shared.tasks.shutdown().cancelled() => Ok(()),
+        result = connection => Ok(result?),
+    }
+}
+
+/// Returns when no invocation came for `allowed`: an HTTP/2 client's pings show only that it lives.
+async fn unused(line: &Line, clock: Clock, allowed: Duration) {
+    let begun = clock.nanos();
+    loop {
+        let now = clock.nanos();
+        let active = line.active.load(Relaxed) > 0;
+        let since = if active { now } else { line.answered_at.load(Relaxed).max(begun) };
+        let due = clock.instant(since) + allowed;
+        if due <= clock.instant(now) {
+            return;
         }
+        tokio::time::sleep_until(due).await;
     }
 }
 
 /// Clients that connect ahead of need may take so long until they say something.
 const IDLE_FIRST: Duration = Duration::from_secs(60);
+/// Once the drain has begun: for a call that is on its way.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// Reads as little as tells the protocol. Whether it is HTTP/1, and what was read.
-async fn first_bytes(stream: &mut TcpStream) -> io::Result<(bool, Bytes)> {
+const SLOW: Violation = Violation { status: 408, reason: "the head did not come in time" };
+
+/// What a client said first.
+enum First {
+    /// As little as tells the protocol.
+    Bytes { http1: bool, prefix: Bytes },
+    /// It left, or kept silent.
+    Nothing,
+    /// It began and did not go on.
+    Slow,
+}
+
+async fn first_bytes(stream: &mut TcpStream, head_timeout: Duration) -> io::Result<First> {
     let mut read = BytesMut::with_capacity(4096);
-    loop {
-        if stream.read_buf(&mut read).await? == 0 {
-            return Ok((true, read.freeze()));
+    let Ok(first) = tokio::time::timeout(IDLE_FIRST, stream.read_buf(&mut read)).await else {
+        return Ok(First::Nothing);
+    };
+    if first? == 0 {
+        return Ok(First::Nothing);
+    }
+    let told = async {
+        loop {
+            let common = read.len().min(PREFACE.len());
+            if read.get(..common) != PREFACE.get(..common) {
+                return Ok(true);
+            }
+            if common == PREFACE.len() {
+                return Ok(false);
+            }
+            if stream.read_buf(&mut read).await? == 0 {
+                return Ok(true);
+            }
         }
-        let common = read.len().min(PREFACE.len());
-        if read.get(..common) != PREFACE.get(..common) {
-            return Ok((true, read.freeze()));
+    };
+    match tokio::time::timeout(head_timeout, told).await {
+        Ok(http1) => {
+            let http1: io::Result<bool> = http1;
+            Ok(First::Bytes { http1: http1?, prefix: read.freeze() })
         }
-        if common == PREFACE.len() {
-            return Ok((false, read.freeze()));
-        }
+        Err(_elapsed) => Ok(First::Slow),
     }
 }
 

@@ -45,6 +45,7 @@ async fn ambiguous_requests_are_refused_and_reach_no_sandbox() {
         "GET  / HTTP/1.1\r\nHost: hello\r\n\r\n",
         "GET / HTTP/9.9\r\nHost: hello\r\n\r\n",
         "nonsense\r\n\r\n",
+        "\r\n\r\nGET / HTTP/1.1\r\nHost: hello\r\n\r\n",
     ] {
         let answer = rig.raw(&format!("{request}{smuggled}")).await;
         assert_eq!(status(&answer), 400, "{request:?}: {answer}");
@@ -137,6 +138,36 @@ async fn a_head_that_comes_too_slowly_is_given_up() {
         }
     };
     within(dripping).await;
+}
+
+#[tokio::test]
+async fn a_head_that_hardly_begins_is_given_up_as_well() {
+    let (rig, _backend) = rig(|limits| limits.head_timeout = Duration::from_millis(100)).await;
+    // As an HTTP/2 preface, a POST, and an empty line before a request begin.
+    for begin in ["P", "PO", "PRI * ", "\r\n", "\r"] {
+        let mut caller = rig.connect().await;
+        caller.write_all(begin.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within(caller.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!(status(&answer), 408, "{begin:?}: {answer}");
+    }
+    let served = rig.raw("\r\nGET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(status(&served), 200, "one empty line is tolerated: {served}");
+}
+
+#[tokio::test]
+async fn http_2_is_not_switched_to_and_functions_do_not_hear_of_it() {
+    let (rig, _backend) = rig(|_| {}).await;
+    for offer in ["h2c", "H2C", "websocket, h2c"] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: hello\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+             Upgrade: {offer}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        );
+        let answer = rig.raw(&request).await.to_lowercase();
+        assert_eq!(status(&answer), 200, "{offer}: {answer}");
+        let seen = body(&answer);
+        assert!(!seen.contains("upgrade") && !seen.contains("http2-settings"), "{offer}: {seen}");
+    }
 }
 
 #[tokio::test]

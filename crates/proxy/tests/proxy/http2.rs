@@ -242,3 +242,27 @@ async fn a_caller_who_waits_for_a_slow_answer_keeps_it() {
     let answer = within(caller.send_request(request)).await.unwrap();
     assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "somemore");
 }
+
+#[tokio::test]
+async fn a_connection_without_calls_is_closed_in_order() {
+    let idle = Duration::from_millis(200);
+    let rig = Rig::with(|config| config.limits.idle_connection = idle).await;
+    let backend = Backend::start(|mut stream, _| async move {
+        read_request(&mut stream).await;
+        // Longer than an unused connection is kept.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    })
+    .await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let mut caller = caller(&rig).await;
+    let request = Request::get("http://hello/").body(full("")).unwrap();
+    let answer = within(caller.send_request(request)).await.unwrap();
+    assert_eq!(within(answer.into_body().collect()).await.unwrap().to_bytes(), "ok");
+    let closed = async {
+        while caller.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(closed).await;
+}

@@ -264,6 +264,31 @@ async fn a_drain_answers_what_is_under_way_and_accepts_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_drain_answers_whoever_has_connected_and_those_who_call_once_more() {
+    let rig = Rig::start().await;
+    let backend = Backend::answering(|_, _| "ok".to_owned()).await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n";
+    let mut kept = rig.connect().await;
+    kept.write_all(GET).await.unwrap();
+    assert_eq!(status(&read_response(&mut kept).await.0), 200);
+    // Its call is on the way when the drain begins, as is the next one on the kept connection.
+    let mut fresh = rig.connect().await;
+    let drained = rig.proxy.drain(common::DEADLINE);
+    let check = async {
+        until("nothing is accepted", || std::net::TcpStream::connect(rig.address).is_err()).await;
+        for caller in [&mut fresh, &mut kept] {
+            caller.write_all(GET).await.unwrap();
+            let (head, _) = within(read_response(caller)).await;
+            assert_eq!(status(&head), 200, "{head}");
+            assert_eq!(header(&head, "connection"), Some("close"), "{head}");
+        }
+    };
+    let (all, ()) = tokio::join!(drained, check);
+    assert!(all);
+}
+
+#[tokio::test]
 async fn a_drain_that_cannot_end_says_so() {
     let rig = Rig::start().await;
     rig.function("hello", Function::default());
