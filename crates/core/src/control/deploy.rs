@@ -193,7 +193,8 @@ impl Function {
             self.fail_rollout(c, last.unwrap_or_else(unknown));
             return;
         }
-        if new.ready >= goal || active.no_room || late {
+        // With fewer than the live revision has, if it must be; never with none.
+        if new.ready >= goal || new.ready > 0 && (active.no_room || late) {
             rollout.phase = Phase::Switching;
             c.timers.cancel(Timer::Rollout(self.id()));
             self.enqueue(c, Op::Switch { number });
@@ -213,6 +214,20 @@ impl Function {
         }
         for _ in have..goal {
             self.want(c, number, Reason::Deploy, None);
+        }
+    }
+
+    /// A sandbox of the revision that is being rolled out was ready and ended: before the switch that
+    /// is as good as a start that failed.
+    pub(crate) fn rollout_exited(&mut self, c: &mut Cluster, number: u32, failure: StartFailure) {
+        let rollout = self.active.as_deref().and_then(|active| active.rollout.as_ref());
+        let building = rollout.is_some_and(|rollout| {
+            rollout.number == number && matches!(rollout.phase, Phase::Building { .. })
+        });
+        if building && failure.cause != Cause::Stopped {
+            self.rollout_start_failed(c, failure);
+        } else {
+            self.roll_out(c);
         }
     }
 

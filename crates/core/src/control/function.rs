@@ -163,7 +163,14 @@ impl Active {
         self.failures.push_front(failure);
     }
 
+    /// The same again, as when a start is refused and tried once more, takes the place of the last.
     pub(crate) fn remember_decision(&mut self, decided: Decided) {
+        let same = |last: &Decided| {
+            (last.from, last.to, last.rule) == (decided.from, decided.to, decided.rule)
+        };
+        if self.decisions.front().is_some_and(same) {
+            self.decisions.pop_front();
+        }
         if self.decisions.len() == DECISIONS {
             self.decisions.pop_back();
         }

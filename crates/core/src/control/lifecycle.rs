@@ -165,8 +165,15 @@ impl Function {
 
     /// Its worker would not start it. Nobody's failure: another start is decided if it is wanted.
     pub(crate) fn refused(&mut self, c: &mut Cluster, sandbox: SandboxId, why: String) {
-        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
-        if let Some(number) = entry.map(|entry| entry.revision.number) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        if let Some(entry) = active.sandboxes.get(&sandbox) {
+            let (worker, number) = (entry.worker, entry.revision.number);
+            let cause = Cause::CreateFailed { message: why.clone() };
+            let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
+            // It is tried again until it is taken or nobody wants it: told once.
+            if active.failures.front().is_none_or(|last| last.failure != failure) {
+                active.remember_failure(Failure { at: c.now, sandbox, worker, failure });
+            }
             self.rollout_refused(number, why);
         }
         c.fleet.failed(c.now, sandbox, None);
@@ -208,7 +215,7 @@ impl Function {
                 // Known to be gone, not only lost: its address may be used again.
                 active.change(sandbox, |entry| entry.stage = Stage::Gone);
                 self.bury(c, sandbox);
-                self.roll_out(c);
+                self.rollout_exited(c, number, failure);
             }
             Stage::Stopping | Stage::Gone => {
                 // It ended by itself before it heard that it should: a data plane that could not

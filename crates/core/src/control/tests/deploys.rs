@@ -236,6 +236,72 @@ fn a_deploy_that_every_worker_refuses_tells_the_last_reason() {
     assert!(reply.contains("the last one asked said: every port is in use"), "{reply}");
 }
 
+/// A live revision with three sandboxes, and a deploy whose first one is ready.
+fn building(room: u64) -> (World, FunctionId, Vec<SandboxId>) {
+    let mut world = World::new();
+    world.room = room;
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    let settings = Settings { min: 3, ..Settings::default() };
+    let (function, _) = world.deploy("hello", &spec("a", 1), &settings, false);
+    world.resolve(PLANE, "hello");
+    world.started().into_iter().for_each(|sandbox| world.ready(sandbox));
+    world.deploy("hello", &spec("b", 1), &settings, true);
+    let mut new = world.started();
+    assert_eq!(new.len(), 1);
+    world.ready(new[0]);
+    new.append(&mut world.started());
+    (world, function, new)
+}
+
+#[test]
+fn without_a_ready_sandbox_nothing_is_switched_to_whatever_room_there_is() {
+    let (mut world, _, new) = building(7);
+    assert_eq!(new.len(), 3, "as many as the live revision has");
+    // Others wait for room.
+    let settings = Settings { min: 3, ..Settings::default() };
+    world.deploy("other", &spec("o", 1), &settings, false);
+    // The one that was checked ends, and one of theirs takes its place.
+    world.gone(new[0], failure(Fault::Function));
+    world.pass(Duration::from_secs(1));
+    let revisions = world.describe("hello").revisions;
+    assert_eq!(revisions[0].state, RevisionState::Live, "{revisions:?}");
+}
+
+#[test]
+fn a_revision_whose_sandboxes_do_not_stay_is_given_up_after_three() {
+    let (mut world, function, new) = building(64);
+    let waiter = await_revision(&mut world, function, 2);
+    let mut alive = new;
+    for _ in 0..3 {
+        let sandbox = alive.remove(0);
+        world.ready(sandbox);
+        world.gone(sandbox, failure(Fault::Function));
+        alive.append(&mut world.started());
+    }
+    let reply = format!("{:?}", world.replies[&waiter]);
+    assert!(reply.contains("Failed") && reply.contains("boom"), "{reply}");
+    assert_eq!(world.describe("hello").revisions[0].state, RevisionState::Live);
+}
+
+#[test]
+fn a_start_that_is_refused_again_and_again_is_told_once() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    for _ in 0..50 {
+        for sandbox in world.started() {
+            let message = "every port is in use".to_owned();
+            world.worker(FromWorker::Refused { sandbox, message });
+        }
+        world.pass(Duration::from_millis(100));
+    }
+    let described = world.describe("hello");
+    assert_eq!(described.decisions.len(), 1, "{:?}", described.decisions);
+    assert_eq!(described.failures.len(), 1, "{:?}", described.failures);
+    let told = format!("{:?}", described.failures[0]);
+    assert!(told.contains("every port is in use"), "{told}");
+}
+
 #[test]
 fn the_switch_is_told_with_the_new_capacity_before_the_old_is_called_back() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
