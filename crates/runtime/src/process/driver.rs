@@ -125,13 +125,11 @@ impl Entry {
 }
 
 /// How long to wait before looking again at a sandbox that has run for `age`: natively compiled
-/// servers listen within a few milliseconds, interpreters within tenths of a second.
+/// servers listen within a few milliseconds, others take longer and wait for half of one no more.
 const fn pause(age: Duration) -> Duration {
     match age.as_millis() {
         0..20 => Duration::from_micros(200),
-        20..1_000 => Duration::from_micros(500),
-        1_000..10_000 => Duration::from_millis(5),
-        _ => Duration::from_millis(20),
+        _ => Duration::from_micros(500),
     }
 }
 
