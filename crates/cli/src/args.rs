@@ -295,30 +295,62 @@ impl From<ProtocolArg> for Protocol {
     }
 }
 
-/// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.
+/// `up`: the flags of all roles. Every value is also a key of the configuration file and a variable
+/// `DIRIGENT_*`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct UpArgs {
-    /// Where functions are called [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Option<SocketAddr>,
-    /// Where the API listens [default: 127.0.0.1:9091]
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) api: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) data_plane: DataPlaneFlags,
+    #[command(flatten)]
+    pub(crate) control_plane: ControlPlaneFlags,
+    #[command(flatten)]
+    pub(crate) worker: WorkerFlags,
+    #[command(flatten)]
+    pub(crate) process: ProcessFlags,
+}
+
+/// What every process has.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ProcessFlags {
     /// The state directory [default: /var/lib/dirigent as root, else ~/.local/state/dirigent]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// A configuration file in TOML
     #[arg(long, value_name = "FILE", env = "DIRIGENT_CONFIG", hide_env_values = true)]
     pub(crate) config: Option<PathBuf>,
+    /// What to log, such as `info` or `warn,dirigent_control=debug` [default: warn]
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct ControlPlaneFlags {
+    /// Where the API listens [default: 127.0.0.1:9091]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) api: Option<SocketAddr>,
+    /// Also take registrations as the published system does (loopback only)
+    #[arg(long)]
+    pub(crate) compat: bool,
+    /// Record what the control plane is told and orders, for the simulator to follow
+    #[arg(long, value_name = "DIR")]
+    pub(crate) record: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct DataPlaneFlags {
+    /// Where functions are called [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
     /// How long calls may go on after SIGTERM or Ctrl-C [default: 30s]
     #[arg(long, value_name = "TIME")]
     pub(crate) drain: Option<String>,
     /// A domain under which functions are called, as NAME.DOMAIN; may be repeated
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) domain: Vec<String>,
-    /// Also take registrations as the published system does (loopback only)
-    #[arg(long)]
-    pub(crate) compat: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct WorkerFlags {
     /// Refuse to run functions with less isolation
     #[arg(long, value_enum)]
     pub(crate) min_isolation: Option<IsolationArg>,
@@ -331,12 +363,6 @@ pub(crate) struct UpArgs {
     /// Sandboxes at most
     #[arg(long, value_name = "COUNT")]
     pub(crate) sandboxes: Option<u32>,
-    /// What to log, such as `info` or `warn,dirigent_control=debug` [default: warn]
-    #[arg(long, value_name = "FILTER")]
-    pub(crate) log: Option<String>,
-    /// Record what the control plane is told and orders, for the simulator to follow
-    #[arg(long, value_name = "DIR")]
-    pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -18,11 +18,14 @@ use dirigent_service::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{IsolationArg, RuntimeArg, UpArgs},
+    args::{RuntimeArg, UpArgs},
     client::default_state,
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
 };
+
+#[cfg(test)]
+use crate::args::{ControlPlaneFlags, DataPlaneFlags, IsolationArg, ProcessFlags, WorkerFlags};
 
 /// What the names of its variables start with.
 pub(crate) const PREFIX: &str = "DIRIGENT_";
@@ -184,7 +187,7 @@ impl UpConfig {
 
 /// Reads everything that the user said, and checks what no type can.
 pub(crate) fn read(args: &UpArgs) -> Result<Loaded<UpConfig>> {
-    let text = match &args.config {
+    let text = match &args.process.config {
         Some(path) => Some(
             fs::read_to_string(path)
                 .or_fail(Kind::Config, || format!("cannot read {}", path.display()))?,
@@ -194,7 +197,7 @@ pub(crate) fn read(args: &UpArgs) -> Result<Loaded<UpConfig>> {
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let loaded: Loaded<UpConfig> = load(Sources {
-        file: args.config.as_deref().zip(text.as_deref()),
+        file: args.process.config.as_deref().zip(text.as_deref()),
         prefix: PREFIX,
         env: env.collect(),
         reserved: &RESERVED,
@@ -240,44 +243,40 @@ fn check(config: &UpConfig) -> Result {
 }
 
 fn flags(args: &UpArgs) -> Vec<Flag> {
-    let mut flags = Vec::new();
-    let mut add = |flag: &str, key: &str, value: Option<String>| {
-        flags.extend(value.map(|value| Flag {
+    let UpArgs { process, control_plane, data_plane, worker } = args;
+    let mut flags = Flags(Vec::new());
+    flags.add("listen", "listen", data_plane.listen);
+    flags.add("api", "api", control_plane.api);
+    flags.add("state", "state", process.state.as_ref().map(|path| path.display()));
+    flags.add("drain", "drain", data_plane.drain.as_ref());
+    // A domain given does not take away the one that makes the printed URLs work.
+    let domains = data_plane.domain.iter().map(String::as_str).chain(["localhost"]);
+    let domains = domains.collect::<Vec<_>>().join(",");
+    flags.add("domain", "domains", (!data_plane.domain.is_empty()).then_some(domains));
+    flags.add("compat", "compat.enabled", control_plane.compat.then_some(true));
+    flags.add("min-isolation", "min_isolation", worker.min_isolation.map(Isolation::from));
+    let runtime = worker.runtime.map(|runtime| match runtime {
+        RuntimeArg::Process => "process",
+        RuntimeArg::Fake => "fake",
+    });
+    flags.add("runtime", "runtime", runtime);
+    flags.add("memory", "memory", worker.memory);
+    flags.add("sandboxes", "sandboxes", worker.sandboxes);
+    flags.add("log", "log", process.log.as_ref());
+    flags.add("record", "record", control_plane.record.as_ref().map(|path| path.display()));
+    flags.0
+}
+
+struct Flags(Vec<Flag>);
+
+impl Flags {
+    fn add(&mut self, flag: &str, key: &str, value: Option<impl ToString>) {
+        self.0.extend(value.map(|value| Flag {
             flag: format!("--{flag}"),
             key: key.to_owned(),
-            value,
+            value: value.to_string(),
         }));
-    };
-    add("listen", "listen", args.listen.map(|address| address.to_string()));
-    add("api", "api", args.api.map(|address| address.to_string()));
-    add("state", "state", args.state.as_ref().map(|path| path.display().to_string()));
-    add("drain", "drain", args.drain.clone());
-    // A domain given does not take away the one that makes the printed URLs work.
-    let domains = args.domain.iter().map(String::as_str).chain(["localhost"]);
-    let domains = domains.collect::<Vec<_>>().join(",");
-    add("domain", "domains", (!args.domain.is_empty()).then_some(domains));
-    add("compat", "compat.enabled", args.compat.then(|| "true".to_owned()));
-    add(
-        "min-isolation",
-        "min_isolation",
-        args.min_isolation.map(|level: IsolationArg| Isolation::from(level).to_string()),
-    );
-    add(
-        "runtime",
-        "runtime",
-        args.runtime.map(|runtime| {
-            match runtime {
-                RuntimeArg::Process => "process",
-                RuntimeArg::Fake => "fake",
-            }
-            .to_owned()
-        }),
-    );
-    add("memory", "memory", args.memory.map(|size| size.to_string()));
-    add("sandboxes", "sandboxes", args.sandboxes.map(|count| count.to_string()));
-    add("log", "log", args.log.clone());
-    add("record", "record", args.record.as_ref().map(|path| path.display().to_string()));
-    flags
+    }
 }
 
 /// Every flag with the key that it sets. All are named here, so that a new one cannot be forgotten.
@@ -285,19 +284,27 @@ fn flags(args: &UpArgs) -> Vec<Flag> {
 pub(crate) fn every_flag() -> Vec<Flag> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     flags(&UpArgs {
-        listen: Some(address),
-        api: Some(address),
-        state: Some(PathBuf::from("x")),
-        config: None,
-        drain: Some("1s".to_owned()),
-        domain: vec!["x".to_owned()],
-        compat: true,
-        min_isolation: Some(IsolationArg::Plain),
-        runtime: Some(RuntimeArg::Process),
-        memory: Some(Bytes::mib(1)),
-        sandboxes: Some(1),
-        log: Some("x".to_owned()),
-        record: Some(PathBuf::from("x")),
+        process: ProcessFlags {
+            state: Some(PathBuf::from("x")),
+            config: None,
+            log: Some("x".to_owned()),
+        },
+        control_plane: ControlPlaneFlags {
+            api: Some(address),
+            compat: true,
+            record: Some(PathBuf::from("x")),
+        },
+        data_plane: DataPlaneFlags {
+            listen: Some(address),
+            drain: Some("1s".to_owned()),
+            domain: vec!["x".to_owned()],
+        },
+        worker: WorkerFlags {
+            min_isolation: Some(IsolationArg::Plain),
+            runtime: Some(RuntimeArg::Process),
+            memory: Some(Bytes::mib(1)),
+            sandboxes: Some(1),
+        },
     })
 }
 
@@ -332,11 +339,13 @@ mod tests {
     #[test]
     fn flags_are_values_with_an_origin() {
         let args = UpArgs {
-            listen: Some("127.0.0.1:0".parse().unwrap()),
-            drain: Some("5s".to_owned()),
-            domain: vec!["example.org".to_owned()],
-            memory: Some(Bytes::mib(64)),
-            compat: true,
+            data_plane: DataPlaneFlags {
+                listen: Some("127.0.0.1:0".parse().unwrap()),
+                drain: Some("5s".to_owned()),
+                domain: vec!["example.org".to_owned()],
+            },
+            worker: WorkerFlags { memory: Some(Bytes::mib(64)), ..WorkerFlags::default() },
+            control_plane: ControlPlaneFlags { compat: true, ..ControlPlaneFlags::default() },
             ..UpArgs::default()
         };
         let loaded: Loaded<UpConfig> =
