@@ -16,8 +16,9 @@ const FILE_LINES_MAX: usize = 1000;
 const CRATES_MAX: usize = 300;
 
 /// Which crates of the workspace each may name: the direction of the architecture.
-const LAYERS: [(&str, &[&str]); 9] = [
+const LAYERS: [(&str, &[&str]); 10] = [
     ("core", &[]),
+    ("proto", &["core"]),
     ("service", &[]),
     ("runtime", &["core"]),
     ("control", &["core", "service"]),

@@ -1,0 +1,170 @@
+//! `types.proto`: the nouns.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use dirigent_core::{
+    Address, Cause, Fault, FunctionId, FunctionView, Isolation, Listen, Protocol, Resources,
+    RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Settings, Spec, StartFailure,
+    StartPhases, frame::Share,
+};
+
+use super::{
+    choice,
+    codec::{
+        Choice, Codec, Enumeration, Environment, Exactly, List, Maybe, MaybeChoice, Message, Name,
+        Nanos, Needed, Number, Plain, Shared, Short, Text, Told,
+    },
+    field, kinds, message, variants,
+};
+use crate::{Malformed, Why, limit, v1};
+
+message! {
+    FunctionId { epoch: Number, counter: Plain, }
+}
+
+message! {
+    SandboxId { epoch: Number, counter: Plain, }
+}
+
+message! {
+    RevisionId { function: Needed, number: Plain, }
+}
+
+variants! {
+    Share in share {
+        Slots(Plain)
+        Open()
+    }
+}
+
+impl From<SocketAddr> for v1::SocketAddress {
+    fn from(it: SocketAddr) -> Self {
+        let (flow_info, scope) = match it {
+            SocketAddr::V4(_) => (0, 0),
+            SocketAddr::V6(it) => (it.flowinfo(), it.scope_id()),
+        };
+        let ip = match it.ip() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        Self { ip, port: it.port().into(), flow_info, scope }
+    }
+}
+
+impl TryFrom<v1::SocketAddress> for SocketAddr {
+    type Error = Malformed;
+
+    fn try_from(it: v1::SocketAddress) -> Result<Self, Malformed> {
+        let v1::SocketAddress { ip, port, flow_info, scope } = it;
+        let port = field::<Short, _, _>("port", port)?;
+        if let Ok(ip) = <[u8; 4]>::try_from(&*ip) {
+            return Ok((Ipv4Addr::from(ip), port).into());
+        }
+        let Ok(ip) = <[u8; 16]>::try_from(&*ip) else {
+            return Err(Malformed::new(Why::WrongLength(ip.len())).within("ip"));
+        };
+        Ok(SocketAddrV6::new(Ipv6Addr::from(ip), port, flow_info, scope).into())
+    }
+}
+
+variants! {
+    Address in address {
+        Tcp(Message)
+        Unix(Text)
+        Ingress { worker: Number, sandbox: Needed, }
+    }
+}
+
+choice! { RuntimeKind { Process, Container, Wasm, Microvm, Fake } }
+
+choice! { Protocol { Http1, H2c } }
+
+choice! { Isolation { Plain, Basic, Strict } }
+
+choice! { Listen { Port, Fd } }
+
+message! {
+    SandboxSpec {
+        runtime: Choice,
+        command: List<{ limit::ARGUMENTS }, Text>,
+        image: Maybe<Text>,
+        component: Maybe<Text>,
+        port: Maybe<Short>,
+        protocol: Choice,
+        isolation: MaybeChoice,
+        listen: Choice,
+    }
+}
+
+message! {
+    Resources { cpu: Number, memory: Number, }
+}
+
+message! {
+    Spec {
+        sandbox: Needed,
+        resources: Needed,
+        env: Environment,
+        concurrency: Plain,
+        artifact: Maybe<Exactly>,
+    }
+}
+
+message! {
+    Settings {
+        min: Plain,
+        max: Plain,
+        keep_alive: Nanos,
+        timeout: Nanos,
+        queue_timeout: Nanos,
+        start_timeout: Nanos,
+        idle_timeout: Nanos,
+        drain_timeout: Nanos,
+        grace: Nanos,
+        max_queue: Plain,
+        retry: Plain,
+    }
+}
+
+message! {
+    RevisionView { id: Needed, weight: Plain, concurrency: Plain, protocol: Choice, }
+}
+
+message! {
+    FunctionView {
+        id: Needed,
+        name: Name,
+        settings: Shared<Needed>,
+        targets: List<{ limit::TARGETS }>,
+    }
+}
+
+choice! { Fault { Function, Worker } }
+
+variants! {
+    Cause in cause {
+        Stopped()
+        Exited { code: Plain, }
+        Signalled { signal: Plain, }
+        OutOfMemory { limit: Number, }
+        NeverListened { message: Told, }
+        CreateFailed { message: Told, }
+        ArtifactFailed { message: Told, }
+        WorkerLost()
+    }
+}
+
+message! {
+    StartFailure { cause: Needed, fault: Choice, log_tail: List<{ limit::LOG_TAIL }, Told>, }
+}
+
+message! {
+    StartPhases {
+        decide: Nanos,
+        place: Nanos,
+        fetch: Nanos,
+        create: Nanos,
+        init: Nanos,
+        wire: Nanos,
+    }
+}

@@ -1,0 +1,10 @@
+//! Every kind of every frame, to the wire and back; its bytes in version 1; and bytes that nobody
+//! who speaks it would send.
+
+#![cfg(test)]
+
+mod any;
+mod frozen;
+mod hostile;
+mod round_trip;
+mod subject;
