@@ -16,17 +16,18 @@ const FILE_LINES_MAX: usize = 1000;
 const CRATES_MAX: usize = 300;
 
 /// Which crates of the workspace each may name: the direction of the architecture.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("core", &[]),
     ("proto", &["core"]),
     ("service", &[]),
+    ("transport", &["core", "proto", "service"]),
     ("runtime", &["core"]),
     ("control", &["core", "service"]),
     ("proxy", &["core", "service"]),
     ("worker", &["core", "service", "runtime"]),
     ("sim", &["core"]),
     ("bench", &["core"]),
-    ("cli", &["core", "service", "runtime", "control", "proxy", "worker", "bench"]),
+    ("cli", &["core", "service", "transport", "runtime", "control", "proxy", "worker", "bench"]),
 ];
 
 /// One word per thing (docs/glossary.md).

@@ -1,0 +1,185 @@
+//! The side of workers and data planes.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use dirigent_core::frame::{
+    FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
+    ToWorker, ToWorkerBulk,
+};
+use dirigent_proto::{
+    Batch,
+    v1::{self, control_plane_client::ControlPlaneClient},
+};
+use dirigent_service::{Dialer, End, OnCancel, Tasks, acceptor};
+use futures_util::Stream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    CONNECT_WITHIN, MESSAGE_BYTES, NAME, NAME_BYTES, PING_EVERY, PING_WITHIN,
+    carry::{Words, answers, hear, outgoing},
+};
+
+/// Why a control plane cannot be reached, whatever it does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReachError {
+    /// There is nobody to call.
+    #[error("no address of a control plane is given")]
+    Nowhere,
+    /// It is no name.
+    #[error("the name must have 1 to {NAME_BYTES} printable ASCII characters")]
+    Name,
+    /// It is no token.
+    #[error("the token's file does not hold a token")]
+    Token,
+}
+
+/// How to reach a control plane, and as whom.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    addresses: Arc<[SocketAddr]>,
+    name: Arc<str>,
+    headers: [MetadataValue<Ascii>; 2],
+}
+
+impl Reach {
+    /// By the addresses of several, of which one leads.
+    ///
+    /// # Errors
+    /// If it can never work.
+    pub fn new(addresses: Vec<SocketAddr>, name: &str, token: &str) -> Result<Self, ReachError> {
+        if addresses.is_empty() {
+            return Err(ReachError::Nowhere);
+        }
+        if name.is_empty() || name.len() > NAME_BYTES {
+            return Err(ReachError::Name);
+        }
+        if token.is_empty() {
+            return Err(ReachError::Token);
+        }
+        let headers = [
+            name.parse().map_err(|_error| ReachError::Name)?,
+            format!("Bearer {token}").parse().map_err(|_error| ReachError::Token)?,
+        ];
+        Ok(Self { addresses: addresses.into(), name: name.into(), headers })
+    }
+
+    /// As a worker.
+    #[must_use]
+    pub fn worker(&self, tasks: &Tasks) -> Dialer<FromWorker, ToWorker> {
+        self.link::<WorkerStream>(tasks)
+    }
+
+    /// As a worker, the second connection.
+    #[must_use]
+    pub fn worker_bulk(&self, tasks: &Tasks) -> Dialer<FromWorkerBulk, ToWorkerBulk> {
+        self.link::<WorkerBulk>(tasks)
+    }
+
+    /// As a data plane.
+    #[must_use]
+    pub fn data_plane(&self, tasks: &Tasks) -> Dialer<FromDataPlane, ToDataPlane> {
+        self.link::<DataPlaneStream>(tasks)
+    }
+
+    /// As a data plane, the second connection.
+    #[must_use]
+    pub fn data_plane_bulk(&self, tasks: &Tasks) -> Dialer<FromDataPlaneBulk, ToDataPlaneBulk> {
+        self.link::<DataPlaneBulk>(tasks)
+    }
+
+    fn link<M: Method>(&self, tasks: &Tasks) -> Dialer<Said<M>, Heard<M>> {
+        let (dialer, mut dialled) = acceptor::<Heard<M>, Said<M>>(&self.name);
+        let (this, spawner) = (self.clone(), tasks.clone());
+        // Those that did not answer are asked again last.
+        let failures = Arc::new(AtomicUsize::new(0));
+        tasks.run("link to the control plane", OnCancel::Abort, async move {
+            while let Some((_, end)) = dialled.accept().await {
+                let (this, failures) = (this.clone(), Arc::clone(&failures));
+                // The last words of one connection do not keep the next one waiting.
+                spawner.run("stream to the control plane", OnCancel::Abort, async move {
+                    let failed = failures.load(Relaxed);
+                    let mut addresses = this.addresses.iter().cycle().skip(failed);
+                    let Some(at) = addresses.next() else { return };
+                    if let Err(status) = this.carry::<M>(*at, end).await {
+                        tracing::info!(%at, %status, "no control plane there");
+                        failures.store((failed + 1) % this.addresses.len(), Relaxed);
+                    }
+                });
+            }
+        });
+        dialer
+    }
+
+    /// One connection from its first word to its end.
+    async fn carry<M: Method>(
+        &self,
+        at: SocketAddr,
+        end: End<Heard<M>, Said<M>>,
+    ) -> Result<(), Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{at}"))
+            .map_err(|error| Status::invalid_argument(error.to_string()))?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect().await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        let (answer, answers) = answers();
+        let mut request = Request::new(outgoing::<M::Out>(end.rx, answers));
+        let [name, authorization] = self.headers.clone();
+        request.metadata_mut().insert(NAME, name);
+        request.metadata_mut().insert("authorization", authorization);
+        let response = tokio::time::timeout(CONNECT_WITHIN, M::call(&mut client, request)).await;
+        let response = response.map_err(|_elapsed| Status::deadline_exceeded("it is silent"))??;
+        hear::<M::In, M::Out>(response.into_inner(), end.tx, answer).await
+    }
+}
+
+type Said<M> = <<M as Method>::Out as Batch>::Frame;
+type Heard<M> = <<M as Method>::In as Batch>::Frame;
+
+/// A method of the service: what is said and heard by it.
+trait Method: 'static {
+    type Out: Words<Wire: Send>;
+    type In: Words;
+
+    fn call(
+        client: &mut ControlPlaneClient<Channel>,
+        request: Request<impl Stream<Item = Self::Out> + Send + 'static>,
+    ) -> impl Future<Output = Result<Response<Streaming<Self::In>>, Status>> + Send;
+}
+
+macro_rules! method {
+    ($name:ident, $out:ident, $in:ident, $call:ident) => {
+        struct $name;
+
+        impl Method for $name {
+            type Out = v1::$out;
+            type In = v1::$in;
+
+            async fn call(
+                client: &mut ControlPlaneClient<Channel>,
+                request: Request<impl Stream<Item = v1::$out> + Send + 'static>,
+            ) -> Result<Response<Streaming<v1::$in>>, Status> {
+                client.$call(request).await
+            }
+        }
+    };
+}
+
+method!(WorkerStream, FromWorkers, ToWorkers, worker);
+method!(WorkerBulk, FromWorkerBulks, ToWorkerBulks, worker_bulk);
+method!(DataPlaneStream, FromDataPlanes, ToDataPlanes, data_plane);
+method!(DataPlaneBulk, FromDataPlaneBulks, ToDataPlaneBulks, data_plane_bulk);

@@ -1,0 +1,33 @@
+//! Carries connections between roles over gRPC: on one side of the wire stands a control plane's
+//! [`Doors`], on the other side are dialers that look like those within one process.
+//!
+//! ```text
+//! role -- Dialer -> Reach ==(a stream per dial)==> serve -> Dialer -- control plane
+//! ```
+//!
+//! A stream is as good as its connection: whatever breaks, both ends see it closed, and whoever
+//! dialled dials again after a pause of its own. Nothing is sent twice.
+
+mod carry;
+mod client;
+mod server;
+
+pub use client::{Reach, ReachError};
+pub use server::{Doors, serve};
+
+use std::time::Duration;
+
+/// Bytes of one message that is taken. Frames travel together up to [`dirigent_proto::limit::BATCH`]; what
+/// a peer says first of all that it has, and a batch of log lines, can be longer.
+const MESSAGE_BYTES: usize = 32 << 20;
+/// Silence after which the other end is asked whether it lives, and how long it may think: a host
+/// that was cut off is noticed after both.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_WITHIN: Duration = Duration::from_secs(3);
+/// Until a connection stands.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// The header with the caller's name.
+const NAME: &str = "dirigent-name";
+/// Bytes of a name.
+const NAME_BYTES: usize = 253;
