@@ -33,6 +33,15 @@ pub(crate) enum Command {
     // The last of a flag wins, so that scripts can put the user's behind their own.
     #[command(args_override_self = true)]
     Up(Box<UpArgs>),
+    /// Run the control plane alone: functions, scale, placement; the API
+    #[command(args_override_self = true)]
+    ControlPlane(Box<ControlPlaneArgs>),
+    /// Run a data plane alone: where functions are called
+    #[command(args_override_self = true)]
+    DataPlane(Box<DataPlaneArgs>),
+    /// Run a worker alone: the sandboxes of a machine
+    #[command(args_override_self = true)]
+    Worker(Box<WorkerArgs>),
     /// Show what Dirigent does, in 90 seconds and a temporary directory
     Demo(DemoArgs),
     /// Measure Dirigent beside its floor or a rival
@@ -58,7 +67,7 @@ pub(crate) enum Command {
     Top(TopArgs),
     /// List workers
     Workers(ApiArgs),
-    /// Show the configuration of `up`
+    /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Check what this machine can do for functions
@@ -307,6 +316,64 @@ pub(crate) struct UpArgs {
     pub(crate) worker: WorkerFlags,
     #[command(flatten)]
     pub(crate) process: ProcessFlags,
+}
+
+/// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.
+#[derive(Debug, Args)]
+pub(crate) struct ControlPlaneArgs {
+    #[command(flatten)]
+    pub(crate) role: ControlPlaneFlags,
+    /// Where data planes and workers connect [default: 127.0.0.1:9092]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peers: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) process: ProcessFlags,
+}
+
+/// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.
+#[derive(Debug, Args)]
+pub(crate) struct DataPlaneArgs {
+    #[command(flatten)]
+    pub(crate) role: DataPlaneFlags,
+    /// Where its metrics and readiness are told [default: 127.0.0.1:9093]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) peer: PeerFlags,
+    #[command(flatten)]
+    pub(crate) process: ProcessFlags,
+}
+
+/// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) role: WorkerFlags,
+    /// Be so many workers whose sandboxes are not real, for studies of scale
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) emulate: Option<u32>,
+    /// Stop all sandboxes at the end, instead of leaving them to the next start
+    #[arg(long)]
+    pub(crate) stop_sandboxes: bool,
+    #[command(flatten)]
+    pub(crate) peer: PeerFlags,
+    #[command(flatten)]
+    pub(crate) process: ProcessFlags,
+}
+
+/// Who connects to a control plane.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PeerFlags {
+    /// Where the control plane takes connections; may be repeated [default: 127.0.0.1:9092]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) control: Vec<SocketAddr>,
+    /// The file with the token that the control plane made [default: peer-token in the state
+    /// directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peer_token: Option<PathBuf>,
+    /// A name that no other one of its role has [default: the machine's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
 }
 
 /// What every process has.

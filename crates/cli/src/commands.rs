@@ -18,7 +18,9 @@ use clap::CommandFactory as _;
 use dirigent_core::{FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
 
 use crate::{
+    apart,
     args::{ApiArgs, Cli, Command, ConfigCommand},
+    config,
     fail::{Fail, Result},
     printer::Printer,
     up,
@@ -28,9 +30,10 @@ use crate::{
 pub(crate) fn run(command: Command, printer: Printer) -> Result {
     match command {
         Command::Up(args) => up::run(&args, printer),
-        Command::Config(ConfigCommand::Show { origin, up }) => {
-            up::config::show(&up, origin, printer)
-        }
+        Command::ControlPlane(args) => apart::control_plane(&args, printer),
+        Command::DataPlane(args) => apart::data_plane(&args, printer),
+        Command::Worker(args) => apart::worker(&args, printer),
+        Command::Config(ConfigCommand::Show { origin, up }) => config::show(&*up, origin, printer),
         Command::Bench(args) => busy(bench::bench(args, printer)),
         Command::Demo(args) => busy(demo::demo(args, printer)),
         Command::Deploy(args) => wait(deploy::deploy(&args, printer)),

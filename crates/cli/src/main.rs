@@ -4,9 +4,11 @@
 //! often or must stay small: `example` (a built-in function) and `keeper` (the parent of a
 //! worker's sandboxes).
 
+mod apart;
 mod args;
 mod client;
 mod commands;
+mod config;
 mod detect;
 mod example;
 mod fail;
@@ -16,6 +18,7 @@ mod printer;
 mod project;
 #[cfg(test)]
 mod reference;
+mod roles;
 mod signals;
 mod up;
 

@@ -9,7 +9,7 @@ use dirigent_service::{
 };
 use http::StatusCode;
 
-use crate::up::config::{PREFIX, UpConfig, every_flag};
+use crate::config::{Config, PREFIX, every_flag};
 
 const fn kind(kind: Kind) -> &'static str {
     match kind {
@@ -38,12 +38,12 @@ fn meaning(source: &str, sections: &[(&str, &str)], key: &str) -> String {
 
 #[test]
 fn the_reference_page_shows_every_key_of_the_configuration() {
-    let defaults: Loaded<UpConfig> = load(Sources::default()).unwrap();
+    let defaults: Loaded<Config> = load(Sources::default()).unwrap();
     let (settings, flags) = (defaults.settings().unwrap(), every_flag());
-    let sections = [("", "UpConfig"), ("limits", "LimitsConfig"), ("compat", "CompatConfig")];
+    let sections = [("", "Config"), ("limits", "LimitsConfig"), ("compat", "CompatConfig")];
     let mut table = "| Key | Type | Default | Variable | Flag | Means |\n".to_owned();
     table += "|---|---|---|---|---|---|\n";
-    for Key { path, kind: shape } in keys::<UpConfig>() {
+    for Key { path, kind: shape } in keys::<Config>() {
         let default = settings.iter().find(|setting| setting.key == path).unwrap();
         let flag = flags.iter().find(|flag| flag.key == path);
         writeln!(
@@ -53,7 +53,7 @@ fn the_reference_page_shows_every_key_of_the_configuration() {
             code(&default.value),
             variable(PREFIX, &path),
             code(flag.map_or("", |flag| &flag.flag)),
-            meaning(include_str!("up/config.rs"), &sections, &path),
+            meaning(include_str!("config.rs"), &sections, &path),
         )
         .unwrap();
     }

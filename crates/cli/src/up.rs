@@ -9,62 +9,46 @@
 //! The worker comes last: what most often fails, a port that is taken, fails before anything that
 //! would have to be cleaned up is started.
 
-pub(crate) mod config;
 mod ready;
-mod roles;
+mod together;
 
 use std::{
-    num::NonZero,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
 use dirigent_service::{Tasks, state, telemetry};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     args::UpArgs,
+    config::{self, Config},
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
     printer::Printer,
+    roles::{self, End},
     signals::Signals,
 };
-use config::UpConfig;
-use roles::{End, Roles};
+pub(crate) use ready::facts;
+use together::Roles;
 
 /// Where `up` says where functions are called; written when everything is ready.
 pub(crate) const FUNCTIONS_FILE: &str = "functions";
-/// What a function that ignores SIGTERM may delay the end by.
-const STOP_SANDBOXES: Duration = Duration::from_secs(12);
 /// After a second Ctrl-C.
 const STOP_AT_ONCE: Duration = Duration::from_secs(1);
-/// What the tasks have to do at the end is short.
-const STOP_TASKS: Duration = Duration::from_secs(5);
-
 /// Runs until a signal comes or a role fails.
 pub(crate) fn run(args: &UpArgs, printer: Printer) -> Result {
     let begin = Instant::now();
     let config = config::read(args)?.value;
     telemetry::init(config.log_format, &config.log).or_fail(Kind::Config, || "--log")?;
-    raise_open_files();
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // Connections have a thread per core beside these. What the other roles do goes through
-        // several tasks, each short: between threads that sleep it would take longer.
-        .worker_threads((cores / 2).max(1))
-        // For files; more of them would only compete.
-        .max_blocking_threads(4 * cores + 8)
-        .thread_keep_alive(Duration::from_secs(2))
-        .enable_all()
-        .build()?;
+    roles::raise_open_files();
+    let runtime = roles::threads()?;
     let result = runtime.block_on(up(&config, begin, printer));
     // A file that cannot be written or read just now must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(500));
     result
 }
 
-async fn up(config: &UpConfig, begin: Instant, printer: Printer) -> Result {
+async fn up(config: &Config, begin: Instant, printer: Printer) -> Result {
     let mut signals = Signals::new()?;
     let dir = config.state_dir();
     let tasks = Tasks::new();
@@ -72,7 +56,7 @@ async fn up(config: &UpConfig, begin: Instant, printer: Printer) -> Result {
         Ok(roles) => roles,
         Err(fail) => {
             tasks.stop();
-            tasks.wait(STOP_TASKS).await;
+            tasks.wait(roles::STOP_TASKS).await;
             return Err(fail);
         }
     };
@@ -86,15 +70,15 @@ async fn up(config: &UpConfig, begin: Instant, printer: Printer) -> Result {
     roles.end(end).await;
     forget(&dir.join(FUNCTIONS_FILE));
     tasks.stop();
-    if !tasks.wait(STOP_TASKS).await {
-        tracing::warn!("some tasks did not end in {STOP_TASKS:?}");
+    if !tasks.wait(roles::STOP_TASKS).await {
+        tracing::warn!("some tasks did not end in {:?}", roles::STOP_TASKS);
     }
     result
 }
 
 /// Waits for the end and makes it an orderly one.
 async fn serve(
-    config: &UpConfig,
+    config: &Config,
     roles: &Roles,
     tasks: &Tasks,
     signals: &mut Signals,
@@ -115,7 +99,7 @@ async fn serve(
     ));
     let orderly = async {
         roles.proxy.drain(config.drain).await;
-        roles.worker.stop_all(STOP_SANDBOXES).await
+        roles.worker.stop_all(roles::STOP_SANDBOXES).await
     };
     let (left, is_hurried) = tokio::select! {
         left = orderly => (left, false),
@@ -126,14 +110,6 @@ async fn serve(
         printer.problem(&format!("warning: {left} sandboxes did not stop in time: killed"));
     }
     (if is_hurried { Err(Fail::interrupted()) } else { Ok(()) }, End::Close)
-}
-
-/// Connections and sandboxes cost descriptors; the soft limit is often 1024.
-fn raise_open_files() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
 }
 
 /// Removes a file that may not be there.

@@ -188,6 +188,7 @@ async fn attach(
     tracing::info!(data_plane = %you, epoch = welcome.epoch.0, "attached to the control plane");
     pause.0 = FIRST_PAUSE;
     shared.attached.store(true, Relaxed);
+    shared.met.store(true, Relaxed);
     for slot in shared.catalogue.functions() {
         slot.handle(shared, shared.now(), Event::Attached);
     }

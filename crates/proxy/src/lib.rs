@@ -120,6 +120,7 @@ pub async fn start(
         budget: Arc::new(Budget::new(limits.replay_bytes_total)),
         stream: ArcSwapOption::empty(),
         attached: AtomicBool::new(false),
+        met: AtomicBool::new(false),
         invocations: AtomicU64::new(0),
         in_flight: AtomicUsize::new(0),
         open: AtomicUsize::new(0),
@@ -150,6 +151,13 @@ impl Running {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.shared.is_attached()
+    }
+
+    /// Whether calls are to come here: it has met a control plane, and does not leave. Without one
+    /// for a while it goes on.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.met.load(Relaxed) && !self.shared.is_draining.load(Relaxed)
     }
 
     /// The page for Prometheus.
@@ -191,6 +199,8 @@ struct Shared {
     budget: Arc<Budget>,
     stream: ArcSwapOption<Stream>,
     attached: AtomicBool,
+    /// Whether a control plane was ever attached.
+    met: AtomicBool,
     invocations: AtomicU64,
     in_flight: AtomicUsize,
     /// Client connections and tunnels.

@@ -17,9 +17,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     args::DoctorArgs,
+    config,
     fail::{Fail, Result},
     printer::Printer,
-    up::config,
 };
 
 /// A connection and a sandbox cost a few each.
@@ -63,7 +63,7 @@ impl Finding {
 
 pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
     let is_root = rustix::process::geteuid().is_root();
-    let config = config::read(&args.up)?.value;
+    let config = config::read(&*args.up)?.value;
     let findings = [
         kernel(),
         user(is_root),

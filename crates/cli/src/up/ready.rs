@@ -8,9 +8,10 @@ use dirigent_runtime::Facts;
 use http::Method;
 use serde_json::json;
 
-use super::{FUNCTIONS_FILE, config::UpConfig, remember, roles::Roles};
+use super::{FUNCTIONS_FILE, remember, together::Roles};
 use crate::{
     client::{Client, default_state},
+    config::Config,
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
     printer::Printer,
@@ -22,7 +23,7 @@ const HELLO: &str = "hello";
 
 /// Deploys `hello` if it is not there, writes where functions are called, and tells the user.
 pub(super) async fn announce(
-    config: &UpConfig,
+    config: &Config,
     dir: &Path,
     roles: &Roles,
     begin: Instant,
@@ -43,7 +44,7 @@ pub(super) async fn announce(
 }
 
 /// Through the API, as a user would: there is no other way to deploy.
-async fn hello(config: &UpConfig, dir: &Path, api: SocketAddr) -> Result {
+async fn hello(config: &Config, dir: &Path, api: SocketAddr) -> Result {
     let name = FunctionName::new(DEFAULT_NAMESPACE, HELLO)
         .or_fail(Kind::Internal, || "`hello` is a name")?;
     let client = Client::find(Some(&api.to_string()), dir, None)?;
@@ -84,7 +85,7 @@ fn report(dir: &Path, roles: &Roles, begin: Instant) -> serde_json::Value {
 }
 
 /// What is printed when it is ready.
-fn lines(config: &UpConfig, dir: &Path, roles: &Roles, begin: Instant) -> Vec<String> {
+fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<String> {
     let functions = roles.proxy.address;
     let port = functions.port();
     let mut lines = vec![
@@ -117,7 +118,7 @@ fn lines(config: &UpConfig, dir: &Path, roles: &Roles, begin: Instant) -> Vec<St
 }
 
 /// What a runtime can do, and what it cannot and why.
-fn facts(facts: &Facts) -> Vec<String> {
+pub(crate) fn facts(facts: &Facts) -> Vec<String> {
     let kind = facts.kind.to_string();
     let first = match facts.usual {
         Some(level) if facts.best < facts.usual => format!(

@@ -84,11 +84,11 @@ pub(crate) fn kill(pid: i32, signal: Signal) {
 }
 
 /// Ports for the sandboxes of one `up`.
-const PORTS: u16 = 100;
+pub(crate) const PORTS: u16 = 100;
 
 /// Tests run at once: each gets ports of its own, as far as they go, beginning somewhere else in
 /// each run. Below are those of `demo` and `bench`, whose burst alone can hold a hundred in a row.
-fn first_port() -> u16 {
+pub(crate) fn first_port() -> u16 {
     const RANGES: u16 = 60;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let mine = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -183,18 +183,7 @@ impl Up {
 
     /// A verb against this one.
     pub(crate) fn cli(&self, args: &[&str]) -> (i32, String, String) {
-        // A verb that hangs ends with 124 and fails its test, which would wait for ever otherwise.
-        let output = Command::new("timeout")
-            .args(["--kill-after=5", "120", DIRIGENT])
-            .args(args)
-            .env_clear()
-            .env("PATH", env::var_os("PATH").unwrap_or_default())
-            .env("DIRIGENT_STATE", self.state.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+        verb(self.state.path(), args)
     }
 
     /// A verb that must succeed; what it printed.
@@ -250,6 +239,22 @@ impl Drop for Up {
         drop(child.kill());
         drop(child.wait());
     }
+}
+
+/// A verb against the one that runs on a state directory.
+pub(crate) fn verb(state: &Path, args: &[&str]) -> (i32, String, String) {
+    // A verb that hangs ends with 124 and fails its test, which would wait for ever otherwise.
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "120", DIRIGENT])
+        .args(args)
+        .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
+        .env("DIRIGENT_STATE", state)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
 /// Waits until `condition` holds, looking often.

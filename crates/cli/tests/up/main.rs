@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod apart;
 mod demo;
 mod faults;
 mod host;

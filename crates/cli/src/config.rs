@@ -1,10 +1,12 @@
-//! The configuration of `up`: defaults < file < `DIRIGENT_*` < flags, and where each value came
-//! from.
+//! The configuration of `up` and of the roles that run apart: defaults < file < `DIRIGENT_*` < flags,
+//! and where each value came from.
+
+mod flags;
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -12,20 +14,20 @@ use std::{
 use dirigent_core::{Bytes, Isolation, RuntimeKind, units};
 use dirigent_proxy::Limits;
 use dirigent_service::{
-    config::{ConfigError, Flag, Loaded, Sources, load},
+    config::{ConfigError, Loaded, Sources, load},
     telemetry::Format,
 };
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(crate) use self::flags::every_flag;
+pub(crate) use self::flags::{Flagged, Flags};
+
 use crate::{
-    args::{RuntimeArg, UpArgs},
     client::default_state,
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
 };
-
-#[cfg(test)]
-use crate::args::{ControlPlaneFlags, DataPlaneFlags, IsolationArg, ProcessFlags, WorkerFlags};
 
 /// What the names of its variables start with.
 pub(crate) const PREFIX: &str = "DIRIGENT_";
@@ -33,14 +35,37 @@ pub(crate) const PREFIX: &str = "DIRIGENT_";
 const RESERVED: [&str; 4] =
     ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS", "DIRIGENT_SERVER"];
 
-/// What `up` is told.
+/// Where a control plane meets its peers if nothing is said.
+const PEERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9092);
+
+/// What `up` is told, and each role that runs apart: one file can serve all roles of a machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct UpConfig {
+pub(crate) struct Config {
     /// Where functions are called.
     pub(crate) listen: SocketAddr,
     /// Where the [API](api.md) listens. Loopback only: it speaks no TLS.
     pub(crate) api: SocketAddr,
+    /// Where the control plane takes the connections of data planes and workers, where roles run
+    /// apart. Loopback only: they are not encrypted yet.
+    pub(crate) peers: SocketAddr,
+    /// Where data planes and workers that run apart connect, one after the other until one answers.
+    pub(crate) control: Vec<SocketAddr>,
+    /// The file with the token that opens `peers`; if nothing is said `peer-token` in the state
+    /// directory, where the control plane makes it.
+    pub(crate) peer_token: Option<PathBuf>,
+    /// The name of a data plane or worker that runs apart, which no other one of its role has; the
+    /// machine's if nothing is said.
+    pub(crate) name: Option<String>,
+    /// Where a data plane that runs apart tells its metrics and whether it is ready.
+    pub(crate) admin: SocketAddr,
+    /// Where functions are called, for users to see: of a data plane that runs apart, or of what
+    /// stands before several.
+    pub(crate) functions_url: Option<SocketAddr>,
+    /// A worker that runs apart is so many whose sandboxes are not real; 0 is a real one.
+    pub(crate) emulate: u32,
+    /// Whether a worker that runs apart stops its sandboxes at its end.
+    pub(crate) stop_sandboxes: bool,
     /// The state directory; if nothing is said `/var/lib/dirigent` as root, else
     /// `~/.local/state/dirigent`. One Dirigent at a time.
     pub(crate) state: Option<PathBuf>,
@@ -149,11 +174,19 @@ pub(crate) struct CompatConfig {
     pub(crate) images: BTreeMap<String, Vec<String>>,
 }
 
-impl Default for UpConfig {
+impl Default for Config {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8080).into(),
             api: (Ipv4Addr::LOCALHOST, 9091).into(),
+            peers: PEERS,
+            control: vec![PEERS],
+            peer_token: None,
+            name: None,
+            admin: (Ipv4Addr::LOCALHOST, 9093).into(),
+            functions_url: None,
+            emulate: 0,
+            stop_sandboxes: false,
             state: None,
             drain: Duration::from_secs(30),
             domains: vec!["localhost".to_owned()],
@@ -176,7 +209,7 @@ impl Default for UpConfig {
     }
 }
 
-impl UpConfig {
+impl Config {
     /// The state directory, whoever chose it.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| {
@@ -186,8 +219,8 @@ impl UpConfig {
 }
 
 /// Reads everything that the user said, and checks what no type can.
-pub(crate) fn read(args: &UpArgs) -> Result<Loaded<UpConfig>> {
-    let text = match &args.process.config {
+pub(crate) fn read(args: &dyn Flagged) -> Result<Loaded<Config>> {
+    let text = match args.file() {
         Some(path) => Some(
             fs::read_to_string(path)
                 .or_fail(Kind::Config, || format!("cannot read {}", path.display()))?,
@@ -196,12 +229,12 @@ pub(crate) fn read(args: &UpArgs) -> Result<Loaded<UpConfig>> {
     };
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded: Loaded<UpConfig> = load(Sources {
-        file: args.process.config.as_deref().zip(text.as_deref()),
+    let loaded: Loaded<Config> = load(Sources {
+        file: args.file().zip(text.as_deref()),
         prefix: PREFIX,
         env: env.collect(),
         reserved: &RESERVED,
-        flags: flags(args),
+        flags: Flags::of(args),
     })
     .map_err(|error| fail(&error))?;
     check(&loaded.value)?;
@@ -212,10 +245,15 @@ fn fail(error: &ConfigError) -> Fail {
     Fail::config(error).hint("`dirigent config show --origin` lists every setting")
 }
 
-fn check(config: &UpConfig) -> Result {
+fn check(config: &Config) -> Result {
     if !config.api.ip().is_loopback() {
         return Err(Fail::config(format!("api: {} is not a loopback address", config.api))
             .hint("the API speaks no TLS: let it listen on 127.0.0.1 and put a proxy before it"));
+    }
+    if let Some(off) = config.control.iter().chain([&config.peers]).find(|a| !a.ip().is_loopback())
+    {
+        return Err(Fail::config(format!("peers, control: {off} is not a loopback address"))
+            .hint("what roles say to each other is not encrypted yet: run them on one machine"));
     }
     if !matches!(config.runtime, RuntimeKind::Process | RuntimeKind::Fake) {
         return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))
@@ -242,74 +280,8 @@ fn check(config: &UpConfig) -> Result {
     Ok(())
 }
 
-fn flags(args: &UpArgs) -> Vec<Flag> {
-    let UpArgs { process, control_plane, data_plane, worker } = args;
-    let mut flags = Flags(Vec::new());
-    flags.add("listen", "listen", data_plane.listen);
-    flags.add("api", "api", control_plane.api);
-    flags.add("state", "state", process.state.as_ref().map(|path| path.display()));
-    flags.add("drain", "drain", data_plane.drain.as_ref());
-    // A domain given does not take away the one that makes the printed URLs work.
-    let domains = data_plane.domain.iter().map(String::as_str).chain(["localhost"]);
-    let domains = domains.collect::<Vec<_>>().join(",");
-    flags.add("domain", "domains", (!data_plane.domain.is_empty()).then_some(domains));
-    flags.add("compat", "compat.enabled", control_plane.compat.then_some(true));
-    flags.add("min-isolation", "min_isolation", worker.min_isolation.map(Isolation::from));
-    let runtime = worker.runtime.map(|runtime| match runtime {
-        RuntimeArg::Process => "process",
-        RuntimeArg::Fake => "fake",
-    });
-    flags.add("runtime", "runtime", runtime);
-    flags.add("memory", "memory", worker.memory);
-    flags.add("sandboxes", "sandboxes", worker.sandboxes);
-    flags.add("log", "log", process.log.as_ref());
-    flags.add("record", "record", control_plane.record.as_ref().map(|path| path.display()));
-    flags.0
-}
-
-struct Flags(Vec<Flag>);
-
-impl Flags {
-    fn add(&mut self, flag: &str, key: &str, value: Option<impl ToString>) {
-        self.0.extend(value.map(|value| Flag {
-            flag: format!("--{flag}"),
-            key: key.to_owned(),
-            value: value.to_string(),
-        }));
-    }
-}
-
-/// Every flag with the key that it sets. All are named here, so that a new one cannot be forgotten.
-#[cfg(test)]
-pub(crate) fn every_flag() -> Vec<Flag> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    flags(&UpArgs {
-        process: ProcessFlags {
-            state: Some(PathBuf::from("x")),
-            config: None,
-            log: Some("x".to_owned()),
-        },
-        control_plane: ControlPlaneFlags {
-            api: Some(address),
-            compat: true,
-            record: Some(PathBuf::from("x")),
-        },
-        data_plane: DataPlaneFlags {
-            listen: Some(address),
-            drain: Some("1s".to_owned()),
-            domain: vec!["x".to_owned()],
-        },
-        worker: WorkerFlags {
-            min_isolation: Some(IsolationArg::Plain),
-            runtime: Some(RuntimeArg::Process),
-            memory: Some(Bytes::mib(1)),
-            sandboxes: Some(1),
-        },
-    })
-}
-
 /// `config show`.
-pub(crate) fn show(args: &UpArgs, origin: bool, printer: Printer) -> Result {
+pub(crate) fn show(args: &dyn Flagged, origin: bool, printer: Printer) -> Result {
     let settings = read(args)?.settings().map_err(|error| fail(&error))?;
     if printer.is_json() {
         return settings.iter().try_for_each(|setting| {
@@ -335,6 +307,7 @@ pub(crate) fn show(args: &UpArgs, origin: bool, printer: Printer) -> Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{ControlPlaneFlags, DataPlaneFlags, UpArgs, WorkerFlags};
 
     #[test]
     fn flags_are_values_with_an_origin() {
@@ -348,8 +321,8 @@ mod tests {
             control_plane: ControlPlaneFlags { compat: true, ..ControlPlaneFlags::default() },
             ..UpArgs::default()
         };
-        let loaded: Loaded<UpConfig> =
-            load(Sources { flags: flags(&args), ..Sources::default() }).unwrap();
+        let loaded: Loaded<Config> =
+            load(Sources { flags: Flags::of(&args), ..Sources::default() }).unwrap();
         let config = &loaded.value;
         assert_eq!(config.listen.port(), 0);
         assert_eq!(config.drain, Duration::from_secs(5));
@@ -366,8 +339,8 @@ mod tests {
 
     #[test]
     fn an_api_off_loopback_is_refused() {
-        let config = UpConfig { api: "0.0.0.0:9091".parse().unwrap(), ..UpConfig::default() };
+        let config = Config { api: "0.0.0.0:9091".parse().unwrap(), ..Config::default() };
         assert_eq!(check(&config).unwrap_err().kind(), Kind::Config);
-        assert!(check(&UpConfig::default()).is_ok());
+        assert!(check(&Config::default()).is_ok());
     }
 }

@@ -1,9 +1,6 @@
-//! The roles of one process and how they are joined.
+//! The roles as the configuration describes them, for `up` and for those that run apart.
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock, Weak},
-};
+use std::{io, num::NonZero, path::Path, sync::Arc, thread, time::Duration};
 
 use dirigent_core::{RuntimeKind, name::HostRules};
 use dirigent_runtime::{
@@ -11,91 +8,56 @@ use dirigent_runtime::{
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
-use dirigent_service::{LockError, Tasks, listen::ListenError};
+use dirigent_service::{LockError, listen::ListenError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
-use super::{FUNCTIONS_FILE, config::UpConfig, forget};
-use crate::fail::{Fail, Kind, OrFail as _, Result};
+use crate::{
+    config::Config,
+    fail::{Fail, Kind, OrFail as _, Result},
+};
 
 /// Events of a runtime that its worker has not taken yet; full makes the runtime wait.
 const EVENTS: usize = 1024;
 
-/// Everything that runs.
-#[derive(Debug)]
-pub(super) struct Roles {
-    pub(super) control: dirigent_control::Running,
-    pub(super) proxy: Arc<dirigent_proxy::Running>,
-    pub(super) worker: dirigent_worker::Running,
-    process: Option<Arc<ProcessRuntime>>,
+/// What a function that ignores SIGTERM may delay the end by.
+pub(crate) const STOP_SANDBOXES: Duration = Duration::from_secs(12);
+/// What the tasks have to do at the end is short.
+pub(crate) const STOP_TASKS: Duration = Duration::from_secs(5);
+
+/// The threads of a process with roles.
+pub(crate) fn threads() -> io::Result<tokio::runtime::Runtime> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    tokio::runtime::Builder::new_multi_thread()
+        // Connections have a thread per core beside these. What the other roles do goes through
+        // several tasks, each short: between threads that sleep it would take longer.
+        .worker_threads((cores / 2).max(1))
+        // For files; more of them would only compete.
+        .max_blocking_threads(4 * cores + 8)
+        .thread_keep_alive(Duration::from_secs(2))
+        .enable_all()
+        .build()
 }
 
-impl Roles {
-    pub(super) async fn start(config: &UpConfig, dir: &Path, tasks: &Tasks) -> Result<Self> {
-        let mut control_config = control_config(config, dir);
-        // The control plane serves the data plane's metrics, and is there before it.
-        let data_plane_page = Arc::new(OnceLock::<Weak<dirigent_proxy::Running>>::new());
-        let served = Arc::clone(&data_plane_page);
-        control_config.pages.push(Arc::new(move |page| {
-            if let Some(proxy) = served.get().and_then(Weak::upgrade) {
-                page.push_str(&proxy.metrics_page());
-            }
-        }));
-        let control =
-            dirigent_control::start(control_config, tasks).await.map_err(control_failed)?;
-        // Left by a life that was killed, it would be taken for this one's.
-        forget(&dir.join(FUNCTIONS_FILE));
-        let data_plane = dirigent_proxy::Config {
-            hosts: HostRules::new(&config.domains, &config.gateways),
-            limits: config.limits.limits(),
-            state: Some(dir.join("data-plane")),
-            ..dirigent_proxy::Config::new(config.listen)
-        };
-        let proxy = Arc::new(
-            dirigent_proxy::start(
-                data_plane,
-                control.data_planes.clone(),
-                control.data_planes_bulk.clone(),
-                tasks,
-            )
-            .await
-            .map_err(proxy_failed)?,
-        );
-        data_plane_page.get_or_init(|| Arc::downgrade(&proxy));
-        control.set_functions(proxy.address);
-        let Started { runtime, events, process } = runtime(config, dir, control.api.port()).await?;
-        let worker = dirigent_worker::start(
-            worker_config(config, dir),
-            vec![(runtime, events)],
-            control.workers.clone(),
-            control.workers_bulk.clone(),
-            tasks,
-        )
-        .await;
-        match worker {
-            Ok(worker) => Ok(Self { control, proxy, worker, process }),
-            Err(error) => {
-                leave(process, End::Detach).await;
-                Err(failed("the worker", false, error))
-            }
-        }
-    }
-
-    /// Ends what is no task: the runtime's thread and the keeper.
-    pub(super) async fn end(self, how: End) {
-        leave(self.process, how).await;
+/// Connections and sandboxes cost descriptors; the soft limit is often 1024.
+pub(crate) fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 
 /// What becomes of the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// It ends, and whatever it still has is killed.
     Close,
     /// It goes on with its sandboxes; the next `up` adopts them.
     Detach,
 }
 
-async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
+/// Ends what is no task of a worker: the runtime's thread and the keeper.
+pub(crate) async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
     let Some(process) = process else { return };
     let left = tokio::task::spawn_blocking(move || match how {
         End::Close => process.close(),
@@ -106,7 +68,8 @@ async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
     }
 }
 
-fn control_config(config: &UpConfig, dir: &Path) -> dirigent_control::Config {
+/// A control plane as configured.
+pub(crate) fn control_plane(config: &Config, dir: &Path) -> dirigent_control::Config {
     dirigent_control::Config {
         listen: config.api,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -116,7 +79,18 @@ fn control_config(config: &UpConfig, dir: &Path) -> dirigent_control::Config {
     }
 }
 
-fn worker_config(config: &UpConfig, dir: &Path) -> dirigent_worker::Config {
+/// A data plane as configured.
+pub(crate) fn data_plane(config: &Config, dir: &Path) -> dirigent_proxy::Config {
+    dirigent_proxy::Config {
+        hosts: HostRules::new(&config.domains, &config.gateways),
+        limits: config.limits.limits(),
+        state: Some(dir.join("data-plane")),
+        ..dirigent_proxy::Config::new(config.listen)
+    }
+}
+
+/// A worker as configured.
+pub(crate) fn worker(config: &Config, dir: &Path) -> dirigent_worker::Config {
     dirigent_worker::Config {
         state: dir.join("worker"),
         settings: dirigent_worker::Settings {
@@ -132,23 +106,23 @@ fn worker_config(config: &UpConfig, dir: &Path) -> dirigent_worker::Config {
 }
 
 /// A runtime, the channel on which it reports, and what is needed to end it.
-struct Started {
-    runtime: Arc<dyn Runtime>,
-    events: mpsc::Receiver<Event>,
-    process: Option<Arc<ProcessRuntime>>,
+pub(crate) struct Started {
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) process: Option<Arc<ProcessRuntime>>,
 }
 
-async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started> {
-    let (sender, events) = mpsc::channel(EVENTS);
+/// The runtime of a worker; its sandboxes do not reach the `protected` ports.
+pub(crate) async fn runtime(config: &Config, dir: &Path, protected: Vec<u16>) -> Result<Started> {
     if config.runtime == RuntimeKind::Fake {
-        let runtime = FakeRuntime::start(FakeConfig::default(), sender);
-        return Ok(Started { runtime, events, process: None });
+        return Ok(fake());
     }
+    let (sender, events) = mpsc::channel(EVENTS);
     let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     let command = vec![program.display().to_string(), "keeper".to_owned()];
     let mut process = ProcessConfig::new(&dir.join("worker"), command);
     process.min_isolation = config.min_isolation.unwrap_or(process.min_isolation);
-    process.protected_ports = vec![api_port];
+    process.protected_ports = protected;
     process.ports = (config.first_port, config.last_port);
     process.uid_base = uid_base(dir);
     // It looks around for what an earlier life left, which takes system calls that block.
@@ -156,6 +130,13 @@ async fn runtime(config: &UpConfig, dir: &Path, api_port: u16) -> Result<Started
     let started = started.await.or_fail(Kind::Internal, || "the runtime panicked")?;
     let runtime = started.or_fail(Kind::Internal, || "the process runtime does not start")?;
     Ok(Started { runtime: runtime.clone(), events, process: Some(runtime) })
+}
+
+/// A runtime whose sandboxes are not real.
+pub(crate) fn fake() -> Started {
+    let (sender, events) = mpsc::channel(EVENTS);
+    let runtime = FakeRuntime::start(FakeConfig::default(), sender);
+    Started { runtime, events, process: None }
 }
 
 /// Uids from here on are in nobody's use; a worker takes as many as there are ports.
@@ -168,13 +149,17 @@ const UID_RANGES: u64 = 3000;
 /// one machine neither share nor mistake each other's sandboxes; the same one has the same again,
 /// as its sandboxes may outlive it.
 fn uid_base(dir: &Path) -> u32 {
+    FIRST_UID + u32::try_from(mark(dir) % UID_RANGES).unwrap_or_default() * UIDS_EACH
+}
+
+/// A number that goes with a state directory: the same again in each life and each build, unlike the
+/// standard library's hashes, and hardly another one's.
+pub(crate) fn mark(dir: &Path) -> u64 {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_error| dir.to_owned());
-    // FNV-1a: the same in every build, unlike the standard library's hashes.
-    let hash =
-        dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3_u64)
-        });
-    FIRST_UID + u32::try_from(hash % UID_RANGES).unwrap_or_default() * UIDS_EACH
+    // FNV-1a.
+    dir.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3_u64)
+    })
 }
 
 /// A role that does not start: somebody else has what it needs, or the machine does not do what
@@ -184,7 +169,7 @@ fn failed(role: &'static str, is_taken: bool, error: impl Into<anyhow::Error>) -
     Fail::new(kind, error).details([format!("while starting {role}")])
 }
 
-fn control_failed(error: dirigent_control::StartError) -> Fail {
+pub(crate) fn control_failed(error: dirigent_control::StartError) -> Fail {
     use dirigent_control::StartError;
     let is_taken = matches!(
         error,
@@ -193,7 +178,11 @@ fn control_failed(error: dirigent_control::StartError) -> Fail {
     failed("the control plane", is_taken, error)
 }
 
-fn proxy_failed(error: dirigent_proxy::StartError) -> Fail {
+pub(crate) fn worker_failed(error: dirigent_worker::StartError) -> Fail {
+    failed("the worker", false, error)
+}
+
+pub(crate) fn proxy_failed(error: dirigent_proxy::StartError) -> Fail {
     let is_taken = matches!(error, dirigent_proxy::StartError::Listen(ListenError::Taken { .. }));
     failed("the data plane", is_taken, error)
 }

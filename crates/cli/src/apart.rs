@@ -1,0 +1,293 @@
+//! Roles as processes of their own: what `up` joins by channels is joined here by a transport, and
+//! nothing else differs. Any of them may die and come back while the others go on.
+
+mod admin;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use dirigent_control::token::Token;
+use dirigent_core::frame::{
+    FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
+    ToWorker, ToWorkerBulk,
+};
+use dirigent_service::{Dialer, StateLock, Tasks, listen, telemetry};
+use dirigent_transport::{Doors, Reach, serve};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{ControlPlaneArgs, DataPlaneArgs, WorkerArgs},
+    config::{self, Config, Flagged},
+    fail::{Fail, Kind, OrFail as _, Result},
+    format::duration,
+    printer::Printer,
+    roles::{self, End, Started},
+    signals::Signals,
+};
+
+/// What opens `peers`, in the state directory of a control plane.
+const PEER_TOKEN: &str = "peer-token";
+/// After a second Ctrl-C.
+const STOP_AT_ONCE: Duration = Duration::from_secs(1);
+
+/// What a role that runs apart has.
+struct Host {
+    config: Config,
+    dir: PathBuf,
+    tasks: Tasks,
+    signals: Signals,
+    printer: Printer,
+    begin: Instant,
+}
+
+/// Runs a role until a signal comes or it fails.
+fn host(
+    args: &dyn Flagged,
+    printer: Printer,
+    role: impl AsyncFnOnce(&mut Host) -> Result,
+) -> Result {
+    let begin = Instant::now();
+    let config = config::read(args)?.value;
+    telemetry::init(config.log_format, &config.log).or_fail(Kind::Config, || "--log")?;
+    roles::raise_open_files();
+    let runtime = roles::threads()?;
+    let result = runtime.block_on(async {
+        let (dir, tasks, signals) = (config.state_dir(), Tasks::new(), Signals::new()?);
+        let mut host = Host { config, dir, tasks, signals, printer, begin };
+        let result = role(&mut host).await;
+        host.tasks.stop();
+        if !host.tasks.wait(roles::STOP_TASKS).await {
+            tracing::warn!("some tasks did not end in {:?}", roles::STOP_TASKS);
+        }
+        result
+    });
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    result
+}
+
+impl Host {
+    /// Tells users, or programs, that it is ready.
+    fn announce(&self, what: &str, lines: &[String], report: Value) -> Result {
+        if self.printer.is_json() {
+            let mut report = report;
+            report["state"] = json!(self.dir);
+            report["pid"] = json!(std::process::id());
+            return self.printer.json(&report);
+        }
+        self.printer.problem(&format!("{what} is ready ({})", duration(self.begin.elapsed())));
+        for line in lines {
+            self.printer.problem(&format!("  {line}"));
+        }
+        Ok(())
+    }
+
+    /// Returns at a signal, or fails when the role does.
+    async fn until_end(&mut self) -> Result {
+        tokio::select! {
+            () = self.signals.next() => Ok(()),
+            () = self.tasks.shutdown().cancelled() => {
+                let reason = self.tasks.failure().unwrap_or("it was told to stop");
+                Err(Fail::internal(format!("the role failed: {reason}")))
+            }
+        }
+    }
+
+    /// Its part of the state directory, which one process at a time uses.
+    fn part(&self, name: &str) -> Result<(PathBuf, StateLock)> {
+        let dir = self.dir.join(name);
+        dirigent_service::state::private_dir(&dir)
+            .or_fail(Kind::Unavailable, || "the state directory cannot be used")?;
+        let lock = StateLock::acquire(&dir, "--state")
+            .or_fail(Kind::Unavailable, || "the state directory is in use")?;
+        Ok((dir, lock))
+    }
+
+    /// Who it is for the control plane. By default another state directory has another name, so that
+    /// several on one machine are told apart.
+    fn name(&self) -> String {
+        self.config.name.clone().unwrap_or_else(|| {
+            let uname = rustix::system::uname();
+            format!(
+                "{}-{:04x}",
+                uname.nodename().to_string_lossy(),
+                roles::mark(&self.dir) & 0xffff
+            )
+        })
+    }
+
+    fn reach(&self, name: &str) -> Result<Reach> {
+        let path = self.config.peer_token.clone().unwrap_or_else(|| self.dir.join(PEER_TOKEN));
+        let token = fs::read_to_string(&path).or_fail(Kind::Config, || {
+            format!("cannot read {}: --peer-token names the control plane's file", path.display())
+        })?;
+        let addresses = self.config.control.clone();
+        Reach::new(addresses, name, token.trim())
+            .or_fail(Kind::Config, || "this control plane cannot be reached")
+    }
+
+    fn control(&self) -> String {
+        self.config.control.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `dirigent control-plane`.
+pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result {
+    host(args, printer, async |host| {
+        let Host { config, dir, tasks, .. } = &*host;
+        let control = dirigent_control::start(roles::control_plane(config, dir), tasks)
+            .await
+            .map_err(roles::control_failed)?;
+        if let Some(address) = config.functions_url {
+            control.set_functions(address);
+        }
+        let path = config.peer_token.clone().unwrap_or_else(|| dir.join(PEER_TOKEN));
+        let token = Token::load_or_make(&path).or_fail(Kind::Unavailable, || "--peer-token")?;
+        let listener = listen::bind(config.peers, "--peers")
+            .await
+            .or_fail(Kind::Unavailable, || "peers cannot connect")?;
+        let peers = listener.local_addr()?;
+        let doors = Doors {
+            workers: control.workers.clone(),
+            workers_bulk: control.workers_bulk.clone(),
+            data_planes: control.data_planes.clone(),
+            data_planes_bulk: control.data_planes_bulk.clone(),
+        };
+        serve(listener, doors, Arc::new(move |offered| token.is(offered)), tasks);
+        let lines = [
+            format!("API    http://{}", control.api),
+            format!("peers  {peers}, opened by the token in {}", path.display()),
+        ];
+        let api = format!("http://{}", control.api);
+        let report = json!({ "api": api, "peers": peers.to_string(), "peer_token": path });
+        host.announce("The control plane", &lines, report)?;
+        host.until_end().await
+    })
+}
+
+/// `dirigent data-plane`.
+pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
+    host(args, printer, async |host| {
+        let name = host.name();
+        let (_, _lock) = host.part("data-plane")?;
+        let (frames, bulk) = data_plane_link(&host.reach(&name)?, &host.tasks);
+        let Host { config, dir, tasks, .. } = &*host;
+        let started = dirigent_proxy::start(roles::data_plane(config, dir), frames, bulk, tasks);
+        let proxy = Arc::new(started.await.map_err(roles::proxy_failed)?);
+        let admin = admin::start(config.admin, &proxy, tasks).await?;
+        let drain = config.drain;
+        let lines = [
+            format!("functions  http://{}", proxy.address),
+            format!("metrics    http://{admin}/metrics, readiness at /ready"),
+            format!("control    {} (as {name})", host.control()),
+        ];
+        let functions = format!("http://{}", proxy.address);
+        let report = json!({ "functions": functions, "admin": admin.to_string(), "name": name });
+        host.announce("The data plane", &lines, report)?;
+        host.until_end().await?;
+        host.printer.note(&format_args!(
+            "stopping: calls may go on for {}; press Ctrl-C again to stop at once",
+            duration(drain)
+        ));
+        tokio::select! {
+            _ = proxy.drain(drain) => Ok(()),
+            () = host.signals.next() => Err(Fail::interrupted()),
+        }
+    })
+}
+
+/// `dirigent worker`.
+pub(crate) fn worker(args: &WorkerArgs, printer: Printer) -> Result {
+    host(args, printer, async |host| match host.config.emulate {
+        0 => real_worker(host).await,
+        count => emulated_workers(host, count).await,
+    })
+}
+
+async fn real_worker(host: &mut Host) -> Result {
+    let name = host.name();
+    let (_, _lock) = host.part("worker")?;
+    let (frames, bulk) = worker_link(&host.reach(&name)?, &host.tasks);
+    let Host { config, dir, tasks, .. } = &*host;
+    let ports =
+        |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
+    let mut protected = ports(&[config.api, config.peers, config.admin]);
+    protected.extend(ports(&config.control));
+    protected.sort_unstable();
+    protected.dedup();
+    let Started { runtime, events, process } = roles::runtime(config, dir, protected).await?;
+    let own = roles::worker(config, dir);
+    let worker =
+        match dirigent_worker::start(own, vec![(runtime, events)], frames, bulk, tasks).await {
+            Ok(worker) => worker,
+            Err(error) => {
+                roles::leave(process, End::Detach).await;
+                return Err(roles::worker_failed(error));
+            }
+        };
+    let mut lines: Vec<String> = worker
+        .facts
+        .iter()
+        .flat_map(crate::up::facts)
+        .map(|line| line.trim_start().to_owned())
+        .collect();
+    lines.push(format!("control    {} (as {name})", host.control()));
+    if worker.adopted > 0 {
+        lines.push(format!("adopted    {} sandboxes of an earlier life", worker.adopted));
+    }
+    let report = json!({ "name": name, "adopted": worker.adopted });
+    host.announce("The worker", &lines, report)?;
+    let ended = host.until_end().await;
+    let end = if host.config.stop_sandboxes && ended.is_ok() {
+        tokio::select! {
+            left = worker.stop_all(roles::STOP_SANDBOXES) => if left > 0 {
+                host.printer.problem(&format!("warning: {left} sandboxes did not stop in time: killed"));
+            },
+            () = host.signals.next() => {
+                worker.stop_all(STOP_AT_ONCE).await;
+            }
+        }
+        End::Close
+    } else {
+        host.printer.note(&"sandboxes are left running; the next start adopts them");
+        End::Detach
+    };
+    roles::leave(process, end).await;
+    ended
+}
+
+/// Workers with a stream each, whose sandboxes answer and cost nothing.
+async fn emulated_workers(host: &mut Host, count: u32) -> Result {
+    let name = host.name();
+    let (dir, _lock) = host.part("emulated")?;
+    let mut workers = Vec::new();
+    for number in 1..=count {
+        let (frames, bulk) = worker_link(&host.reach(&format!("{name}-{number}"))?, &host.tasks);
+        let Started { runtime, events, .. } = roles::fake();
+        let config = roles::worker(&host.config, &dir.join(number.to_string()));
+        let started =
+            dirigent_worker::start(config, vec![(runtime, events)], frames, bulk, &host.tasks);
+        workers.push(started.await.map_err(roles::worker_failed)?);
+    }
+    let lines = [format!("control    {} (as {name}-1 to {name}-{count})", host.control())];
+    host.announce(&format!("{count} emulated workers"), &lines, json!({ "emulated": count }))?;
+    host.until_end().await
+}
+
+fn data_plane_link(
+    reach: &Reach,
+    tasks: &Tasks,
+) -> (Dialer<FromDataPlane, ToDataPlane>, Dialer<FromDataPlaneBulk, ToDataPlaneBulk>) {
+    (reach.data_plane(tasks), reach.data_plane_bulk(tasks))
+}
+
+fn worker_link(
+    reach: &Reach,
+    tasks: &Tasks,
+) -> (Dialer<FromWorker, ToWorker>, Dialer<FromWorkerBulk, ToWorkerBulk>) {
+    (reach.worker(tasks), reach.worker_bulk(tasks))
+}
