@@ -23,6 +23,7 @@ mod peers;
 mod record;
 mod sandbox;
 mod scale;
+mod silent;
 mod slots;
 mod timers;
 
@@ -164,7 +165,7 @@ impl Control {
     fn fire(&mut self, timer: Timer) {
         match timer {
             Timer::Recovered => self.recovered(),
-            Timer::Doubted => self.doubt(),
+            Timer::Doubted(id) => self.with(id, Function::doubt),
             Timer::Attention => self.attend(),
             Timer::Windows(id) => self.with(id, Function::read_windows),
             // Settling is all that these want.
@@ -188,15 +189,7 @@ impl Control {
                 }
             }
             Timer::RewritePeer(id) => self.record_data_plane(id),
-        }
-    }
-
-    /// Functions with sandboxes of which nobody knows yet who holds slots are looked at.
-    fn doubt(&mut self) {
-        for sandbox in self.cluster.unsure.clone() {
-            if let Some(&home) = self.cluster.homes.get(&sandbox) {
-                self.cluster.look_at(home);
-            }
+            Timer::Silent(id, peer) => self.with(id, |f, c| f.silent_for_long(c, peer)),
         }
     }
 

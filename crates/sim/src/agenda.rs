@@ -165,6 +165,12 @@ pub(crate) enum What {
         boot: u64,
         cause: Cause,
     },
+    /// What a barred data plane left in a sandbox has had its time.
+    Settles {
+        worker: usize,
+        sandbox: SandboxId,
+        boot: u64,
+    },
     User,
     Fault,
     Restart {

@@ -223,7 +223,10 @@ impl World {
         }
         let (runs, binding) = (call.runs, call.binding.clone());
         let Some(binding) = binding else { return };
-        let Some((worker, sandbox)) = self.listening_at(&binding.address) else {
+        let reached = self.listening_at(&binding.address).filter(|(_, sandbox)| {
+            self.find_sandbox(*sandbox).is_some_and(|one| !one.bars(at.plane))
+        });
+        let Some((worker, sandbox)) = reached else {
             let delay = Duration::from_micros(200);
             return self.after(delay, What::Ends { at, slot, end: End::Refused });
         };
@@ -334,7 +337,7 @@ impl World {
         let at = Attempted { attempt: call.attempt, ..at };
         self.counts.abandoned += 1;
         self.answer(at, how);
-        let concurrency = self.concurrency_of(slot);
+        let concurrency = self.find_sandbox(slot).map(|one| one.concurrency);
         let finish = if self.plant == Some(Plant::FreedAtDisconnect) {
             Finish::Done
         } else {

@@ -6,15 +6,19 @@ use dirigent_core::{Bytes, Cause, SandboxId};
 
 use crate::{
     agenda::{Host, What},
+    plane::{Durable, PlaneHost},
     store::Mood,
+    worker::WorkerHost,
     world::World,
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 14] = [
+pub const FAULTS: [&str; 18] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
+    "data plane joins",
+    "data plane leaves",
     "leader without store",
     "mumbling store",
     "partition",
@@ -25,6 +29,8 @@ pub const FAULTS: [&str; 14] = [
     "slow link",
     "slow store",
     "worker's daemon dies",
+    "worker joins",
+    "worker leaves",
     "worker's host dies",
 ];
 
@@ -44,15 +50,17 @@ impl World {
         }
         let pause = 500 + u64::from(self.random.draw() % 3500);
         self.after(Duration::from_millis(pause), What::Fault);
+        // Some last longer than anybody waits for anything.
         let lasts = Duration::from_millis(
-            match self.random.draw() % 4 {
-                0 => 50,
-                1 => 500,
-                2 => 2500,
-                _ => 6000,
+            match self.random.draw() % 16 {
+                0..4 => 50,
+                4..8 => 500,
+                8..12 => 2500,
+                12..15 => 6000,
+                _ => 14_000,
             } + u64::from(self.random.draw() % 1000),
         );
-        let kind = match self.random.below(12) {
+        let kind = match self.random.below(14) {
             0 => self.cut_one_way(lasts),
             1 => self.partition(lasts),
             2 => self.slow_link(lasts),
@@ -62,6 +70,8 @@ impl World {
             7 => self.pause(lasts),
             8 => self.sour_store(lasts),
             9 => self.cut_off_store(lasts),
+            10 => self.join(),
+            11 => self.leave(),
             _ => self.kill_sandbox(),
         };
         if let Some(kind) = kind {
@@ -157,12 +167,56 @@ impl World {
             Host::Worker(w) => self.crash_worker(w, silently),
             Host::Store => {}
         }
-        self.after(lasts / 2, What::Restart { host });
+        self.after(lasts, What::Restart { host });
+        Some(word)
+    }
+
+    /// One more host.
+    fn join(&mut self) -> Option<&'static str> {
+        let now = self.now;
+        let (host, word) = if self.random.draw().is_multiple_of(2) {
+            self.planes.push(PlaneHost::new(now, Durable::default(), 1));
+            (Host::Plane(self.planes.len() - 1), "data plane joins")
+        } else {
+            let memory = self.workers.first()?.memory;
+            self.workers.push(WorkerHost::new(now, memory, self.plant));
+            (Host::Worker(self.workers.len() - 1), "worker joins")
+        };
+        self.after(Duration::from_millis(5), What::Dial { host, life: 1 });
+        if let Host::Worker(worker) = host {
+            self.arm_worker(worker);
+        }
+        Some(word)
+    }
+
+    /// A host dies and never comes back; enough others stay.
+    fn leave(&mut self) -> Option<&'static str> {
+        let silently = self.random.draw().is_multiple_of(2);
+        let here = |host: &Host| !self.left.contains(host);
+        let planes: Vec<Host> = (0..self.planes.len()).map(Host::Plane).filter(here).collect();
+        let workers: Vec<Host> = (0..self.workers.len()).map(Host::Worker).filter(here).collect();
+        let (from, word) = if self.random.draw().is_multiple_of(2) {
+            (planes, "data plane leaves")
+        } else {
+            (workers, "worker leaves")
+        };
+        let host = *from.get(self.random.below(from.len())).filter(|_| from.len() > 2)?;
+        self.left.insert(host);
+        if self.is_up(host) {
+            match host {
+                Host::Plane(p) => self.crash_plane(p, silently),
+                Host::Worker(w) => self.crash_worker(w, true),
+                Host::Control(_) | Host::Store => {}
+            }
+        }
+        if let Host::Worker(worker) = host {
+            self.lose_sandboxes(worker);
+        }
         Some(word)
     }
 
     pub(crate) fn restart(&mut self, host: Host) {
-        if self.is_up(host) {
+        if self.is_up(host) || self.left.contains(&host) {
             return;
         }
         match host {

@@ -29,6 +29,8 @@ use crate::{
 const PORTS: (u16, u16) = (20_000, 20_255);
 /// Fewer still, where a planted fault is to show that they must not be used again too early.
 const FEW_PORTS: (u16, u16) = (20_000, 20_006);
+/// How long what is left of a barred data plane may run on.
+const SETTLES: Duration = Duration::from_secs(1);
 const INIT: Duration = Duration::from_millis(9);
 
 /// An execution in a sandbox.
@@ -53,7 +55,22 @@ pub(crate) struct Sandbox {
     /// It will exit instead of listening.
     spoilt: bool,
     pub(crate) handlers: BTreeMap<u64, Handler>,
-    barred: Vec<DataPlaneId>,
+    barred: Vec<Bar>,
+}
+
+/// A data plane that is kept away from a sandbox.
+#[derive(Clone, Copy, Debug)]
+struct Bar {
+    data_plane: DataPlaneId,
+    plane: Option<usize>,
+    /// Its worker was asked and has not said yet that nothing of it is left.
+    asked: bool,
+}
+
+impl Sandbox {
+    pub(crate) fn bars(&self, plane: usize) -> bool {
+        self.barred.iter().any(|bar| bar.plane == Some(plane))
+    }
 }
 
 /// A worker's host.
@@ -289,13 +306,45 @@ impl World {
     }
 
     fn bar(&mut self, worker: usize, sandbox: SandboxId, data_plane: DataPlaneId) {
+        let plane = self.plane_of(data_plane);
+        let Some(w) = self.workers.get_mut(worker) else { return };
+        let boot = w.durable.boot;
+        let Some(one) = w.sandboxes.get_mut(&sandbox) else {
+            return self.tell_worker(worker, Event::Settled { sandbox, data_plane });
+        };
+        one.barred.retain(|bar| bar.data_plane != data_plane);
+        one.barred.push(Bar { data_plane, plane, asked: true });
+        self.counts.barred += 1;
+        // Some workers cannot tell whose a socket is.
+        if worker.is_multiple_of(2) {
+            self.destroy(worker, sandbox, SETTLES);
+        } else {
+            self.after(SETTLES, What::Settles { worker, sandbox, boot });
+            self.settle_if_left(worker, sandbox);
+        }
+    }
+
+    /// Says of which barred data planes no handler is left.
+    fn settle_if_left(&mut self, worker: usize, sandbox: SandboxId) {
         let one = self.workers.get_mut(worker).and_then(|w| w.sandboxes.get_mut(&sandbox));
-        match one {
-            Some(one) => {
-                one.barred.push(data_plane);
-                self.destroy(worker, sandbox, Duration::from_secs(1));
+        let Some(one) = one.filter(|one| !one.barred.is_empty()) else { return };
+        let handlers = &one.handlers;
+        let mut left = Vec::new();
+        for bar in one.barred.iter_mut().filter(|bar| bar.asked) {
+            if !handlers.values().any(|handler| Some(handler.at.plane) == bar.plane) {
+                bar.asked = false;
+                left.push(bar.data_plane);
             }
-            None => self.tell_worker(worker, Event::Settled { sandbox, data_plane }),
+        }
+        for data_plane in left {
+            self.tell_worker(worker, Event::Settled { sandbox, data_plane });
+        }
+    }
+
+    /// What a barred data plane left behind has had its time: the sandbox is recycled.
+    pub(crate) fn settles(&mut self, worker: usize, sandbox: SandboxId, boot: u64) {
+        if self.find(worker, sandbox, boot).is_some_and(|one| one.barred.iter().any(|b| b.asked)) {
+            self.destroy(worker, sandbox, Duration::ZERO);
         }
     }
 
@@ -311,22 +360,22 @@ impl World {
         }
         let Some(w) = self.workers.get_mut(worker) else { return };
         let Some(one) = w.sandboxes.remove(&sandbox) else { return };
-        self.break_handlers(worker, sandbox, &one, Duration::from_micros(300));
+        self.break_handlers(sandbox, &one, Duration::from_micros(300));
         let fault = match cause {
             Cause::CreateFailed { .. } => Fault::Worker,
             _ => Fault::Function,
         };
         let failure = StartFailure { cause, fault, log_tail: Vec::new() };
         self.tell_worker(worker, Event::SandboxGone { sandbox, failure });
-        for data_plane in one.barred {
+        for Bar { data_plane, .. } in one.barred.into_iter().filter(|bar| bar.asked) {
             self.tell_worker(worker, Event::Settled { sandbox, data_plane });
         }
     }
 
-    fn break_handlers(&mut self, _worker: usize, slot: SandboxId, one: &Sandbox, after: Duration) {
+    fn break_handlers(&mut self, slot: SandboxId, one: &Sandbox, after: Duration) {
         for handler in one.handlers.values() {
             let at = handler.at;
-            self.execution_broke(at, slot);
+            self.execution_broke(at);
             self.after(after, What::Ends { at, slot, end: End::Broken });
         }
     }
@@ -354,6 +403,7 @@ impl World {
         let one = self.workers.get_mut(worker).and_then(|w| w.sandboxes.get_mut(&sandbox));
         let Some(done) = one.and_then(|one| one.handlers.remove(&handler)) else { return };
         self.respond(worker, sandbox, done.at);
+        self.settle_if_left(worker, sandbox);
     }
 
     /// The response goes its way; on a path that is cut it comes when that is mended.
@@ -366,8 +416,8 @@ impl World {
         self.after(delay, What::Ends { at, slot, end: End::Response });
     }
 
-    pub(crate) fn concurrency_of(&self, sandbox: SandboxId) -> Option<u32> {
-        self.workers.iter().find_map(|w| w.sandboxes.get(&sandbox)).map(|one| one.concurrency)
+    pub(crate) fn find_sandbox(&self, sandbox: SandboxId) -> Option<&Sandbox> {
+        self.workers.iter().find_map(|w| w.sandboxes.get(&sandbox))
     }
 
     /// From now on a handler's slot is free by the rules.
@@ -403,13 +453,19 @@ impl World {
         w.machine = None;
         w.armed = None;
         if host {
-            w.durable.boot += 1;
-            let lost = std::mem::take(&mut w.sandboxes);
-            for (sandbox, one) in lost {
-                self.break_handlers(worker, sandbox, &one, Duration::from_secs(3));
-            }
+            self.lose_sandboxes(worker);
         }
         self.drop_streams(Host::Worker(worker), host);
+    }
+
+    /// They end with their host.
+    pub(crate) fn lose_sandboxes(&mut self, worker: usize) {
+        let Some(w) = self.workers.get_mut(worker) else { return };
+        w.durable.boot += 1;
+        let lost = std::mem::take(&mut w.sandboxes);
+        for (sandbox, one) in lost {
+            self.break_handlers(sandbox, &one, Duration::from_secs(3));
+        }
     }
 
     pub(crate) fn start_worker(&mut self, worker: usize) {

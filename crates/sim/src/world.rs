@@ -1,7 +1,7 @@
 //! One cluster in simulated time: everything that happens is drawn from one seed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{Debug, Write as _},
     time::Duration,
 };
@@ -53,6 +53,8 @@ pub struct Counts {
     pub overruns: u64,
     /// Invocations that died with their data plane.
     pub cut: u64,
+    /// Times that a data plane was barred from a sandbox.
+    pub barred: u64,
     /// Orders of operators.
     pub orders: u64,
     /// Sandboxes made.
@@ -120,6 +122,8 @@ pub(crate) struct World {
     pub(crate) counts: Counts,
     pub(crate) trace: Trace,
     pub(crate) witness: Witness,
+    /// Hosts that died for good.
+    pub(crate) left: BTreeSet<Host>,
     pub(crate) plane_ids: BTreeMap<DataPlaneId, usize>,
     pub(crate) plant: Option<Plant>,
     pub(crate) planted_order: Option<Box<StartSandbox>>,
@@ -152,6 +156,7 @@ impl World {
             counts: Counts::default(),
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, log: log.then(String::new) },
             witness: Witness::default(),
+            left: BTreeSet::new(),
             plane_ids: BTreeMap::new(),
             plant,
             planted_order: None,
@@ -298,6 +303,7 @@ impl World {
             What::Gone { worker, sandbox, boot, cause } => {
                 self.sandbox_gone(worker, sandbox, boot, cause);
             }
+            What::Settles { worker, sandbox, boot } => self.settles(worker, sandbox, boot),
             What::User => self.operate(),
             What::Fault => self.fault(),
             What::Restart { host } => self.restart(host),

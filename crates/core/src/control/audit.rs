@@ -33,7 +33,7 @@ pub struct Remembered {
     pub homes: usize,
     /// Slots claimed of sandboxes that no worker reported.
     pub claims: usize,
-    /// Addresses in use.
+    /// Addresses of sandboxes that are in the books.
     pub addresses: usize,
     /// Sandboxes that were to end on workers that are away.
     pub left_behind: usize,
@@ -79,7 +79,10 @@ impl Control {
         Remembered {
             active: self.functions.values().filter(|f| f.active.is_some()).count(),
             homes: self.cluster.homes.len(),
-            addresses: self.cluster.addresses.len(),
+            addresses: {
+                let homes = &self.cluster.homes;
+                self.cluster.addresses.values().filter(|id| homes.contains_key(id)).count()
+            },
             claims: self.cluster.claims.len(),
             left_behind: self.cluster.left_behind.values().map(BTreeSet::len).sum(),
             writes: self.cluster.writes.len(),

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
 
 /// Callers that may wait for a revision at once, in the whole cluster.
 pub(crate) const MAX_WAITERS: u32 = 10_000;
+
+/// An address that a data plane may still know is not used again for so long.
+const ADDRESS_REST: Duration = Duration::from_secs(15 * 60);
 
 /// Epochs are the high part of a catalogue version, the store's revision the low part: it grows
 /// over leaders and stores alike.
@@ -61,6 +65,9 @@ pub(crate) struct Cluster {
     /// Whose each address of a worker is: of a sandbox that is gone too, as long as slots of it may
     /// be held.
     pub(crate) addresses: BTreeMap<(WorkerId, Address), SandboxId>,
+    /// Those of them whose sandbox left the books while a data plane may still know the address, and
+    /// until when they are kept: as long as their worker keeps them.
+    kept_addresses: VecDeque<(Time, SandboxId, (WorkerId, Address))>,
     /// Slots that data planes hold of sandboxes that no worker has reported yet.
     pub(crate) claims: BTreeMap<SandboxId, Vec<Claim>>,
     /// Sandboxes that a data plane gave back as not to be used again, while their worker had not
@@ -112,6 +119,7 @@ impl Cluster {
             homes: BTreeMap::new(),
             on_worker: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            kept_addresses: VecDeque::new(),
             claims: BTreeMap::new(),
             condemned: BTreeSet::new(),
             left_behind: BTreeMap::new(),
@@ -161,6 +169,24 @@ impl Cluster {
         if sandbox.epoch == self.epoch() {
             self.next_sandbox = self.next_sandbox.max(sandbox.counter);
         }
+    }
+
+    /// Somebody may still know the address of a sandbox that leaves the books.
+    pub(crate) fn keep_address(&mut self, place: (WorkerId, Address), sandbox: SandboxId) {
+        self.kept_addresses.push_back((self.now.after(ADDRESS_REST), sandbox, place));
+    }
+
+    /// Whose an address is: from now on `sandbox`'s, if it is nobody's.
+    pub(crate) fn address(&mut self, place: (WorkerId, Address), sandbox: SandboxId) -> SandboxId {
+        while let Some((_, owner, old)) =
+            self.kept_addresses.pop_front_if(|(until, _, _)| *until <= self.now)
+        {
+            // It may have come back with its worker.
+            if !self.homes.contains_key(&owner) && self.addresses.get(&old) == Some(&owner) {
+                self.addresses.remove(&old);
+            }
+        }
+        *self.addresses.entry(place).or_insert(sandbox)
     }
 
     pub(crate) fn persist(&mut self, author: Author, write: Write) -> WriteToken {

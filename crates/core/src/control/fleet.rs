@@ -33,8 +33,9 @@ use self::{
     worker::{Health, Need, Worker},
 };
 use crate::{
-    Bytes, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office, Resources,
-    RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord, Write, WriteToken,
+    Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office,
+    Resources, RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord, Write,
+    WriteToken,
     control::WorkerSummary,
     frame::{SandboxReport, ToWorker},
     policy::placement::{Placement, TwoChoices},
@@ -248,6 +249,16 @@ impl Fleet {
         booking.stop = Some(grace);
         if let Some(stream) = self.workers.get(&booking.worker).and_then(|worker| worker.stream) {
             let frame = ToWorker::StopSandbox { sandbox, grace };
+            self.outputs.push_back(Output::Send { stream, frame });
+        }
+    }
+
+    /// Has a data plane barred from a sandbox; if its worker is away, that is said when it returns.
+    pub(crate) fn settle(&mut self, sandbox: SandboxId, data_plane: DataPlaneId) {
+        let worker = self.sandboxes.get(&sandbox).map(|booking| booking.worker);
+        let worker = worker.and_then(|worker| self.workers.get(&worker));
+        if let Some(stream) = worker.and_then(|worker| worker.stream) {
+            let frame = ToWorker::Settle { sandbox, data_plane };
             self.outputs.push_back(Output::Send { stream, frame });
         }
     }

@@ -352,6 +352,9 @@ impl Function {
         }
         c.lent = c.lent.saturating_sub(active.lent);
         c.starved.remove(&id);
+        for data_plane in active.levels.keys() {
+            c.timers.cancel(Timer::Silent(id, *data_plane));
+        }
         for timer in [
             Timer::Windows(id),
             Timer::Probe(id),
@@ -360,6 +363,7 @@ impl Function {
             Timer::Rollout(id),
             Timer::Rewrite(id),
             Timer::Quiet(id),
+            Timer::Doubted(id),
         ] {
             c.timers.cancel(timer);
         }

@@ -60,6 +60,8 @@ impl Function {
             cause,
             lost: false,
             unsure: false,
+            settled: Vec::new(),
+            astray: false,
         });
         c.measure(Measure::StartDecided);
         c.fleet.want(c.now, want);
@@ -96,7 +98,7 @@ impl Function {
         let Some(active) = self.active.as_deref_mut() else { return };
         let worker = active.sandboxes.get(&sandbox).and_then(|entry| entry.worker);
         let place = worker.map(|worker| (worker, address.clone()));
-        let before = place.map_or(sandbox, |place| *c.addresses.entry(place).or_insert(sandbox));
+        let before = place.map_or(sandbox, |place| c.address(place, sandbox));
         if before != sandbox {
             // Its worker forgot, as after a reboot, that the address is not free yet: who holds slots
             // of the one before would reach this one.
@@ -301,6 +303,7 @@ impl Function {
             }
             _ => {}
         }
+        self.make_sure(c, sandbox);
     }
 
     /// A worker has a sandbox that is in nobody's books: it is adopted, and judged when everybody
@@ -330,7 +333,7 @@ impl Function {
         }
         c.saw_sandbox(sandbox);
         if let Some(address) = &report.address {
-            c.addresses.entry((worker, address.clone())).or_insert(sandbox);
+            c.address((worker, address.clone()), sandbox);
         }
         c.homes.insert(sandbox, report.revision.function);
         c.on_worker.entry(worker).or_default().insert(sandbox);
@@ -349,6 +352,8 @@ impl Function {
             cause: None,
             lost: false,
             unsure,
+            settled: Vec::new(),
+            astray: false,
         });
         for claim in claims {
             self.claim(c, sandbox, claim);
@@ -379,7 +384,7 @@ impl Function {
         }
         self.activate();
         self.recall_strays(c);
-        self.recycle_unsure(c);
+        self.doubt(c);
         self.unpin(c);
         self.shrink(c);
         self.offer_unheld(c);
@@ -394,19 +399,6 @@ impl Function {
         }
     }
 
-    /// A data plane that is away for long may never come back, and what it may hold is of no use
-    /// to anybody: such sandboxes drain, and others are started where there is demand.
-    fn recycle_unsure(&mut self, c: &mut Cluster) {
-        if c.now < c.steady_from || c.unsure.is_empty() {
-            return;
-        }
-        let Some(active) = self.active.as_deref() else { return };
-        let unsure = active.sandboxes.values().filter(|s| s.unsure && s.stage == Stage::Ready);
-        for sandbox in unsure.map(|s| s.id).collect::<Vec<_>>() {
-            self.recall(c, sandbox);
-        }
-    }
-
     /// It was only kept for somebody who had not attached.
     fn after_sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
@@ -417,6 +409,7 @@ impl Function {
 
     /// Nobody who may hold slots of it is missing any more.
     pub(crate) fn sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        c.unsure.remove(&sandbox);
         if let Some(active) = self.active.as_deref_mut() {
             active.change(sandbox, |entry| entry.unsure = false);
             c.look_at(self.id());

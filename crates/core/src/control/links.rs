@@ -165,6 +165,12 @@ impl Control {
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
         self.subscribe(id, hello.names);
+        let functions = self.cluster.peers.get(id).map(|peer| peer.functions.clone());
+        for function in functions.into_iter().flatten() {
+            if let Some(f) = self.functions.get_mut(&function) {
+                f.spoke_again(&mut self.cluster, id);
+            }
+        }
         let mut touched = self.claim(id, &hello.holdings);
         touched.append(&mut self.hear_all(id, hello.demands));
         for function in touched {
@@ -326,6 +332,7 @@ impl Control {
         for function in functions {
             self.with(function, |f, c| {
                 f.hush(c, id);
+                f.fell_silent(c, id);
                 f.applied(c, id, None);
             });
         }
@@ -359,8 +366,10 @@ impl Control {
             FromWorker::Refused { sandbox, message } => {
                 self.with_sandbox(stream, sandbox, |f, c| f.refused(c, sandbox, message));
             }
-            // Data planes are settled one by one only where there are several.
-            FromWorker::Settled { .. } | FromWorker::Unsupported { .. } => {}
+            FromWorker::Settled { sandbox, data_plane } => {
+                self.with_sandbox(stream, sandbox, |f, c| f.settled(c, sandbox, data_plane));
+            }
+            FromWorker::Unsupported { .. } => {}
         }
     }
 
@@ -476,9 +485,6 @@ impl Control {
         self.cluster.reclaim = true;
         if !self.cluster.attention.is_empty() {
             self.cluster.timers.set(Timer::Attention, self.cluster.now);
-        }
-        if !self.cluster.unsure.is_empty() {
-            self.cluster.timers.set(Timer::Doubted, self.cluster.steady_from);
         }
         self.deny_claims();
     }

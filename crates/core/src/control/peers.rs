@@ -180,6 +180,11 @@ impl Peers {
             .map(|(&id, _)| id)
     }
 
+    /// Those recorded that have not attached since this leader took office.
+    pub(crate) fn unheard(&self) -> impl Iterator<Item = DataPlaneId> + '_ {
+        self.by_id.iter().filter(|(_, peer)| !peer.heard).map(|(&id, _)| id)
+    }
+
     /// Whether every recorded one has attached since this leader took office.
     pub(crate) fn all_heard(&self) -> bool {
         self.by_id.values().all(|peer| peer.heard)

@@ -93,6 +93,11 @@ pub(crate) struct Sandbox {
     pub(crate) lost: bool,
     /// Somebody that has not attached yet may hold slots of it.
     pub(crate) unsure: bool,
+    /// Of whom, though they have not attached, its worker has made sure that nothing is left there.
+    pub(crate) settled: Vec<DataPlaneId>,
+    /// A data plane from which its slots were taken without its saying so may still know the
+    /// address.
+    pub(crate) astray: bool,
 }
 
 impl Sandbox {
@@ -250,6 +255,8 @@ pub(crate) struct Level {
     pub(crate) recalling: u32,
     /// Slots that were moved here rest until then.
     pub(crate) rest_until: Time,
+    /// It has been silent for long: workers make sure that nothing of it is left.
+    pub(crate) settling: bool,
     /// What it was told last; `None` if what it believes is not known.
     pub(crate) told: Option<Status>,
 }
@@ -262,6 +269,7 @@ impl Level {
             books: 0,
             recalling: 0,
             rest_until: Time::ZERO,
+            settling: false,
             told: Some(Status::Flowing),
         }
     }

@@ -184,7 +184,8 @@ impl Function {
                     self.keep_or_stop(c, sandbox, from);
                 }
             }
-            Stage::Wanted | Stage::Starting | Stage::Recalling | Stage::Stopping | Stage::Gone => {}
+            Stage::Recalling => self.make_sure(c, sandbox),
+            Stage::Wanted | Stage::Starting | Stage::Stopping | Stage::Gone => {}
         }
     }
 
@@ -422,6 +423,7 @@ impl Function {
         if held {
             active.change(sandbox, |entry| entry.stage = Stage::Gone);
             self.tell_holders(c, sandbox);
+            self.make_sure(c, sandbox);
         } else {
             self.drop_sandbox(c, sandbox);
         }
@@ -476,15 +478,20 @@ impl Function {
     }
 }
 
-/// The indexes forget a sandbox; its address may be used again.
+/// The indexes forget a sandbox; its address may be used again, unless somebody may still know it.
 fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
     let sandbox = entry.id;
+    let astray = entry.astray || entry.unsure;
     c.homes.remove(&sandbox);
     c.unsure.remove(&sandbox);
     if let Some(place) = entry.worker.zip(entry.address.clone())
         && c.addresses.get(&place) == Some(&sandbox)
     {
-        c.addresses.remove(&place);
+        if astray {
+            c.keep_address(place, sandbox);
+        } else {
+            c.addresses.remove(&place);
+        }
     }
     c.timers.cancel(Timer::Drained(sandbox));
     c.timers.cancel(Timer::Idle(sandbox));
@@ -495,7 +502,7 @@ fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
                 c.on_worker.remove(&worker);
             }
         }
-        if entry.stage != Stage::Ready {
+        if entry.stage != Stage::Ready && !astray {
             c.fleet.release_address(sandbox, worker);
         }
     }

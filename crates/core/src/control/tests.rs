@@ -11,6 +11,7 @@ mod demand;
 mod deploys;
 mod edges;
 mod recovery;
+mod silent;
 mod together;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

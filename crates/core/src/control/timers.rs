@@ -10,8 +10,6 @@ use crate::{DataPlaneId, FunctionId, SandboxId, Time};
 pub(crate) enum Timer {
     /// Peers that have not attached by now are not waited for any more.
     Recovered,
-    /// Data planes that have not attached by now keep no sandbox out of use any longer.
-    Doubted,
     /// Functions that need a look, some at a time.
     Attention,
     /// A function's windows are read.
@@ -32,6 +30,10 @@ pub(crate) enum Timer {
     Drained(SandboxId),
     /// A sandbox that nobody holds was idle for long enough.
     Idle(SandboxId),
+    /// Data planes that have not attached by now keep no sandbox of the function any longer.
+    Doubted(FunctionId),
+    /// A data plane has been silent for as long as an invocation of the function may take.
+    Silent(FunctionId, DataPlaneId),
     /// A data plane's record is written again.
     RewritePeer(DataPlaneId),
 }

@@ -31,7 +31,7 @@ impl World {
     }
 
     /// The sandbox of an attempt died under it.
-    pub(crate) fn execution_broke(&mut self, at: Attempted, _slot: SandboxId) {
+    pub(crate) fn execution_broke(&mut self, at: Attempted) {
         let runs = self.witness.executions.get_mut(&at.invocation);
         for (_, broke) in runs.into_iter().flatten().filter(|(n, _)| *n == at.attempt) {
             *broke = true;

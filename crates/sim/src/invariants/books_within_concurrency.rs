@@ -23,14 +23,17 @@ impl World {
             }
         }
         let mut held: BTreeMap<SandboxId, u32> = BTreeMap::new();
-        let gates = self.planes.iter().filter(|p| p.up).flat_map(|p| p.gates.values());
-        for holding in gates.flat_map(|f| f.gate.holdings()) {
-            if let Share::Slots(slots) = holding.share {
-                *held.entry(holding.sandbox).or_default() += slots;
+        for (plane, p) in self.planes.iter().enumerate().filter(|(_, p)| p.up) {
+            for holding in p.gates.values().flat_map(|f| f.gate.holdings()) {
+                // What it was barred from it holds in vain.
+                let barred = self.find_sandbox(holding.sandbox).is_some_and(|one| one.bars(plane));
+                if let (Share::Slots(slots), false) = (holding.share, barred) {
+                    *held.entry(holding.sandbox).or_default() += slots;
+                }
             }
         }
         for (sandbox, held) in held {
-            let limit = self.concurrency_of(sandbox);
+            let limit = self.find_sandbox(sandbox).map(|one| one.concurrency);
             if limit.is_some_and(|limit| limit > 0 && held > limit) {
                 over = Some(format!("{held} slots of {sandbox} are held, it has {limit:?}"));
             }

@@ -14,10 +14,12 @@ impl World {
         let queues: usize =
             self.net.streams.values().map(|s| s.up.queue.len() + s.down.queue.len()).sum();
         let peers = self.planes.len() + self.workers.len();
-        let holds = remembered.homes <= running
+        // What runs on a worker that left stays with whoever holds slots of it and never tries.
+        let lost = machine.booked().iter().filter(|b| b.lost && !b.holders.is_empty()).count();
+        let holds = remembered.homes <= running + lost
             && remembered.addresses <= remembered.homes
             && remembered.claims == 0
-            && remembered.left_behind == 0
+            && (remembered.left_behind == 0 || !self.left.is_empty())
             && remembered.writes == 0
             && remembered.waiters == 0
             && calls == 0
@@ -26,7 +28,7 @@ impl World {
         let (agenda, streams) = (self.agenda.len(), self.net.streams.len());
         self.hold(NAME, holds && agenda < 1000, |_| {
             format!(
-                "{running} sandboxes, {peers} peers; {remembered:?}, {calls} calls, {queues} \
+                "{running} sandboxes, {lost} lost, {peers} peers; {remembered:?}, {calls} calls, {queues} \
                  packets, {streams} streams, {agenda} events ahead"
             )
         });

@@ -218,14 +218,12 @@ fn a_data_plane_that_never_returns_keeps_nothing_out_of_use_for_ever() {
     world.pass(Duration::from_secs(59));
     assert_eq!((world.started(), world.granted()), (vec![], vec![]), "it may hold the sandbox");
     world.pass(Duration::from_secs(2));
-    let started = world.started();
-    assert_eq!(started.len(), 1);
-    world.ready(started[0]);
-    assert_eq!(world.granted().len(), 1);
-    // What may be in use is given the time of any drain.
-    assert!(!world.said().contains(&stop(sandbox)));
-    world.pass(Duration::from_secs(700));
-    assert!(world.said().contains(&stop(sandbox)));
+    let data_plane = DataPlaneId(2);
+    assert!(world.said().contains(&to_worker(ToWorker::Settle { sandbox, data_plane })));
+    world.worker(FromWorker::Settled { sandbox, data_plane });
+    world.pass(Duration::from_millis(1));
+    let granted = world.granted();
+    assert_eq!((granted.len(), granted[0].1.sandbox), (1, sandbox));
 }
 
 #[test]
