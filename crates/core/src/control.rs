@@ -173,7 +173,7 @@ impl Control {
             Timer::Rested(id) => {
                 // While they rested they were of no use to those that wait for room either.
                 self.cluster.reclaim = true;
-                self.settle(id);
+                self.with(id, Function::time_rests);
             }
             Timer::Rollout(id) => self.with(id, Function::rollout_late),
             Timer::Rewrite(id) => self.with(id, Function::write),

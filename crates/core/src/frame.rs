@@ -146,6 +146,9 @@ pub struct Demand {
     pub oldest_wait: Duration,
     /// Slots held; for open grants, sandboxes held.
     pub held: u32,
+    /// Of those, how many could be given back now: nothing uses them. Not simply the rest beside
+    /// `busy`, which counts invocations in sandboxes that are being drained or have no limit too.
+    pub idle: u32,
     /// Invocations in sandboxes.
     pub busy: u32,
     /// Busy nanoseconds (one per invocation in a sandbox and nanosecond) since the data plane first

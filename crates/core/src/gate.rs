@@ -69,6 +69,8 @@ pub struct Gate {
     queue: Queue,
     /// Slots still to be given back as they become free.
     owed: u32,
+    /// The control plane asked for slots that were in use: it hears as soon as one is idle.
+    sought: bool,
     /// Given back as `Closing` not long ago: if the stream breaks, that may have been lost with it,
     /// and nobody else knows that a handler may still run there.
     closing: BTreeMap<SandboxId, Closing>,
@@ -117,6 +119,7 @@ impl Gate {
             attached: true,
             queue: Queue::default(),
             owed: 0,
+            sought: false,
             closing: BTreeMap::new(),
             effects: VecDeque::new(),
             telling: Telling::default(),
@@ -169,6 +172,7 @@ impl Gate {
                 self.attached = false;
                 self.telling.due = false;
                 self.owed = 0;
+                self.sought = false;
             }
         }
         self.settle();
@@ -200,8 +204,11 @@ impl Gate {
         if let Some(effect) = self.effects.pop_front() {
             return Some(effect);
         }
-        std::mem::take(&mut self.telling.due)
-            .then(|| Effect::Send(FromDataPlane::Demand(self.demand(self.now))))
+        std::mem::take(&mut self.telling.due).then(|| {
+            let demand = self.demand(self.now);
+            self.sought &= demand.queued > 0 || demand.idle == 0;
+            Effect::Send(FromDataPlane::Demand(demand))
+        })
     }
 
     /// The function as last configured.
@@ -264,6 +271,7 @@ impl Gate {
             queued: count(self.queue.len()),
             oldest_wait: self.queue.oldest().map_or(Duration::ZERO, |since| now - since),
             held: self.holdings.held(),
+            idle: self.holdings.idle(),
             busy: self.holdings.busy(),
             busy_integral: self.busy_until(now),
             elapsed: now.0.saturating_sub(self.born.0),
@@ -344,6 +352,9 @@ impl Gate {
             if self.queue.is_empty() {
                 self.tell_queue();
             }
+        }
+        if self.sought && self.queue.is_empty() && self.holdings.idle() > 0 {
+            self.tell_demand();
         }
         self.tell_demand_if_due();
     }
@@ -452,6 +463,7 @@ impl Gate {
             rest -= self.owe(rest);
         }
         if rest > 0 && self.attached {
+            self.sought = true;
             let function = self.view.id;
             self.effects.push_back(Effect::Send(FromDataPlane::Kept { function, n: rest }));
         }
@@ -502,6 +514,7 @@ impl Gate {
     fn attach(&mut self) {
         self.attached = true;
         self.owed = 0;
+        self.sought = false;
         self.holdings.forget_serials();
         for closing in self.closing.values_mut() {
             closing.at = self.now;

@@ -9,7 +9,7 @@ use crate::{
     plane::{Durable, PlaneHost},
     store::Mood,
     worker::WorkerHost,
-    world::World,
+    world::{HEALED, World},
 };
 
 /// All kinds, as they are counted.
@@ -229,7 +229,7 @@ impl World {
 
     /// A process stands still, and does not know it.
     fn pause(&mut self, lasts: Duration) -> Option<&'static str> {
-        let until = self.now.after(lasts);
+        let until = self.now.after(lasts).min(HEALED);
         let host = self.any_host();
         match host {
             Host::Control(c) => self.controls.get_mut(c)?.paused = until,

@@ -70,8 +70,7 @@ pub(crate) struct Witness {
     returned: BTreeSet<(usize, SandboxId)>,
     /// Since when slots are in the books that nobody holds.
     leaking: BTreeMap<(SandboxId, DataPlaneId), Time>,
-    /// For how many sweeps somebody has queued elsewhere beside a data plane's idle sandbox.
-    starving: BTreeMap<(usize, SandboxId), u32>,
+    idle: idle_beside_queue::Idle,
 }
 
 impl World {
@@ -95,7 +94,7 @@ impl World {
         self.check_books();
         self.check_leaks();
         self.check_acknowledged();
-        self.check_idle_beside_queue();
+        self.check_all_queues();
         for plane in 0..self.planes.len() {
             self.sweep_plane(plane);
         }

@@ -170,7 +170,8 @@ impl World {
 
     pub(crate) fn expire_control(&mut self, control: usize) {
         let now = self.now;
-        if let Some(c) = self.controls.get_mut(control) {
+        let host = self.controls.get_mut(control);
+        if let Some(c) = host.filter(|c| c.armed == Some(now)) {
             c.armed = None;
             if c.paused > now {
                 let (at, life) = (c.paused, c.life);

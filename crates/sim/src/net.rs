@@ -23,6 +23,9 @@ use crate::{
 /// An end that hears nothing for so long closes (keep-alive of the transport).
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// How long a packet takes at most where nothing is wrong.
+pub(crate) const SLOWEST: Duration = Duration::from_micros(500);
+
 /// What travels on a stream.
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {

@@ -73,6 +73,8 @@ pub(crate) struct PlaneHost {
     pub(crate) durable: Durable,
     pub(crate) stream: Option<StreamId>,
     pub(crate) attached: bool,
+    /// Since when it is, or was not.
+    pub(crate) attached_since: Time,
     /// What gates said before the leader was accepted.
     waiting: Vec<FromDataPlane>,
     pub(crate) tries: u32,
@@ -92,6 +94,7 @@ impl PlaneHost {
             durable: Durable { starts: durable.starts + 1, ..durable },
             stream: None,
             attached: false,
+            attached_since: now,
             waiting: Vec::new(),
             tries: 0,
             known: BTreeMap::new(),
@@ -198,6 +201,7 @@ impl World {
     }
 
     fn plane_hears(&mut self, plane: usize, stream: StreamId, frame: ToDataPlane) {
+        let now = self.now;
         match frame {
             ToDataPlane::Welcome { welcome, you } => {
                 let Some(p) = self.planes.get_mut(plane) else { return };
@@ -211,6 +215,7 @@ impl World {
                 p.durable.cluster = Some(welcome.cluster);
                 p.durable.epoch = welcome.epoch;
                 p.attached = true;
+                p.attached_since = now;
                 p.tries = 0;
                 let waiting = std::mem::take(&mut p.waiting);
                 let names: Vec<FunctionName> = p
@@ -326,7 +331,7 @@ impl World {
         let now = self.now;
         let Some(p) = self.planes.get_mut(plane) else { return };
         let paused = p.paused;
-        let Some(f) = p.gates.get_mut(&function) else { return };
+        let Some(f) = p.gates.get_mut(&function).filter(|f| f.armed == Some(now)) else { return };
         f.armed = None;
         if paused > now {
             f.armed = Some(paused);
@@ -362,6 +367,7 @@ impl World {
                 }
             }
         }
+        self.check_beside(plane, function);
         let now = self.now;
         let Some(p) = self.planes.get_mut(plane) else { return };
         let life = p.life;

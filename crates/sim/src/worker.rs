@@ -189,7 +189,8 @@ impl World {
 
     pub(crate) fn expire_worker(&mut self, worker: usize) {
         let now = self.now;
-        let Some(w) = self.workers.get_mut(worker) else { return };
+        let w = self.workers.get_mut(worker);
+        let Some(w) = w.filter(|w| w.armed == Some(now)) else { return };
         w.armed = None;
         if w.paused > now {
             let (at, life) = (w.paused, w.life);

@@ -65,6 +65,7 @@ fn demand(view: &FunctionView, queued: u32, busy: u32, n: u64) -> FromDataPlane 
         queued,
         oldest_wait: Duration::from_millis(u64::from(queued)),
         held: 1,
+        idle: 1_u32.saturating_sub(busy),
         busy,
         busy_integral: n * 1_000_000,
         elapsed: n * 2_000_000,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    DataPlaneId, Epoch, RevisionId, SandboxId,
+    DataPlaneId, Epoch, FunctionId, RevisionId, SandboxId, Time,
     control::{Control, WorkerSummary},
 };
 
@@ -71,6 +71,14 @@ impl Control {
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerSummary> {
         self.cluster.fleet.summaries()
+    }
+
+    /// Until when slots that were moved to a data plane rest there.
+    #[must_use]
+    pub fn rests_until(&self, function: FunctionId, data_plane: DataPlaneId) -> Time {
+        let active = self.functions.get(&function).and_then(|f| f.active.as_deref());
+        let level = active.and_then(|active| active.levels.get(&data_plane));
+        level.map_or(Time::ZERO, |level| level.rest_until)
     }
 
     /// See [`Remembered`].

@@ -45,6 +45,7 @@ pub(crate) enum Author {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
     pub(crate) by: DataPlaneId,
+    pub(crate) function: FunctionId,
     pub(crate) share: Share,
     pub(crate) pinned: bool,
 }

@@ -313,7 +313,7 @@ impl Function {
         rollout.makes_room = true;
         if let Some(sandbox) = unheld {
             self.stop(c, sandbox);
-        } else if self.recall_idle(c, n, None) == 0
+        } else if self.recall_idle(c, n) == 0
             && let Some((&holder, level)) = self
                 .activate()
                 .levels

@@ -59,11 +59,12 @@ impl Control {
             self.with(home, |f, c| f.returned(c, from, returned));
         } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
             // Nobody has it, or its worker has not attached: dropped on the holder's evidence.
-            let mut left = false;
+            let (mut left, mut of) = (false, None);
             claims.retain_mut(|claim| {
                 if claim.by != from {
                     return true;
                 }
+                of = Some(claim.function);
                 // Of several slots some may be in use still.
                 match (&mut claim.share, returned.share) {
                     (Share::Slots(held), Share::Slots(back)) if back < *held => {
@@ -84,6 +85,13 @@ impl Control {
             }
             if let Some(peer) = self.cluster.peers.get_mut(from).filter(|_| !left) {
                 peer.holds.remove(&sandbox);
+            }
+            if let Some(function) = of {
+                let slots = match returned.share {
+                    Share::Slots(slots) => slots,
+                    Share::Open => 1,
+                };
+                self.with(function, |f, c| f.answered(c, from, slots));
             }
         }
     }
@@ -251,7 +259,12 @@ impl Control {
         }
         for holding in holdings {
             let sandbox = holding.sandbox;
-            let claim = Claim { by, share: holding.share, pinned: holding.pinned };
+            let claim = Claim {
+                by,
+                function: holding.revision.function,
+                share: holding.share,
+                pinned: holding.pinned,
+            };
             match self.cluster.homes.get(&sandbox).copied() {
                 Some(home) => {
                     if let Some(freed) = freed.get_mut(&home) {
@@ -336,6 +349,7 @@ impl Control {
                 f.applied(c, id, None);
             });
         }
+        self.deny_claims();
     }
 
     // ------------------------------------------------------------------------ workers
@@ -502,7 +516,24 @@ impl Control {
             .flat_map(|(sandbox, claims)| claims.iter().map(|claim| (*sandbox, claim.by)))
             .collect();
         for (sandbox, by) in claims {
-            self.cluster.tell(by, ToDataPlane::RecallSandbox { sandbox, gone: true });
+            if self.cluster.peers.is_attached(by) {
+                self.cluster.tell(by, ToDataPlane::RecallSandbox { sandbox, gone: true });
+            } else {
+                // Should it come back, it says so anew.
+                self.drop_claim(sandbox, by);
+            }
+        }
+    }
+
+    fn drop_claim(&mut self, sandbox: SandboxId, by: DataPlaneId) {
+        if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
+            claims.retain(|claim| claim.by != by);
+            if claims.is_empty() {
+                self.cluster.claims.remove(&sandbox);
+            }
+        }
+        if let Some(peer) = self.cluster.peers.get_mut(by) {
+            peer.holds.remove(&sandbox);
         }
     }
 
@@ -574,8 +605,10 @@ impl Function {
         if let Some(level) = active.levels.get_mut(&data_plane) {
             level.demand.queued = 0;
             // What it holds cannot be called back, so nothing of it is to spare.
-            level.demand.held = 0;
+            level.demand.idle = 0;
             level.recalling = 0;
+            level.hoped = 0;
+            level.sought = false;
             level.told = None;
             level.at = now;
         }

@@ -253,6 +253,10 @@ pub(crate) struct Level {
     pub(crate) books: u32,
     /// Of those, recalled by number and not answered yet.
     pub(crate) recalling: u32,
+    /// Of those, asked for although nothing had been said of their being idle.
+    pub(crate) hoped: u32,
+    /// It kept some: it tells at once when it has idle ones.
+    pub(crate) sought: bool,
     /// Slots that were moved here rest until then.
     pub(crate) rest_until: Time,
     /// It has been silent for long: workers make sure that nothing of it is left.
@@ -268,6 +272,8 @@ impl Level {
             at,
             books: 0,
             recalling: 0,
+            hoped: 0,
+            sought: false,
             rest_until: Time::ZERO,
             settling: false,
             told: Some(Status::Flowing),
@@ -285,12 +291,18 @@ impl Level {
         self.at.before(self.demand.oldest_wait)
     }
 
+    /// So many of those recalled by number were given back, or kept.
+    pub(crate) fn answered(&mut self, slots: u32) {
+        self.recalling = self.recalling.saturating_sub(slots);
+        self.demand.idle = self.demand.idle.saturating_sub(slots);
+        self.hoped = self.hoped.min(self.recalling);
+    }
+
     /// Slots that nothing uses there, as far as is known.
     pub(crate) fn idle(&self) -> u32 {
         if self.demand.queued > 0 {
             return 0;
         }
-        let held = self.books.min(self.demand.held);
-        held.saturating_sub(self.demand.busy).saturating_sub(self.recalling)
+        self.books.min(self.demand.idle).saturating_sub(self.recalling)
     }
 }

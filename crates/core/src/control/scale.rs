@@ -52,6 +52,9 @@ impl Function {
         }
         let before = std::mem::replace(&mut level.demand, *demand);
         level.at = now;
+        if demand.queued == 0 && demand.idle > 0 {
+            level.sought = false;
+        }
         let active = self.activate();
         let counters = !fresh && before.elapsed <= demand.elapsed;
         if counters {
@@ -174,11 +177,7 @@ impl Function {
             coming -= served;
             waiting.unserved -= served;
             if waiting.unserved > 0 {
-                let asked = self.recall_idle(c, waiting.unserved, Some(waiting.data_plane));
-                if asked > 0 {
-                    waiting.unserved -= asked;
-                    self.rest(c, waiting.data_plane);
-                }
+                waiting.unserved -= self.fetch_from_others(c, waiting.unserved, waiting.data_plane);
             }
         }
         missing.retain(|waiting| waiting.unserved > 0);
@@ -387,7 +386,7 @@ impl Function {
         }
         if given < n {
             let concurrency = self.target_concurrency().max(1);
-            let slots = self.recall_idle(c, (n - given).saturating_mul(concurrency), None);
+            let slots = self.recall_idle(c, (n - given).saturating_mul(concurrency));
             let lent = slots.div_ceil(concurrency);
             if let Some(active) = self.active.as_deref_mut() {
                 active.lent += lent;
@@ -434,7 +433,7 @@ impl Function {
             self.explain(c, tally, grow_to - tally.ready, desired.rule(), desired.explain());
         } else if want < tally.ready && !c.recovering && c.now >= c.steady_from {
             let slots = (tally.ready - want).saturating_mul(concurrency.max(1));
-            let asked = self.recall_idle(c, slots.saturating_sub(self.recalling()), None);
+            let asked = self.recall_idle(c, slots.saturating_sub(self.recalling()));
             if asked > 0 {
                 let fewer = asked.div_ceil(concurrency.max(1));
                 let after = Tally { ready: tally.ready.saturating_sub(fewer), ..tally };
@@ -446,11 +445,10 @@ impl Function {
         }
     }
 
-    /// Slots that were recalled by number and are on their way.
+    /// Slots that were recalled by number and are on their way, as far as is known.
     fn recalling(&self) -> u32 {
-        self.active
-            .as_ref()
-            .map_or(0, |active| active.levels.values().map(|level| level.recalling).sum())
+        let levels = self.active.iter().flat_map(|active| active.levels.values());
+        levels.map(|level| level.recalling - level.hoped).sum()
     }
 
     fn busiest_holder(&self) -> Option<DataPlaneId> {

@@ -118,12 +118,33 @@ impl Function {
         let sandbox = returned.sandbox;
         let Some(share) = self.take_back(c, from, sandbox, Some(returned.share)) else { return };
         let level = self.level(c, from);
-        level.recalling = level.recalling.saturating_sub(share);
+        let recalled = level.recalling > 0;
+        level.answered(share);
         self.settle_lent(c);
         if matches!(returned.why, WhyReturned::Unreachable | WhyReturned::Closing) {
             self.recall(c, sandbox);
         }
+        let before = self.holders(sandbox);
         self.after_return(c, sandbox, Some(from));
+        if recalled {
+            for (data_plane, slots) in self.holders(sandbox) {
+                if !before.contains(&(data_plane, slots)) {
+                    self.rest(c, data_plane);
+                }
+            }
+        }
+    }
+
+    /// Slots that a data plane gave back are not in these books; it may have been asked for some.
+    pub(crate) fn answered(&mut self, c: &mut Cluster, from: DataPlaneId, slots: u32) {
+        self.level(c, from).answered(slots);
+        self.settle_lent(c);
+    }
+
+    fn holders(&self, sandbox: SandboxId) -> Vec<(DataPlaneId, u32)> {
+        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        let holders = entry.into_iter().flat_map(|entry| &entry.holders);
+        holders.map(|(id, holder)| (*id, holder.slots)).collect()
     }
 
     /// Takes slots off a holder's account: all of them if `share` is `None`. `None` if it had none.
@@ -232,9 +253,10 @@ impl Function {
     pub(crate) fn kept(&mut self, c: &mut Cluster, from: DataPlaneId, n: u32) {
         let now = c.now;
         let level = self.level(c, from);
-        level.recalling = level.recalling.saturating_sub(n);
+        level.answered(n);
+        level.sought = true;
         // The level heard last is out of date: nothing there counts as idle until the next one.
-        level.demand.busy = level.demand.held;
+        level.demand.idle = 0;
         level.at = now;
         self.settle_lent(c);
     }
@@ -249,52 +271,79 @@ impl Function {
         }
     }
 
-    /// Calls back up to `slots` idle slots, from where most are idle. Gives back how many it asked
-    /// for.
-    pub(crate) fn recall_idle(
-        &mut self,
-        c: &mut Cluster,
-        slots: u32,
-        spared: Option<DataPlaneId>,
-    ) -> u32 {
-        let function = self.id();
-        let Some(active) = self.active.as_deref_mut() else { return 0 };
-        let mut idle: Vec<(u32, DataPlaneId)> = active
-            .levels
-            .iter()
+    /// Data planes of which slots may be called back, those with the most idle ones first.
+    fn lenders(&self, c: &Cluster, spared: Option<DataPlaneId>) -> Vec<DataPlaneId> {
+        let levels = self.active.iter().flat_map(|active| &active.levels);
+        let mut lenders: Vec<(u32, DataPlaneId)> = levels
             .filter(|(id, level)| {
                 Some(**id) != spared && level.rest_until <= c.now && c.peers.is_attached(**id)
             })
             .map(|(id, level)| (level.idle(), *id))
-            .filter(|(idle, _)| *idle > 0)
             .collect();
-        idle.sort_unstable_by(|a, b| b.cmp(a));
+        lenders.sort_unstable_by(|a, b| b.cmp(a));
+        lenders.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Calls back up to `slots` idle slots. Gives back how many it asked for.
+    pub(crate) fn recall_idle(&mut self, c: &mut Cluster, slots: u32) -> u32 {
         let mut missing = slots;
-        for (idle, data_plane) in idle {
-            let n = idle.min(missing);
-            if n == 0 {
-                break;
-            }
+        for lender in self.lenders(c, None) {
+            let n = self.level(c, lender).idle().min(missing);
             missing -= n;
-            if let Some(level) = active.levels.get_mut(&data_plane) {
-                level.recalling += n;
-            }
-            c.tell(data_plane, ToDataPlane::Recall { function, n, idle_only: true });
+            self.recall_from(c, lender, n, 0);
         }
         slots - missing
     }
 
+    /// Calls back up to `slots` idle slots for who waits. What a data plane said last may be a
+    /// second old, so it is asked for more than it is known to have: who has none says so, and tells
+    /// at once when it has. Gives back how many are known to come.
+    pub(crate) fn fetch_from_others(
+        &mut self,
+        c: &mut Cluster,
+        slots: u32,
+        waits: DataPlaneId,
+    ) -> u32 {
+        let mut missing = slots;
+        for lender in self.lenders(c, Some(waits)) {
+            let level = self.level(c, lender);
+            let known = level.idle().min(missing);
+            let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
+            let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
+            missing -= known;
+            self.recall_from(c, lender, known, hoped);
+        }
+        slots - missing
+    }
+
+    fn recall_from(&mut self, c: &mut Cluster, lender: DataPlaneId, known: u32, hoped: u32) {
+        let n = known + hoped;
+        if n > 0 {
+            let level = self.level(c, lender);
+            level.recalling += n;
+            level.hoped += hoped;
+            let function = self.id();
+            c.tell(lender, ToDataPlane::Recall { function, n, idle_only: true });
+        }
+    }
+
     /// Slots just moved to a data plane rest there.
     pub(crate) fn rest(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
-        let id = self.id();
         let rest = self
             .active
             .as_ref()
             .and_then(|active| active.service_time.get())
             .map_or(REST, |service| service.max(REST));
-        let until = c.now.after(rest);
-        self.level(c, data_plane).rest_until = until;
-        c.timers.set(Timer::Rested(id), until);
+        self.level(c, data_plane).rest_until = c.now.after(rest);
+        self.time_rests(c);
+    }
+
+    /// The next rest that ends.
+    pub(crate) fn time_rests(&mut self, c: &mut Cluster) {
+        let levels = self.active.iter().flat_map(|active| active.levels.values());
+        if let Some(next) = levels.map(|level| level.rest_until).filter(|at| *at > c.now).min() {
+            c.timers.set(Timer::Rested(self.id()), next);
+        }
     }
 
     /// Calls a whole sandbox back; it stops when all slots are here.
@@ -444,7 +493,7 @@ impl Function {
 
     /// A data plane says, after its attachment, what it holds of a sandbox of ours.
     pub(crate) fn claim(&mut self, c: &mut Cluster, sandbox: SandboxId, claim: Claim) {
-        let Claim { by, share, pinned } = claim;
+        let Claim { by, share, pinned, .. } = claim;
         let active = self.activate();
         let claimed = active.change(sandbox, |entry| {
             let slots = entry.slots_in(share);
@@ -465,6 +514,10 @@ impl Function {
             self.level(c, by).books += slots;
             if let Some(peer) = c.peers.get_mut(by) {
                 peer.holds.insert(sandbox);
+            }
+            if !c.peers.is_attached(by) {
+                // It fell silent before the worker attached that has what it claimed.
+                self.fell_silent(c, by);
             }
         }
         if leaving || slots == 0 {
@@ -515,6 +568,7 @@ pub(crate) const fn nothing(function: FunctionId) -> Demand {
         queued: 0,
         oldest_wait: Duration::ZERO,
         held: 0,
+        idle: 0,
         busy: 0,
         busy_integral: 0,
         elapsed: 0,

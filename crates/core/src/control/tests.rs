@@ -324,6 +324,7 @@ fn demand(function: FunctionId, queued: u32, busy: u32, held: u32) -> Demand {
         queued,
         oldest_wait: Duration::ZERO,
         held,
+        idle: held.saturating_sub(busy),
         busy,
         busy_integral: 0,
         elapsed: 1_000_000,

@@ -83,6 +83,11 @@ impl Held {
         if self.is_serving() && !self.open { self.busy } else { 0 }
     }
 
+    /// What it counts in `spare`.
+    fn spare(&self) -> u64 {
+        if self.is_serving() { u64::from(self.idle_slots()) } else { 0 }
+    }
+
     fn is_serving(&self) -> bool {
         self.stage == Stage::Serving
     }
@@ -187,6 +192,8 @@ pub(super) struct Holdings {
     uses: u64,
     /// Slots (and open sandboxes) held. Wider than what one grant may bring: frames are not trusted.
     held: u64,
+    /// Of those, what nothing uses in sandboxes that are serving.
+    spare: u64,
     /// Invocations in sandboxes.
     busy: u32,
     /// Invocations in limited sandboxes that are serving.
@@ -205,6 +212,7 @@ impl Holdings {
             pinned: List::new(Lane::Idle),
             uses: 0,
             held: 0,
+            spare: 0,
             busy: 0,
             busy_serving: 0,
             bindable: 0,
@@ -215,6 +223,11 @@ impl Holdings {
 
     pub(super) fn held(&self) -> u32 {
         u32::try_from(self.held).unwrap_or(u32::MAX)
+    }
+
+    /// Slots (and open sandboxes) that nothing uses and that could be given back.
+    pub(super) fn idle(&self) -> u32 {
+        u32::try_from(self.spare).unwrap_or(u32::MAX)
     }
 
     pub(super) fn busy(&self) -> u32 {
@@ -306,7 +319,9 @@ impl Holdings {
     pub(super) fn bind(&mut self, at: usize) {
         let held = &mut self.slab[at];
         assert!(held.is_free(), "{} was bound without a free slot", held.sandbox);
+        self.spare -= held.spare();
         held.busy += 1;
+        self.spare += held.spare();
         self.busy += 1;
         if !held.open {
             self.busy_serving += 1;
@@ -319,7 +334,9 @@ impl Holdings {
     pub(super) fn unbind(&mut self, now: Time, at: usize) {
         let held = &mut self.slab[at];
         assert!(held.busy > 0, "an invocation finished in {}, which has none", held.sandbox);
+        self.spare -= held.spare();
         held.busy -= 1;
+        self.spare += held.spare();
         self.busy -= 1;
         if held.is_serving() && !held.open {
             self.busy_serving -= 1;
@@ -335,12 +352,14 @@ impl Holdings {
         let held = &mut self.slab[at];
         self.held -= u64::from(held.weight());
         self.busy_serving -= held.limited_busy();
+        self.spare -= held.spare();
         match grant.share {
             Share::Slots(slots) => held.slots = held.slots.saturating_add(slots),
             Share::Open => held.open = true,
         }
         self.held += u64::from(held.weight());
         self.busy_serving += held.limited_busy();
+        self.spare += held.spare();
         held.serial = grant.serial;
         held.pinned = grant.pinned;
         if grant.start.is_some() {
@@ -361,6 +380,7 @@ impl Holdings {
                     self.bindable -= 1;
                 }
                 self.busy_serving -= held.limited_busy();
+                self.spare -= held.spare();
                 held.stage = Stage::Leaving(why);
             }
             Stage::Leaving(before) if rank(why) > rank(before) => {
@@ -375,7 +395,9 @@ impl Holdings {
         let held = &mut self.slab[at];
         assert!(!held.open && slots <= held.idle_slots(), "a busy slot was given up");
         assert!(slots < held.slots, "the last slot of {} was given up", held.sandbox);
+        self.spare -= held.spare();
         held.slots -= slots;
+        self.spare += held.spare();
         self.held -= u64::from(slots);
         self.refile(at, Place::Same);
     }
@@ -386,6 +408,7 @@ impl Holdings {
         let held = self.slab.remove(at);
         assert!(held.busy == 0, "{} was given back with invocations in it", held.sandbox);
         self.held -= u64::from(held.weight());
+        self.spare -= held.spare();
         if held.is_serving() && held.target.is_some() {
             self.bindable -= 1;
         }
@@ -528,13 +551,14 @@ impl Holdings {
 
     /// Recounts everything.
     pub(super) fn check(&self) {
-        let (mut held, mut busy, mut serving, mut bindable) = (0_u64, 0, 0, 0);
+        let (mut held, mut spare, mut busy, mut serving, mut bindable) = (0_u64, 0, 0, 0, 0);
         assert_eq!(self.slab.len(), self.index.len(), "every sandbox is found by its id");
         for (at, one) in &self.slab {
             assert_eq!(self.find(one.sandbox), Some(at), "{} is found", one.sandbox);
             assert!(one.open || one.busy <= one.slots, "{} is over its slots", one.sandbox);
             assert!(one.open || one.slots > 0, "{} is held without a slot", one.sandbox);
             held += u64::from(one.weight());
+            spare += one.spare();
             busy += one.busy;
             serving += one.limited_busy();
             bindable += usize::from(one.is_serving() && one.target.is_some());
@@ -543,8 +567,8 @@ impl Holdings {
             let idle = one.is_serving() && one.busy == 0;
             assert_eq!(one.idle_links.linked, idle, "{} is filed as idle if it is", one.sandbox);
         }
-        let counted = (self.held, self.busy, self.busy_serving, self.bindable);
-        assert_eq!(counted, (held, busy, serving, bindable), "the counters are exact");
+        let counted = (self.held, self.spare, self.busy, self.busy_serving, self.bindable);
+        assert_eq!(counted, (held, spare, busy, serving, bindable), "the counters are exact");
         let idle = self.idle_ones();
         let since = |at: &usize| (self.slab[*at].pinned, self.slab[*at].idle_since);
         assert!(idle.is_sorted_by_key(since), "idle ones are in the order of their idleness");

@@ -330,6 +330,25 @@ fn a_recall_by_number_takes_whole_idle_sandboxes_first_longest_idle_first() {
 }
 
 #[test]
+fn who_kept_a_slot_tells_at_once_when_one_is_idle() {
+    let mut gate = gate(1);
+    granted(&mut gate, ms(1), 1, 1);
+    assert_eq!(admit(&mut gate, ms(2), 1), "1");
+    gate.handle(ms(10), Event::Recalled { n: 1, idle_only: true });
+    assert_eq!(done(&mut gate), ["kept 1"]);
+    assert_eq!(admit(&mut gate, ms(11), 2), "queued");
+    said(&mut gate);
+    finish(&mut gate, ms(20), 1, Finish::Done);
+    assert_eq!(done(&mut gate), ["bind 2 to 1"], "its own queue comes first");
+    finish(&mut gate, ms(30), 1, Finish::Done);
+    assert_eq!(said(&mut gate), ["demand queued 0 held 1 busy 0"]);
+    // Nobody has asked since.
+    assert_eq!(admit(&mut gate, ms(40), 3), "1");
+    finish(&mut gate, ms(50), 1, Finish::Done);
+    assert_eq!(said(&mut gate), [""; 0]);
+}
+
+#[test]
 fn a_recall_of_busy_slots_takes_them_before_the_queue_gets_them() {
     let mut gate = gate(1);
     granted(&mut gate, ms(1), 1, 1);

@@ -54,6 +54,7 @@ message! {
         queued: Plain,
         oldest_wait: Nanos,
         held: Plain,
+        idle: Plain,
         busy: Plain,
         busy_integral: Plain,
         elapsed: Plain,

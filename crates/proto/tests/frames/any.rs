@@ -239,7 +239,7 @@ structs! {
     DataPlaneHello { hello, holdings, names, demands }
     Holding { sandbox, revision, share, busy, draining, pinned }
     Demand {
-        function, queued, oldest_wait, held, busy, busy_integral, elapsed, arrivals_total,
+        function, queued, oldest_wait, held, idle, busy, busy_integral, elapsed, arrivals_total,
         finished_total
     }
     Returned { sandbox, share, serial, why }

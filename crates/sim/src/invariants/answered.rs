@@ -1,5 +1,5 @@
-//! No invocation is unanswered by a data plane that lived through it: within the time to resolve,
-//! to queue and to run (twice, for a retry), the pauses of its process not counted.
+//! No invocation is unanswered by a data plane that lived through it: within the time to resolve, to
+//! queue and to run, and to be tried once more, the pauses of its process not counted.
 
 use std::time::Duration;
 
@@ -7,9 +7,10 @@ use crate::{calls::RESOLVE, world::World};
 
 pub(super) const NAME: &str = "answered";
 
-/// 8 s in the queue and 6 s to run, twice, as the users' settings say, and a margin for grace and
-/// delays.
-const LONGEST: Duration = Duration::from_secs(40);
+/// 8 s in the queue and 6 s to run, twice, as the users' settings say. An attempt that breaks when
+/// the time to queue is over has as long as a connection may take, for itself and for finding another
+/// slot. Sweeps are 250 ms apart.
+const LONGEST: Duration = Duration::from_millis(8000 + 2 * 6000 + 3 * 500 + 250);
 
 impl World {
     pub(super) fn check_answered(&mut self) {

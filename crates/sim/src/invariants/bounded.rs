@@ -15,10 +15,11 @@ impl World {
             self.net.streams.values().map(|s| s.up.queue.len() + s.down.queue.len()).sum();
         let peers = self.planes.len() + self.workers.len();
         // What runs on a worker that left stays with whoever holds slots of it and never tries.
-        let lost = machine.booked().iter().filter(|b| b.lost && !b.holders.is_empty()).count();
+        let booked = machine.booked();
+        let lost = booked.iter().filter(|b| b.lost && !b.holders.is_empty()).count();
         let holds = remembered.homes <= running + lost
             && remembered.addresses <= remembered.homes
-            && remembered.claims == 0
+            && (remembered.claims == 0 || !self.left.is_empty())
             && (remembered.left_behind == 0 || !self.left.is_empty())
             && remembered.writes == 0
             && remembered.waiters == 0
@@ -29,7 +30,8 @@ impl World {
         self.hold(NAME, holds && agenda < 1000, |_| {
             format!(
                 "{running} sandboxes, {lost} lost, {peers} peers; {remembered:?}, {calls} calls, {queues} \
-                 packets, {streams} streams, {agenda} events ahead"
+                 packets, {streams} streams, {agenda} events ahead; \
+                 {booked:?}"
             )
         });
     }

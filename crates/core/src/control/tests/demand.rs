@@ -113,6 +113,68 @@ fn idle_slots_of_another_data_plane_are_moved_before_anything_is_started() {
     assert_eq!(world.started().len(), 1);
 }
 
+/// A function at its maximum: `PLANE` holds its only slot, as far as is known busy, and
+/// `OTHER_PLANE` queues.
+fn contended() -> (World, FunctionId, SandboxId) {
+    let settings = Settings { max: 1, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, demand(function, 0, 1, 1));
+    world.said();
+    world.demand(OTHER_PLANE, demand(function, 2, 0, 0));
+    let sought = ToDataPlane::Recall { function, n: 1, idle_only: true };
+    assert!(world.said().contains(&to_plane(PLANE, sought)), "it may be idle by now");
+    (world, function, sandbox)
+}
+
+#[test]
+fn a_slot_that_became_idle_a_moment_ago_moves_to_who_waits() {
+    let (mut world, _, sandbox) = contended();
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    assert_eq!(world.granted()[0].0, OTHER_PLANE);
+}
+
+#[test]
+fn who_kept_a_slot_is_asked_again_when_it_has_an_idle_one() {
+    let (mut world, function, sandbox) = contended();
+    world.plane(PLANE, FromDataPlane::Kept { function, n: 1 });
+    world.demand(PLANE, demand(function, 0, 1, 1));
+    world.demand(OTHER_PLANE, demand(function, 3, 0, 0));
+    assert_eq!(world.said(), [], "it tells by itself");
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    let recall = ToDataPlane::Recall { function, n: 1, idle_only: true };
+    assert_eq!(world.said(), [to_plane(PLANE, recall)]);
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    assert_eq!(world.granted()[0].0, OTHER_PLANE);
+}
+
+#[test]
+fn slots_that_were_never_booked_answer_a_recall_too() {
+    let (mut world, function, _) = contended();
+    world.plane(PLANE, FromDataPlane::Kept { function, n: 1 });
+    world.tell(Event::Detached { stream: PLANE });
+    // It claims one more that no worker has reported.
+    let strange = SandboxId::new(Epoch(6), 1);
+    let holding = Holding {
+        sandbox: strange,
+        revision: RevisionId { function, number: 1 },
+        share: Share::Slots(1),
+        busy: 0,
+        draining: false,
+        pinned: false,
+    };
+    world.tell(Event::Detached { stream: WORKER });
+    world.attach_plane_with(PLANE, "a", vec![holding]);
+    world.demand(PLANE, demand(function, 0, 0, 1));
+    world.give_back(PLANE, strange, WhyReturned::Idle);
+    let function = &world.control.functions[&function];
+    let levels = function.active.as_ref().unwrap().levels.values();
+    assert!(levels.into_iter().all(|level| level.recalling == 0));
+}
+
 #[test]
 fn what_was_kept_is_started_instead() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());

@@ -14,6 +14,7 @@ fn level(now: Time, busy: u32, busy_seconds: u64) -> Demand {
         queued: 0,
         oldest_wait: Duration::ZERO,
         held: 0,
+        idle: 0,
         busy,
         busy_integral: busy_seconds * BUCKET,
         elapsed: now.0 - at(0).0,
