@@ -364,7 +364,7 @@ impl World {
         let Some(p) = self.planes.get_mut(at.plane).filter(|p| p.up && p.life == at.life) else {
             return;
         };
-        if self.plant == Some(Plant::AnswerForgotten) && at.invocation.0.is_multiple_of(97) {
+        if self.plant == Some(Plant::AnswerForgotten) && how == Answered::QueueLate {
             return;
         }
         if p.calls.remove(&at.invocation).is_some() {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use dirigent_core::{
     ClusterId, Epoch, Office, StreamId, Time,
     control::{Config, Control, Effect, Event},
+    frame::FromWorker,
     office::{self, Candidate},
 };
 
@@ -255,7 +256,12 @@ impl World {
                 }
             },
             Packet::FromPlane(frame) => Event::DataPlaneSaid { stream, frame },
-            Packet::FromWorker(frame) => Event::WorkerSaid { stream, frame },
+            Packet::FromWorker(frame) => {
+                if let FromWorker::SandboxGone { sandbox, .. } = frame {
+                    self.gone_planted(control, sandbox);
+                }
+                Event::WorkerSaid { stream, frame }
+            }
             Packet::Closed => return self.close_end(stream, true),
             Packet::ToPlane(_) | Packet::ToWorker(_) => return,
         };

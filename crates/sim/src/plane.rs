@@ -21,6 +21,7 @@ use crate::{
     agenda::{Clockwork, Host, What},
     calls::Call,
     net::Packet,
+    plant::Plant,
     world::World,
 };
 
@@ -245,6 +246,9 @@ impl World {
                 if p.gates.contains_key(&function) {
                     p.sandboxes.insert(grant.sandbox, function);
                     self.granted(plane, &grant);
+                    if self.plant == Some(Plant::ReturnedUsed) {
+                        self.planted_grants.insert((plane, grant.sandbox), grant.clone());
+                    }
                     self.tell_gate(plane, function, gate::Event::Granted(grant));
                 } else {
                     let (sandbox, share, serial) = (grant.sandbox, grant.share, grant.serial);
@@ -358,6 +362,7 @@ impl World {
                 }
                 gate::Effect::Send(frame) => {
                     self.given_back(plane, &frame);
+                    self.use_returned(plane, &frame);
                     self.plane_says(plane, frame);
                 }
                 gate::Effect::Close { sandbox } => {

@@ -2,16 +2,19 @@
 //! the invariant which guards it must complain. They live here, never in the product.
 
 use dirigent_core::{
-    DataPlaneId, Epoch, FunctionId, StreamId,
+    DataPlaneId, Epoch, FunctionId, SandboxId, StreamId, Time,
     control::Event,
     frame::{
-        DataPlaneHello, FromDataPlane, FromWorker, Returned, Share, ToDataPlane, ToWorker,
+        DataPlaneHello, FromDataPlane, FromWorker, Holding, Returned, Share, ToDataPlane, ToWorker,
         WhyReturned,
     },
     gate,
 };
 
 use crate::{agenda::Host, net::Packet, plane::Durable, world::World};
+
+/// When sandboxes end unseen: nobody calls any more.
+const EXIT_UNSEEN: Time = Time(150_000_000_000);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,11 +57,21 @@ pub enum Plant {
     RecallLost,
     /// Orders to stop get lost.
     StopLost,
+    /// Workers say at once that nothing of a silent data plane is left, and bar nobody.
+    SettledAtOnce,
+    /// A data plane goes on using what it gave back.
+    ReturnedUsed,
+    /// That a sandbox is gone gets lost.
+    GoneLost,
+    /// The store never answers some writes.
+    StoreSilent,
+    /// A sandbox ends and nobody notices.
+    ExitUnseen,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -78,7 +91,39 @@ impl Plant {
         Self::CapacityInvented,
         Self::RecallLost,
         Self::StopLost,
+        Self::SettledAtOnce,
+        Self::ReturnedUsed,
+        Self::GoneLost,
+        Self::StoreSilent,
+        Self::ExitUnseen,
     ];
+
+    /// The invariant that must notice it.
+    #[must_use]
+    pub const fn caught_by(self) -> &'static str {
+        match self {
+            Self::RegrantOnSilence
+            | Self::KeptAsReturned
+            | Self::FrameTwice
+            | Self::SettledAtOnce => "books_within_concurrency",
+            Self::GrantUnclaimed | Self::FreedAtDisconnect => "concurrency",
+            Self::SnapshotBelieved | Self::ReservationForgotten | Self::StopLost => "to_zero",
+            Self::OldEpochObeyed => "epochs_only_grow",
+            Self::DroppedAtRedeploy | Self::AnswerForgotten => "answered",
+            Self::AddressReused => "right_sandbox",
+            Self::StartAfterStop => "started_once",
+            Self::SentTwice => "at_most_once",
+            Self::WriteAfterDeposition => "deposed_writes_nothing",
+            Self::DeployForgotten => "acknowledged_deploys_last",
+            Self::ReturnLost => "slot_leak",
+            Self::CapacityInvented => "capacity",
+            Self::RecallLost => "idle_beside_queue",
+            Self::ReturnedUsed => "no_bind_after_return",
+            Self::GoneLost => "reservations",
+            Self::StoreSilent => "bounded",
+            Self::ExitUnseen => "min_and_max",
+        }
+    }
 }
 
 impl World {
@@ -119,12 +164,10 @@ impl World {
                 let kept = FromDataPlane::Kept { function, n };
                 vec![Packet::FromPlane(returned.map_or(kept, FromDataPlane::Returned))]
             }
-            (Plant::AddressReused, Packet::FromWorker(frame)) => {
-                if let FromWorker::SandboxGone { sandbox, .. } = &frame {
-                    // A worker that does not know it hears it in vain.
-                    self.planted_release.push(*sandbox);
-                }
-                vec![Packet::FromWorker(frame)]
+            (Plant::GoneLost, Packet::FromWorker(FromWorker::SandboxGone { .. }))
+                if self.random.draw().is_multiple_of(4) =>
+            {
+                Vec::new()
             }
             (Plant::ReturnLost, Packet::FromPlane(FromDataPlane::Returned(_)))
                 if self.random.draw().is_multiple_of(4) =>
@@ -162,13 +205,6 @@ impl World {
                 }
                 frames
             }
-            (Plant::AddressReused, Packet::ToWorker(frame)) => {
-                let gone = self.planted_release.iter().rev().take(32).copied();
-                gone.map(|sandbox| ToWorker::ReleaseAddress { sandbox })
-                    .chain([frame])
-                    .map(Packet::ToWorker)
-                    .collect()
-            }
             (_, packet) => vec![packet],
         }
     }
@@ -194,23 +230,62 @@ impl World {
     /// The machine hears that a data plane which fell silent holds nothing.
     pub(crate) fn silence_planted(&mut self, control: usize, stream: StreamId) {
         let peer = self.net.streams.get(&stream).map(|s| s.peer);
-        let (Some(Plant::RegrantOnSilence), Some(peer @ Host::Plane(plane))) = (self.plant, peer)
-        else {
+        if let (Some(Plant::RegrantOnSilence), Some(Host::Plane(plane))) = (self.plant, peer) {
+            self.speak_for(control, plane, Vec::new());
+        }
+    }
+
+    /// The machine hears that nobody who is silent holds slots of a sandbox that is gone.
+    pub(crate) fn gone_planted(&mut self, control: usize, sandbox: SandboxId) {
+        if self.plant != Some(Plant::AddressReused) {
             return;
-        };
-        let stream = StreamId(stream.0 + 1_000_000_000);
+        }
+        for plane in 0..self.planes.len() {
+            let Some(p) = self.planes.get(plane).filter(|p| p.up && !p.attached) else { continue };
+            let mut holdings: Vec<Holding> =
+                p.gates.values().flat_map(|f| f.gate.claims()).collect();
+            holdings.retain(|held| held.sandbox != sandbox);
+            self.speak_for(control, plane, holdings);
+        }
+    }
+
+    /// A data plane attaches, as it seems, and is silent again.
+    fn speak_for(&mut self, control: usize, plane: usize, holdings: Vec<Holding>) {
+        self.planted_streams += 1;
+        let stream = StreamId(1_000_000_000 + self.planted_streams);
         let Some(durable) = self.planes.get(plane).map(|p| p.durable) else { return };
         let hello = DataPlaneHello {
             hello: Durable { epoch: Epoch(0), ..durable }.hello(),
-            holdings: Vec::new(),
+            holdings,
             names: Vec::new(),
             demands: Vec::new(),
         };
-        let name = format!("{peer:?}").into();
+        let name = format!("{:?}", Host::Plane(plane)).into();
         self.tell_control(control, Event::DataPlaneAttached { stream, name });
         let frame = FromDataPlane::Hello(Box::new(hello));
         self.tell_control(control, Event::DataPlaneSaid { stream, frame });
         self.tell_control(control, Event::Detached { stream });
+    }
+
+    /// What was given back is used on.
+    pub(crate) fn use_returned(&mut self, plane: usize, frame: &FromDataPlane) {
+        let (Some(Plant::ReturnedUsed), FromDataPlane::Returned(returned)) = (self.plant, frame)
+        else {
+            return;
+        };
+        let grant = self.planted_grants.get(&(plane, returned.sandbox)).cloned();
+        if let Some(grant) = grant.filter(|_| returned.why == WhyReturned::Idle) {
+            self.tell_gate(plane, grant.revision.function, gate::Event::Granted(grant));
+        }
+    }
+
+    /// A sandbox ends, and its worker does not see it.
+    pub(crate) fn exit_unseen(&mut self) {
+        if self.plant == Some(Plant::ExitUnseen) && self.now > EXIT_UNSEEN {
+            for w in &mut self.workers {
+                w.sandboxes.clear();
+            }
+        }
     }
 
     /// Drops those who wait when a new revision is configured.
@@ -222,7 +297,7 @@ impl World {
         let mut dropped = Vec::new();
         for (&invocation, call) in &mut p.calls {
             if call.function == Some(function) && call.stage == crate::calls::Stage::Queued {
-                call.queue_until = dirigent_core::Time(u64::MAX);
+                call.queue_until = Time(u64::MAX);
                 dropped.push(invocation);
             }
         }

@@ -139,6 +139,12 @@ impl World {
             }
             return;
         }
+        if self.plant == Some(Plant::StoreSilent)
+            && matches!(answer, StoreAnswer::Wrote(..))
+            && self.random.draw().is_multiple_of(10)
+        {
+            return;
+        }
         let delay = self.delay(Host::Store, host);
         self.after(delay, What::Answer { to: from, life, epoch, answer });
     }

@@ -28,7 +28,7 @@ use crate::{
 /// Few enough that addresses are used again.
 const PORTS: (u16, u16) = (20_000, 20_255);
 /// Fewer still, where a planted fault is to show that they must not be used again too early.
-const FEW_PORTS: (u16, u16) = (20_000, 20_006);
+const FEW_PORTS: (u16, u16) = (20_000, 20_005);
 /// How long what is left of a barred data plane may run on.
 const SETTLES: Duration = Duration::from_secs(1);
 const INIT: Duration = Duration::from_millis(9);
@@ -307,6 +307,9 @@ impl World {
     }
 
     fn bar(&mut self, worker: usize, sandbox: SandboxId, data_plane: DataPlaneId) {
+        if self.plant == Some(Plant::SettledAtOnce) {
+            return self.tell_worker(worker, Event::Settled { sandbox, data_plane });
+        }
         let plane = self.plane_of(data_plane);
         let Some(w) = self.workers.get_mut(worker) else { return };
         let boot = w.durable.boot;

@@ -7,7 +7,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, DataPlaneId, SandboxId, Settings, StreamId, Time, frame::StartSandbox,
+    Bytes, DataPlaneId, SandboxId, Settings, StreamId, Time,
+    frame::{Grant, StartSandbox},
     policy::random::Pcg,
 };
 use std::sync::Arc;
@@ -127,7 +128,8 @@ pub(crate) struct World {
     pub(crate) plane_ids: BTreeMap<DataPlaneId, usize>,
     pub(crate) plant: Option<Plant>,
     pub(crate) planted_order: Option<Box<StartSandbox>>,
-    pub(crate) planted_release: Vec<SandboxId>,
+    pub(crate) planted_streams: u64,
+    pub(crate) planted_grants: BTreeMap<(usize, SandboxId), Box<Grant>>,
 }
 
 impl World {
@@ -160,7 +162,8 @@ impl World {
             plane_ids: BTreeMap::new(),
             plant,
             planted_order: None,
-            planted_release: Vec::new(),
+            planted_streams: 0,
+            planted_grants: BTreeMap::new(),
         };
         for control in 0..controls {
             world.after(Duration::from_millis(1), What::Office { control, life: 1 });
@@ -314,6 +317,7 @@ impl World {
             }
             What::Quiet => self.users.calm = true,
             What::Sweep => {
+                self.exit_unseen();
                 self.sweep();
                 self.net.sweep();
                 self.after(SWEEP, What::Sweep);
