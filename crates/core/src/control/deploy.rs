@@ -16,7 +16,7 @@ use crate::{
     control::{
         Answer, Refusal,
         cluster::Cluster,
-        function::{Decided, Function},
+        function::{Decided, Function, Grounds},
         record::Op,
         sandbox::{Reason, Stage},
         timers::Timer,
@@ -202,15 +202,8 @@ impl Function {
         }
         let have = new.ready + new.starting;
         if have < goal {
-            let inputs = vec![
-                ("revision".to_owned(), number.to_string()),
-                (
-                    "sandboxes of the live revision".to_owned(),
-                    (old.ready + old.starting).to_string(),
-                ),
-            ];
-            let decided = Decided { at: now, from: have, to: goal, rule: "deploy", inputs };
-            active.remember_decision(decided);
+            let grounds = Grounds::Deploy { number, live: old.ready + old.starting };
+            active.remember_decision(Decided { at: now, from: have, to: goal, grounds });
         }
         for _ in have..goal {
             self.want(c, number, Reason::Deploy, None);

@@ -121,8 +121,8 @@ impl Function {
                     ago: now.since(decided.at),
                     from: decided.from,
                     to: decided.to,
-                    rule: decided.rule.to_owned(),
-                    inputs: decided.inputs.clone(),
+                    rule: decided.grounds.rule().to_owned(),
+                    inputs: decided.grounds.explain(),
                 })
                 .collect(),
             status: self.status(),

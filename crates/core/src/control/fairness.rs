@@ -13,7 +13,7 @@ use crate::{
         Control,
         cluster::Cluster,
         fleet::Promise,
-        function::{Decided, Function},
+        function::{Decided, Function, Grounds},
         sandbox::Stage,
     },
 };
@@ -122,11 +122,7 @@ impl Function {
                 at: c.now,
                 from,
                 to: from.saturating_sub(1),
-                rule: "fairness",
-                inputs: vec![
-                    ("sandbox".to_owned(), sandbox.to_string()),
-                    ("waiting without any".to_owned(), to.to_string()),
-                ],
+                grounds: Grounds::Fairness { sandbox, to },
             });
         }
         self.recall(c, sandbox);

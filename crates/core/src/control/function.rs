@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt::Display,
     sync::Arc,
     time::Duration,
 };
@@ -20,7 +21,11 @@ use crate::{
         timers::Timer,
     },
     frame::{Status, ToDataPlane},
-    policy::{ewma::Ewma, kpa::Kpa},
+    policy::{
+        ewma::Ewma,
+        kpa::{Desired, Kpa},
+        starts::Inputs,
+    },
 };
 
 /// Failures remembered of a function.
@@ -54,9 +59,10 @@ pub(crate) struct Active {
     pub(crate) rollout: Option<Rollout>,
     /// Who waits for which revision.
     pub(crate) waiters: Vec<(RequestId, u32)>,
-    pub(crate) sandboxes: BTreeMap<SandboxId, Sandbox>,
+    /// Boxed, like the levels: a node of the map has room for eleven.
+    pub(crate) sandboxes: BTreeMap<SandboxId, Box<Sandbox>>,
     pub(crate) books: Books,
-    pub(crate) levels: BTreeMap<DataPlaneId, Level>,
+    pub(crate) levels: BTreeMap<DataPlaneId, Box<Level>>,
     pub(crate) kpa: Option<Box<Kpa>>,
     /// From a start's decision to its readiness.
     pub(crate) start_time: Ewma,
@@ -151,8 +157,58 @@ pub(crate) struct Decided {
     pub(crate) at: Time,
     pub(crate) from: u32,
     pub(crate) to: u32,
-    pub(crate) rule: &'static str,
-    pub(crate) inputs: Vec<(String, String)>,
+    pub(crate) grounds: Grounds,
+}
+
+/// What a decision was made from. Put into words only when somebody asks: decisions are many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Grounds {
+    Queued { inputs: Inputs, max: Option<u32> },
+    Min { min: u32, ready: u32, max: Option<u32> },
+    Windows(Desired),
+    Deploy { number: u32, live: u32 },
+    Fairness { sandbox: SandboxId, to: FunctionId },
+    KeepAlive { sandbox: SandboxId, keep_alive: Duration },
+}
+
+impl Grounds {
+    pub(crate) const fn rule(&self) -> &'static str {
+        match self {
+            Self::Queued { max: Some(_), .. } | Self::Min { max: Some(_), .. } => "max",
+            Self::Queued { .. } => "queued",
+            Self::Min { .. } => "min",
+            Self::Windows(desired) => desired.rule(),
+            Self::Deploy { .. } => "deploy",
+            Self::Fairness { .. } => "fairness",
+            Self::KeepAlive { .. } => "keep-alive",
+        }
+    }
+
+    /// The inputs by name.
+    pub(crate) fn explain(&self) -> Vec<(String, String)> {
+        let named = |name: &str, value: &dyn Display| (name.to_owned(), value.to_string());
+        let bounded = |mut inputs: Vec<_>, max: &Option<u32>| {
+            inputs.extend(max.map(|max| named("max", &max)));
+            inputs
+        };
+        match self {
+            Self::Queued { inputs, max } => bounded(inputs.explain(), max),
+            Self::Min { min, ready, max } => {
+                bounded(vec![named("min", min), named("ready", ready)], max)
+            }
+            Self::Windows(desired) => desired.explain(),
+            Self::Deploy { number, live } => {
+                vec![named("revision", number), named("sandboxes of the live revision", live)]
+            }
+            Self::Fairness { sandbox, to } => {
+                vec![named("sandbox", sandbox), named("waiting without any", to)]
+            }
+            Self::KeepAlive { sandbox, keep_alive } => {
+                let keep_alive = ("keep_alive".to_owned(), format!("{keep_alive:?}"));
+                vec![named("sandbox", sandbox), keep_alive]
+            }
+        }
+    }
 }
 
 impl Active {
@@ -165,10 +221,8 @@ impl Active {
 
     /// The same again, as when a start is refused and tried once more, takes the place of the last.
     pub(crate) fn remember_decision(&mut self, decided: Decided) {
-        let same = |last: &Decided| {
-            (last.from, last.to, last.rule) == (decided.from, decided.to, decided.rule)
-        };
-        if self.decisions.front().is_some_and(same) {
+        let what = |one: &Decided| (one.from, one.to, one.grounds.rule());
+        if self.decisions.front().is_some_and(|last| what(last) == what(&decided)) {
             self.decisions.pop_front();
         }
         if self.decisions.len() == DECISIONS {
@@ -192,10 +246,10 @@ impl Active {
 
     pub(crate) fn insert(&mut self, sandbox: Sandbox) {
         self.books.enter(&sandbox);
-        self.sandboxes.insert(sandbox.id, sandbox);
+        self.sandboxes.insert(sandbox.id, Box::new(sandbox));
     }
 
-    pub(crate) fn remove(&mut self, sandbox: SandboxId) -> Option<Sandbox> {
+    pub(crate) fn remove(&mut self, sandbox: SandboxId) -> Option<Box<Sandbox>> {
         let removed = self.sandboxes.remove(&sandbox)?;
         self.books.strike(&removed);
         Some(removed)

@@ -1,6 +1,6 @@
 //! Sandboxes of one function as their workers see them: placed, ready, gone, lost, found again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
     Address, Cause, DataPlaneId, Fault, RevisionId, SandboxId, StartFailure, StartPhases, WorkerId,
@@ -60,7 +60,7 @@ impl Function {
             cause,
             lost: false,
             unsure: false,
-            settled: Vec::new(),
+            settled: BTreeSet::new(),
             astray: false,
         });
         c.measure(Measure::StartDecided);
@@ -78,7 +78,7 @@ impl Function {
         let placed = self.activate().change(sandbox, |entry| {
             entry.stage = Stage::Starting;
             entry.worker = Some(worker);
-            entry.phases = Some(StartPhases { place: waited, ..StartPhases::default() });
+            entry.phases = Some(Box::new(StartPhases { place: waited, ..StartPhases::default() }));
         });
         if placed.is_some() {
             c.on_worker.entry(worker).or_default().insert(sandbox);
@@ -108,13 +108,13 @@ impl Function {
             return;
         }
         let became = active.change(sandbox, |entry| {
-            let place = entry.phases.map_or(Duration::ZERO, |phases| phases.place);
+            let place = entry.phases.as_ref().map_or(Duration::ZERO, |phases| phases.place);
             entry.address = Some(address);
             (entry.stage == Stage::Starting).then(|| {
                 entry.stage = Stage::Ready;
                 let measured = StartPhases { place, ..phases };
                 let wire = now.since(entry.decided).saturating_sub(measured.total());
-                entry.phases = Some(StartPhases { wire, ..measured });
+                entry.phases = Some(Box::new(StartPhases { wire, ..measured }));
                 (entry.decided, entry.revision.number)
             })
         });
@@ -352,7 +352,7 @@ impl Function {
             cause: None,
             lost: false,
             unsure,
-            settled: Vec::new(),
+            settled: BTreeSet::new(),
             astray: false,
         });
         for claim in claims {

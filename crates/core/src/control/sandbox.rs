@@ -84,7 +84,7 @@ pub(crate) struct Sandbox {
     pub(crate) decided: Time,
     pub(crate) address: Option<Address>,
     /// Told with its first grant.
-    pub(crate) phases: Option<StartPhases>,
+    pub(crate) phases: Option<Box<StartPhases>>,
     /// Small: one entry per data plane that holds slots.
     pub(crate) holders: Vec<(DataPlaneId, Holder)>,
     /// Whose demand made it.
@@ -94,7 +94,7 @@ pub(crate) struct Sandbox {
     /// Somebody that has not attached yet may hold slots of it.
     pub(crate) unsure: bool,
     /// Of whom, though they have not attached, its worker has made sure that nothing is left there.
-    pub(crate) settled: Vec<DataPlaneId>,
+    pub(crate) settled: BTreeSet<DataPlaneId>,
     /// A data plane from which its slots were taken without its saying so may still know the
     /// address.
     pub(crate) astray: bool,
@@ -104,6 +104,12 @@ impl Sandbox {
     /// Nobody holds slots of it, nor can somebody who has not attached yet.
     pub(crate) fn is_unheld(&self) -> bool {
         self.holders.is_empty() && !self.unsure
+    }
+
+    pub(crate) fn hold(&mut self, by: DataPlaneId, holder: Holder) {
+        // Nearly always the only one.
+        self.holders.reserve_exact(1);
+        self.holders.push((by, holder));
     }
 
     pub(crate) fn held(&self) -> u32 {

@@ -11,8 +11,8 @@ use crate::{
     DataPlaneId, SandboxId, Time,
     control::{
         cluster::Cluster,
-        function::{Decided, Function},
-        sandbox::{Level, Reason, Tally},
+        function::{Decided, Function, Grounds},
+        sandbox::{Reason, Tally},
         timers::Timer,
     },
     frame::{Demand, Status, ToDataPlane},
@@ -212,16 +212,14 @@ impl Function {
             for_min = 0;
         }
         let room = settings.max.saturating_sub(tally.ready);
-        let (mut wanted, mut rule, mut explained) = if for_queue >= for_min {
-            (for_queue, "queued", inputs.explain())
+        let mut wanted = for_queue.max(for_min);
+        let max = (wanted > room).then_some(settings.max);
+        let grounds = if for_queue >= for_min {
+            Grounds::Queued { inputs, max }
         } else {
-            let min = ("min".to_owned(), settings.min.to_string());
-            (for_min, "min", vec![min, ("ready".to_owned(), tally.ready.to_string())])
+            Grounds::Min { min: settings.min, ready: tally.ready, max }
         };
-        if wanted > room {
-            explained.push(("max".to_owned(), settings.max.to_string()));
-            (wanted, rule) = (room, "max");
-        }
+        wanted = wanted.min(room);
         if active.crashes.looping() {
             // One at a time, when its time has come and somebody called since.
             let called = wanted > 0 || active.crashes.called;
@@ -233,7 +231,7 @@ impl Function {
             let reason = if for_queue >= for_min { Reason::Queued } else { Reason::Min };
             self.activate().crashes.called = false;
             self.start(c, wanted - tally.starting, reason, &causes(missing, concurrency));
-            self.explain(c, tally, wanted, rule, explained);
+            self.explain(c, tally, wanted, grounds);
         } else {
             self.withdraw(c, tally.starting - wanted, for_min > 0);
         }
@@ -278,20 +276,12 @@ impl Function {
         }
     }
 
-    fn explain(
-        &mut self,
-        c: &Cluster,
-        tally: Tally,
-        starting: u32,
-        rule: &'static str,
-        inputs: Vec<(String, String)>,
-    ) {
+    fn explain(&mut self, c: &Cluster, tally: Tally, starting: u32, grounds: Grounds) {
         let decided = Decided {
             at: c.now,
             from: tally.ready + tally.starting,
             to: tally.ready + starting,
-            rule,
-            inputs,
+            grounds,
         };
         self.activate().remember_decision(decided);
     }
@@ -349,7 +339,7 @@ impl Function {
         }
         let concurrency = self.target_concurrency().max(1);
         let ready = active.books.tally_of(&self.record.targets).ready;
-        let idle: u32 = active.levels.values().map(Level::idle).sum();
+        let idle: u32 = active.levels.values().map(|level| level.idle()).sum();
         let unheld = u32::try_from(active.books.unheld.len()).unwrap_or(u32::MAX);
         (idle / concurrency + unheld).min(ready.saturating_sub(self.record.settings.min))
     }
@@ -430,14 +420,14 @@ impl Function {
             let busiest = self.busiest_holder();
             let causes: Vec<_> = busiest.map(|id| (id, grow_to - have)).into_iter().collect();
             self.start(c, grow_to - have, Reason::Windows, &causes);
-            self.explain(c, tally, grow_to - tally.ready, desired.rule(), desired.explain());
+            self.explain(c, tally, grow_to - tally.ready, Grounds::Windows(desired));
         } else if want < tally.ready && !c.recovering && c.now >= c.steady_from {
             let slots = (tally.ready - want).saturating_mul(concurrency.max(1));
             let asked = self.recall_idle(c, slots.saturating_sub(self.recalling()));
             if asked > 0 {
                 let fewer = asked.div_ceil(concurrency.max(1));
                 let after = Tally { ready: tally.ready.saturating_sub(fewer), ..tally };
-                self.explain(c, tally, after.starting, desired.rule(), desired.explain());
+                self.explain(c, tally, after.starting, Grounds::Windows(desired));
                 if let Some(last) = self.activate().decisions.front_mut() {
                     last.to = after.ready + after.starting;
                 }

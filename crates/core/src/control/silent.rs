@@ -16,7 +16,7 @@ use crate::{
         RECOVERY,
         cluster::Cluster,
         function::Function,
-        sandbox::{Level, Sandbox, Stage},
+        sandbox::{Level, Stage},
         timers::Timer,
     },
     policy::kpa::STABLE_WINDOW,
@@ -124,8 +124,8 @@ impl Function {
         let Some(active) = self.active.as_deref_mut() else { return };
         let sure = active.change(sandbox, |entry| {
             entry.astray |= taken.is_some() || entry.unsure;
-            if entry.unsure && !entry.settled.contains(&from) {
-                entry.settled.push(from);
+            if entry.unsure {
+                entry.settled.insert(from);
             }
             entry.unsure && c.peers.unheard().all(|id| entry.settled.contains(&id))
         });
@@ -138,12 +138,14 @@ impl Function {
     }
 
     fn level_of(&self, data_plane: DataPlaneId) -> Option<&Level> {
-        self.active.as_ref()?.levels.get(&data_plane)
+        self.active.as_ref()?.levels.get(&data_plane).map(Box::as_ref)
     }
 
     fn held_by(&self, data_plane: DataPlaneId) -> Vec<SandboxId> {
         let sandboxes = self.active.iter().flat_map(|active| active.sandboxes.values());
-        let held = |sandbox: &&Sandbox| sandbox.held_by(data_plane) > 0;
-        sandboxes.filter(held).map(|sandbox| sandbox.id).collect()
+        sandboxes
+            .filter(|sandbox| sandbox.held_by(data_plane) > 0)
+            .map(|sandbox| sandbox.id)
+            .collect()
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     control::{
         Measure,
         cluster::{Claim, Cluster},
-        function::{Decided, Function},
+        function::{Decided, Function, Grounds},
         sandbox::{Holder, Level, Sandbox, Stage},
         timers::Timer,
     },
@@ -30,7 +30,8 @@ impl Function {
         if let Some(peer) = c.peers.get_mut(data_plane) {
             peer.functions.insert(id);
         }
-        self.activate().levels.entry(data_plane).or_insert_with(|| Level::new(now, nothing(id)))
+        let new = || Box::new(Level::new(now, nothing(id)));
+        self.activate().levels.entry(data_plane).or_insert_with(new)
     }
 
     /// Gives slots of a ready sandbox to a data plane that is attached.
@@ -56,7 +57,7 @@ impl Function {
                     holder.serial = serial;
                     holder.pinned = pinned;
                 }
-                None => entry.holders.push((to, Holder { slots, serial, pinned })),
+                None => entry.hold(to, Holder { slots, serial, pinned }),
             }
             Some(Grant {
                 sandbox,
@@ -66,7 +67,7 @@ impl Function {
                 share: entry.share(slots),
                 serial,
                 pinned,
-                start: entry.phases.take(),
+                start: entry.phases.take().map(|phases| *phases),
             })
         });
         if let Some(Some(grant)) = frame {
@@ -239,11 +240,7 @@ impl Function {
                 at: c.now,
                 from: ready,
                 to: ready.saturating_sub(1),
-                rule: "keep-alive",
-                inputs: vec![
-                    ("sandbox".to_owned(), sandbox.to_string()),
-                    ("keep_alive".to_owned(), format!("{keep_alive:?}")),
-                ],
+                grounds: Grounds::KeepAlive { sandbox, keep_alive },
             });
         }
         self.stop(c, sandbox);
@@ -367,7 +364,7 @@ impl Function {
             Stage::Ready => {
                 active.change(sandbox, |entry| entry.stage = Stage::Recalling);
                 self.tell_holders(c, sandbox);
-                if self.activate().sandboxes.get(&sandbox).is_some_and(Sandbox::is_unheld) {
+                if self.activate().sandboxes.get(&sandbox).is_some_and(|s| s.is_unheld()) {
                     self.stop(c, sandbox);
                 } else {
                     c.timers.set(Timer::Drained(sandbox), c.now.after(limit));
@@ -505,7 +502,7 @@ impl Function {
             let slots = slots.min(room);
             if slots > 0 {
                 let holder = Holder { slots, serial: crate::Serial(0), pinned };
-                entry.holders.push((by, holder));
+                entry.hold(by, holder);
             }
             (slots, matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone))
         });
