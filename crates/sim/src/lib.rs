@@ -21,6 +21,7 @@ mod plane;
 mod plant;
 mod replay;
 mod run;
+pub mod scale;
 mod store;
 mod users;
 mod worker;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
+mod bars;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -9,12 +11,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use dirigent_sim::{Followed, Options, Report, invariants, replay, run};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", about = "The cluster in simulated time, with faults")]
 struct Args {
+    #[command(subcommand)]
+    task: Option<Task>,
     /// How many seeds.
     #[arg(long, default_value_t = 200)]
     seeds: u64,
@@ -29,10 +33,19 @@ struct Args {
     replay: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// What one leader's machine costs at the size that it is designed for (build it with --release).
+    Scale,
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(directory) = args.replay {
         return follow(&directory);
+    }
+    if let Some(Task::Scale) = args.task {
+        return bars::scale();
     }
     match args.seed {
         Some(seed) if args.seeds == 200 => one(seed, args.log),
