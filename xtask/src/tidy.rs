@@ -16,7 +16,7 @@ const FILE_LINES_MAX: usize = 1000;
 const CRATES_MAX: usize = 300;
 
 /// Which crates of the workspace each may name: the direction of the architecture.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     ("core", &[]),
     ("proto", &["core"]),
     ("service", &[]),
@@ -25,8 +25,9 @@ const LAYERS: [(&str, &[&str]); 11] = [
     ("control", &["core", "service"]),
     ("proxy", &["core", "service"]),
     ("worker", &["core", "service", "runtime"]),
-    ("sim", &["core"]),
-    ("bench", &["core"]),
+    ("trace", &[]),
+    ("sim", &["core", "trace"]),
+    ("bench", &["core", "trace"]),
     ("cli", &["core", "service", "transport", "runtime", "control", "proxy", "worker", "bench"]),
 ];
 

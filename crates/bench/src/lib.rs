@@ -11,24 +11,21 @@
 //!
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
 
-pub mod arrivals;
 mod bare;
 pub mod burst;
 pub mod churn;
 pub mod cold;
 mod exchange;
 pub mod load;
-pub mod percentiles;
-pub mod plot;
 pub mod register;
 pub mod replay;
 pub mod report;
-pub mod synthetic;
-pub mod trace;
 pub mod traces;
 pub mod warm;
 mod websocket;
 pub mod zero;
+
+pub use dirigent_trace::{arrivals, percentiles, plot, synthetic, trace};
 
 use std::{future::Future, net::SocketAddr, pin::Pin};
 

@@ -46,7 +46,7 @@ pub fn trace(shape: Shape) -> Trace {
             }
         })
         .collect();
-    Trace { origin: format!("synthetic, seed {}", shape.seed), functions }
+    Trace { origin: format!("synthetic, seed {}", shape.seed), first_minute: 0, functions }
 }
 
 /// Percentiles of one function's durations around a median of its own.

@@ -54,23 +54,39 @@ pub fn schedule(
     speed: f64,
     seed: u64,
 ) -> Vec<Shot> {
+    let mut shots: Vec<Shot> = (0..trace.functions.len())
+        .flat_map(|function| schedule_one(trace, function, minutes, arrivals, speed, seed))
+        .collect();
+    shots.sort_by_key(|shot| (shot.at, shot.function));
+    shots
+}
+
+/// The part of one function in [`schedule`], in the order of its times.
+#[must_use]
+pub fn schedule_one(
+    trace: &Trace,
+    index: usize,
+    minutes: usize,
+    arrivals: Arrivals,
+    speed: f64,
+    seed: u64,
+) -> Vec<Shot> {
+    let Some(function) = trace.functions.get(index) else { return Vec::new() };
     let minute = Duration::from_secs(60).div_f64(speed);
+    // A source of its own for each function: leaving one out does not shift the others.
+    let mut random = StdRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9));
     let mut shots = Vec::new();
-    for (index, function) in trace.functions.iter().enumerate() {
-        // A source of its own for each function: leaving one out does not shift the others.
-        let mut random = StdRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9));
-        for (number, count) in function.per_minute.iter().take(minutes).enumerate() {
-            let begin = minute.mul_f64(number as f64);
-            for offset in offsets(*count, arrivals, &mut random) {
-                shots.push(Shot {
-                    at: begin + minute.mul_f64(offset),
-                    function: index,
-                    execution: execution(function, &mut random),
-                });
-            }
+    for (number, count) in function.per_minute.iter().take(minutes).enumerate() {
+        let begin = minute.mul_f64(number as f64);
+        for offset in offsets(*count, arrivals, &mut random) {
+            shots.push(Shot {
+                at: begin + minute.mul_f64(offset),
+                function: index,
+                execution: execution(function, &mut random),
+            });
         }
     }
-    shots.sort_by_key(|shot| (shot.at, shot.function));
+    shots.sort_by_key(|shot| shot.at);
     shots
 }
 
@@ -117,7 +133,7 @@ mod tests {
             durations_ms: [0.0, 0.2, 10.0, 20.0, 30.0, 1e5, 1e6],
             memory_mib: None,
         }];
-        Trace { origin: "test".to_owned(), functions }
+        Trace { origin: "test".to_owned(), first_minute: 0, functions }
     }
 
     #[test]

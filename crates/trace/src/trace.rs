@@ -28,6 +28,8 @@ pub struct TraceFunction {
 pub struct Trace {
     /// Where it is from, for the report.
     pub origin: String,
+    /// The number of its first minute in the recording.
+    pub first_minute: usize,
     /// The functions.
     pub functions: Vec<TraceFunction>,
 }
@@ -78,7 +80,12 @@ impl Trace {
                 memory_mib: memory.get(&row[app]).copied(),
             });
         }
-        Ok(Self { origin: directory.display().to_string(), functions })
+        let first_minute = minutes.first().map_or("", |column| table.header[*column].as_str());
+        Ok(Self {
+            origin: directory.display().to_string(),
+            first_minute: first_minute.parse().unwrap_or_default(),
+            functions,
+        })
     }
 }
 
@@ -182,6 +189,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), "HashApp,HashFunction,480,481\na,f,2,3\n");
         let trace = Trace::read(directory.path()).unwrap();
+        assert_eq!(trace.first_minute, 480);
         assert_eq!(trace.invocations(1), 2);
         assert_eq!(trace.invocations(30), 5);
         assert_eq!(trace.functions[0].durations_ms, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);

@@ -29,10 +29,16 @@ const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 52.0;
 const BOTTOM: f64 = 40.0;
 const TOP: f64 = 24.0;
+/// Of a legend.
+const PER_ROW: usize = 4;
+const ROW: f64 = 14.0;
+/// Lines of so few points have them marked: what lies between was not measured.
+const MARKED: usize = 24;
 
 /// Draws lines in common axes.
 #[must_use]
 pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
+    let top = TOP + ROW * (lines.len().saturating_sub(1) / PER_ROW) as f64;
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
     let x_min = if axes.log_x { 0.1 } else { 0.0 };
     let x_max = points().map(|(x, _)| x).fold(x_min * 10.0 + 1.0, f64::max);
@@ -41,7 +47,7 @@ pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
     let x_at = |x: f64| {
         LEFT + (scale(x) - scale(x_min)) / (scale(x_max) - scale(x_min)) * (WIDTH - LEFT - 12.0)
     };
-    let y_at = |y: f64| HEIGHT - BOTTOM - y / y_max * (HEIGHT - BOTTOM - TOP);
+    let y_at = |y: f64| HEIGHT - BOTTOM - y / y_max * (HEIGHT - BOTTOM - top);
     let path = |line: &Line<'_>| {
         let points: Vec<String> =
             line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y))).collect();
@@ -50,7 +56,7 @@ pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(axes.y) {
             @for x in x_ticks(axes.log_x, x_min, x_max) {
-                line.grid x1=(x_at(x)) x2=(x_at(x)) y1=(TOP) y2=(HEIGHT - BOTTOM) {}
+                line.grid x1=(x_at(x)) x2=(x_at(x)) y1=(top) y2=(HEIGHT - BOTTOM) {}
                 text.tick x=(x_at(x)) y=(HEIGHT - BOTTOM + 14.0) text-anchor="middle" { (number(x)) }
             }
             @for part in 0..=4 {
@@ -60,11 +66,17 @@ pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
             }
             @for line in lines {
                 polyline fill="none" stroke=(line.colour) stroke-width="1.8" points=(path(line)) {}
+                @if line.points.len() <= MARKED {
+                    @for (x, y) in line.points {
+                        circle cx=(x_at(*x)) cy=(y_at(*y)) r="2.6" fill=(line.colour) {}
+                    }
+                }
             }
             @for (index, line) in lines.iter().enumerate() {
-                @let x = LEFT + 8.0 + index as f64 * 150.0;
-                rect x=(x) y="6" width="12" height="4" fill=(line.colour) {}
-                text.tick x=(x + 17.0) y="12" { (line.name) }
+                @let x = LEFT + 8.0 + (index % PER_ROW) as f64 * 140.0;
+                @let y = 6.0 + ROW * (index / PER_ROW) as f64;
+                rect x=(x) y=(y) width="12" height="4" fill=(line.colour) {}
+                text.tick x=(x + 17.0) y=(y + 6.0) { (line.name) }
             }
             text.label x=(LEFT + (WIDTH - LEFT) / 2.0) y=(HEIGHT - 6.0) text-anchor="middle" {
                 (axes.x)
