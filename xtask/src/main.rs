@@ -1,4 +1,4 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,sim,tidy,generate,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,tidy,generate,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
@@ -36,6 +36,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The policy laboratory: a trace in simulated time under each policy, as table and plot.
+    Policy {
+        /// Passed on to the laboratory.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
@@ -61,6 +67,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Check => check()?,
         Task::Test { install, filter } => test::test(install, filter.as_deref())?,
         Task::Sim { args } => sim(&args)?,
+        Task::Policy { args } => policy(&args)?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
         Task::Ci => {
@@ -87,6 +94,12 @@ fn sim(args: &[String]) -> Result<()> {
     let mut all = vec!["run", "--quiet", "--package", "dirigent-sim", "--"];
     all.extend(args.iter().map(String::as_str));
     run::cargo("simulation", &all)
+}
+
+fn policy(args: &[String]) -> Result<()> {
+    let mut all = vec!["run", "--quiet", "--release", "--package", "dirigent-sim", "--", "policy"];
+    all.extend(args.iter().map(String::as_str));
+    run::cargo("policy laboratory", &all)
 }
 
 /// Cheapest first, so that a red gate is red early.

@@ -15,6 +15,7 @@ mod agenda;
 mod calls;
 mod faults;
 pub mod invariants;
+pub mod lab;
 mod leader;
 mod net;
 mod plane;

@@ -1,4 +1,5 @@
-//! `cargo xtask sim`: runs seeds on all cores, or one seed with its log.
+//! `cargo xtask sim`: runs seeds on all cores, or one seed with its log. `cargo xtask policy`: the
+//! policy laboratory.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
@@ -12,13 +13,18 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use dirigent_sim::{Followed, Options, Report, invariants, replay, run};
+use dirigent_sim::{
+    Followed, Options, Report, invariants,
+    lab::command::{PolicyArgs, measure, text},
+    replay, run,
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", about = "The cluster in simulated time, with faults")]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(subcommand)]
-    task: Option<Task>,
+    command: Option<Command>,
     /// How many seeds.
     #[arg(long, default_value_t = 200)]
     seeds: u64,
@@ -34,9 +40,11 @@ struct Args {
 }
 
 #[derive(Debug, Subcommand)]
-enum Task {
+enum Command {
     /// What one leader's machine costs at the size that it is designed for (build it with --release).
     Scale,
+    /// Replays a trace under each policy: memory cost against tail slowdown
+    Policy(PolicyArgs),
 }
 
 fn main() -> ExitCode {
@@ -44,8 +52,10 @@ fn main() -> ExitCode {
     if let Some(directory) = args.replay {
         return follow(&directory);
     }
-    if let Some(Task::Scale) = args.task {
-        return bars::scale();
+    match &args.command {
+        Some(Command::Scale) => return bars::scale(),
+        Some(Command::Policy(args)) => return policy(args),
+        None => {}
     }
     match args.seed {
         Some(seed) if args.seeds == 200 => one(seed, args.log),
@@ -64,6 +74,20 @@ fn follow(directory: &Path) -> ExitCode {
         }
         Err(error) => {
             println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn policy(args: &PolicyArgs) -> ExitCode {
+    match measure(args) {
+        Ok(report) => {
+            let (text, well) = text(&report, args);
+            println!("{text}");
+            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            println!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
