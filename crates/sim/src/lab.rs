@@ -14,15 +14,20 @@ pub mod calls;
 pub mod command;
 pub mod contenders;
 pub mod frontier;
+pub mod machines;
 pub mod measure;
 pub mod page;
+pub mod planes;
 pub mod policies;
 pub mod world;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anyhow::{Context as _, Result};
+
 use calls::{StartTime, Subject};
 use contenders::{Contender, Means};
+use machines::Setup;
 use measure::{Felt, Figures, Meter};
 use world::World;
 
@@ -45,14 +50,15 @@ pub struct Lab {
 
 impl Lab {
     /// One contender's figures.
-    #[must_use]
-    pub fn figures(&self, contender: &Contender) -> Figures {
-        Figures::of(&self.felt(contender))
+    ///
+    /// # Errors
+    /// If the product's machines refuse something; a policy in the model cannot fail.
+    pub fn figures(&self, contender: &Contender) -> Result<Figures> {
+        Ok(Figures::of(&self.felt(contender)?))
     }
 
-    /// What each function felt, in their order, with the memory of its sandboxes.
-    #[must_use]
-    pub fn felt(&self, contender: &Contender) -> Vec<(Felt, u64)> {
+    /// What each function felt, in their order.
+    fn felt(&self, contender: &Contender) -> Result<Vec<Felt>> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let next = AtomicUsize::new(0);
         let work = || {
@@ -60,10 +66,10 @@ impl Lab {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(subject) = self.subjects.get(index) else { return felt };
-                felt.push((index, (self.run(contender, subject), subject.memory_mib)));
+                felt.push((index, self.run(contender, subject)));
             }
         };
-        let mut all: Vec<(usize, (Felt, u64))> = std::thread::scope(|scope| {
+        let mut all: Vec<(usize, Result<Felt>)> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let joined = threads.into_iter().map(|thread| thread.join());
             joined.flat_map(|felt| felt.expect("a bug in a policy or in the world")).collect()
@@ -72,18 +78,26 @@ impl Lab {
         all.into_iter().map(|(_, felt)| felt).collect()
     }
 
-    fn run(&self, contender: &Contender, subject: &Subject) -> Felt {
+    fn run(&self, contender: &Contender, subject: &Subject) -> Result<Felt> {
         let mut random = subject.random(self.seed);
         let (from, to) = self.window;
-        match &contender.means {
+        let calls = &subject.calls;
+        let mut felt = match &contender.means {
             Means::Knowledge => {
-                policies::clairvoyant::bound(&subject.calls, self.start, &mut random, self.window)
+                policies::clairvoyant::bound(calls, self.start, &mut random, self.window)
             }
             Means::Policy(rules, make) => {
                 let meter = Meter::new(from, to);
-                World::new(&subject.calls, make(), *rules, self.start, random, meter).run()
+                World::new(calls, make(), *rules, self.start, random, meter).run()
             }
-        }
+            Means::Machines(setup) => {
+                let setup = Setup { start: self.start, ..*setup };
+                machines::run(calls, setup, random, self.window)
+                    .with_context(|| subject.name.clone())?
+            }
+        };
+        felt.memory_mib = subject.memory_mib;
+        Ok(felt)
     }
 }
 

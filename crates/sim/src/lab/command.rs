@@ -18,6 +18,7 @@ use super::{
     frontier::{self, Bar, Point},
     measure::Figures,
     page,
+    planes::{self, Spread},
 };
 
 /// What to measure.
@@ -83,6 +84,8 @@ pub struct Report {
     pub setting: String,
     /// One table each.
     pub sections: Vec<Section>,
+    /// Several data planes, if they were asked for.
+    pub spreads: Vec<Spread>,
     /// What must hold.
     pub bars: Vec<Bar>,
 }
@@ -97,6 +100,10 @@ pub struct Section {
     /// Its rows.
     pub points: Vec<Point>,
 }
+
+/// Above the data planes.
+pub const SPREADS: &str =
+    "Data planes: the product's machines, 16 sandboxes, busy 80 % of the time";
 
 /// Columns of a table.
 pub const HEAD: [&str; 8] = ["policy", "cost", "by MiB", "tail", "p50", "p99", "cold", "sandboxes"];
@@ -139,23 +146,28 @@ pub fn measure(args: &PolicyArgs) -> Result<Report> {
         args.arrivals,
         args.seed
     );
-    let measured = |lab: &Lab, contenders: Vec<Contender>| -> Vec<Point> {
+    let measured = |lab: &Lab, contenders: Vec<Contender>| -> Result<Vec<Point>> {
         let point = |contender: Contender| {
-            let figures = lab.figures(&contender);
-            Point { name: contender.name, family: contender.family, figures }
+            let figures = lab.figures(&contender)?;
+            Ok(Point { name: contender.name, family: contender.family, figures })
         };
         contenders.into_iter().map(point).collect()
     };
-    let points = measured(&lab, contenders::all());
+    let points = measured(&lab, contenders::all())?;
     let mut bars = frontier::bars(&points);
+    let mut spreads = Vec::new();
     let mut sections = vec![Section { title: "The frontier".to_owned(), plotted: true, points }];
     if args.ablations {
         let title = "The published design and ours, one step at a time".to_owned();
-        let points = measured(&lab, contenders::ablations());
+        let points = measured(&lab, contenders::ablations())?;
         sections.push(Section { title, plotted: false, points });
+        spreads = planes::measure(&planes::SERVICES, planes::CALLS, args.seed)?;
+        bars.extend(spreads.iter().filter(|spread| spread.is_judged()).map(Spread::bar));
     }
     if let Some(lab) = published(&trace, args.seed) {
-        let points = measured(&lab, contenders::all());
+        let mut contenders = contenders::all();
+        contenders.push(Contender::machines());
+        let points = measured(&lab, contenders)?;
         let named = |name: &str| points.iter().find(|point| point.name == name);
         if let (Some(ours), Some(fixed)) =
             (named(&Contender::ours(contenders::PRICE).name), named(&Contender::fixed(60).name))
@@ -167,7 +179,7 @@ pub fn measure(args: &PolicyArgs) -> Result<Report> {
             .to_owned();
         sections.push(Section { title, plotted: true, points });
     }
-    let report = Report { setting, sections, bars };
+    let report = Report { setting, sections, spreads, bars };
     write(&args.out, &report)?;
     Ok(report)
 }
@@ -226,6 +238,11 @@ pub fn text(report: &Report, args: &PolicyArgs) -> (String, bool) {
             column.set_cell_alignment(comfy_table::CellAlignment::Right);
         }
         lines.extend(table.to_string().lines().map(|line| line.trim_end().to_owned()));
+    }
+    if !report.spreads.is_empty() {
+        lines.push(String::new());
+        lines.push(SPREADS.to_owned());
+        lines.extend(report.spreads.iter().map(|spread| format!("  {}", spread.bar().text)));
     }
     lines.push(String::new());
     for Bar { text, holds } in &report.bars {

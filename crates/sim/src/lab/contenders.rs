@@ -13,6 +13,8 @@ use dirigent_core::{
 use serde::Serialize;
 
 use super::{
+    calls::StartTime,
+    machines::Setup,
     policies::{
         artifact::{self, Artifact},
         histogram::Histogram,
@@ -73,6 +75,8 @@ pub enum Means {
     Policy(Rules, Make),
     /// The future.
     Knowledge,
+    /// The product's own machines; their start time is the laboratory's.
+    Machines(Setup),
 }
 
 impl fmt::Debug for Means {
@@ -80,6 +84,7 @@ impl fmt::Debug for Means {
         match self {
             Self::Policy(rules, _) => f.debug_tuple("Policy").field(rules).finish(),
             Self::Knowledge => f.write_str("Knowledge"),
+            Self::Machines(setup) => f.debug_tuple("Machines").field(setup).finish(),
         }
     }
 }
@@ -129,6 +134,21 @@ impl Contender {
         let rules = Rules { tick: Some(knative::TICK), ..Rules::OURS };
         let name = "shipped, 60 s with windows";
         Self::new(Family::Shipped, name, rules, move || KeepAlive::with_windows(keep, Time::ZERO))
+    }
+
+    /// The default once more, by the product's own machines.
+    #[must_use]
+    pub fn machines() -> Self {
+        let setup = Setup {
+            planes: 1,
+            affinity: true,
+            sandboxes: (0, 1000),
+            keep_alive: Duration::from_secs(60),
+            link: Duration::ZERO,
+            start: StartTime::Fixed(Duration::ZERO),
+        };
+        let (name, family) = ("shipped, real machines".to_owned(), Family::Shipped);
+        Self { name, family, means: Means::Machines(setup) }
     }
 
     /// As published.

@@ -38,6 +38,8 @@ pub struct Felt {
     pub busy_s: f64,
     /// Waits of all calls in nanoseconds.
     pub waits: Vec<u64>,
+    /// MiB of one of its sandboxes.
+    pub memory_mib: u64,
 }
 
 impl Meter {
@@ -167,17 +169,18 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Sums up functions, each with the memory of its sandboxes.
+    /// Sums up functions.
     #[must_use]
-    pub fn of(felt: &[(Felt, u64)]) -> Self {
+    pub fn of(felt: &[Felt]) -> Self {
         let mut figures = Self::default();
         let (mut all, mut busy, mut all_memory, mut busy_memory) = (0.0, 0.0, 0.0, 0.0);
         let (mut tails, mut means) = (0.0, Vec::new());
-        for (one, memory) in felt {
+        for one in felt {
+            let memory = one.memory_mib as f64;
             all += one.all_s;
             busy += one.busy_s;
-            all_memory += one.all_s * *memory as f64;
-            busy_memory += one.busy_s * *memory as f64;
+            all_memory += one.all_s * memory;
+            busy_memory += one.busy_s * memory;
             figures.cold += one.cold;
             figures.created += one.created;
             figures.calls += one.slowdowns.len() as u64;

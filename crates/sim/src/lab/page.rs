@@ -7,7 +7,7 @@ use dirigent_trace::{
 use maud::{Markup, html};
 
 use super::{
-    command::{Report, Section, row},
+    command::{HEAD, Report, SPREADS, Section, row},
     contenders::Family,
     frontier::Point,
 };
@@ -35,6 +35,10 @@ pub fn whole(report: &Report) -> String {
             (report.bars.len() - missed) " of " (report.bars.len()) " bars hold"
         }
         @for section in &report.sections { (one(section)) }
+        @if !report.spreads.is_empty() {
+            h2 { (SPREADS) }
+            table { @for spread in &report.spreads { tr { td { (spread.bar().text) } } } }
+        }
         h2 { "Bars" }
         table {
             @for bar in &report.bars {
@@ -57,7 +61,7 @@ fn one(section: &Section) -> Markup {
             })) }
         } }
         table {
-            tr { @for name in super::command::HEAD { th { (name) } } }
+            tr { @for name in HEAD { th { (name) } } }
             @for point in &section.points {
                 tr { @for cell in row(point) { td { (cell) } } }
             }
