@@ -29,7 +29,7 @@ pub use dirigent_trace::{arrivals, percentiles, plot, synthetic, trace};
 
 use std::{future::Future, net::SocketAddr, pin::Pin};
 
-use dirigent_core::manifest::Manifest;
+use dirigent_core::{Cause, manifest::Manifest};
 
 /// A future that a [`Cluster`] returns.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + Send + 'a>>;
@@ -42,8 +42,8 @@ pub trait Cluster: Send + Sync {
     /// Deploy without a check, so that nothing of it runs yet.
     fn deploy(&self, manifest: Manifest) -> Answer<'_, ()>;
 
-    /// Deploy and wait until the revision is live (its name, as in `K_REVISION`) or has failed.
-    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, String>;
+    /// Deploy and wait until the revision is live or its check has failed.
+    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, Checked>;
 
     /// Remove a function.
     fn remove(&self, name: &str) -> Answer<'_, ()>;
@@ -56,6 +56,28 @@ pub trait Cluster: Send + Sync {
 
     /// The processor time that the system itself has used so far, sandboxes not counted.
     fn cpu_used(&self) -> Answer<'_, std::time::Duration>;
+}
+
+/// How a deploy that was waited for ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Invocations go to the revision of this name, as in `K_REVISION`.
+    Live(String),
+    /// The revision's check failed; what was live before stays so.
+    Failed(Cause),
+}
+
+impl Checked {
+    /// The name of the revision.
+    ///
+    /// # Errors
+    /// If it failed.
+    pub fn live(self) -> anyhow::Result<String> {
+        match self {
+            Self::Live(revision) => Ok(revision),
+            Self::Failed(cause) => anyhow::bail!("the deploy failed: {cause}"),
+        }
+    }
 }
 
 /// Sandboxes at one moment.

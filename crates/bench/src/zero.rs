@@ -5,22 +5,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dirigent_core::{
-    Bytes as Size, MilliCpu,
+    Bytes as Size, Cause, MilliCpu,
     manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
 };
 use http::Method;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde::Serialize;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    Cluster,
+    Checked, Cluster,
     load::{Call, Failure, Load, Progress, Sample},
     replay,
     websocket::{Message, WebSocket},
@@ -87,7 +87,9 @@ const NAME: &str = "zero";
 const SOCKETS: &str = "zero-sockets";
 
 /// A deploy that returned.
+#[derive(Debug)]
 struct Switch {
+    /// When. What is called from now on must be answered by its revision.
     at: Duration,
     revision: String,
 }
@@ -97,8 +99,8 @@ struct Switch {
 /// # Errors
 /// If the function cannot be deployed at all, or a redeploy does not do as it should.
 pub async fn run(cluster: &dyn Cluster, options: Options, progress: Arc<Progress>) -> Result<Zero> {
-    let first = cluster.deploy_checked(manifest(NAME, "hello", 0)?).await?;
-    cluster.deploy_checked(sockets_manifest(0)?).await?;
+    let first = cluster.deploy_checked(manifest(NAME, "hello", 0)?).await?.live()?;
+    cluster.deploy_checked(sockets_manifest(0)?).await?.live()?;
     let calls = plan(options);
     let lasts = calls.last().map(|call| call.at).unwrap_or_default();
     let begun = Instant::now();
@@ -175,15 +177,16 @@ async fn redeploy(
         if number == options.redeploys.div_ceil(2) {
             manifest.sandbox.command = ["sleep", "600"].map(str::to_owned).to_vec();
             manifest.invocation.start_timeout = Duration::from_secs(2);
-            if let Ok(revision) = cluster.deploy_checked(manifest).await {
-                bail!("{revision} never listens, and its deploy succeeded");
+            // Any other failure is the run's: the deploy was not what it is to be.
+            match cluster.deploy_checked(manifest).await? {
+                Checked::Failed(Cause::NeverListened { .. }) => continue,
+                other => bail!("a revision that never listens ended otherwise: {other:?}"),
             }
-            continue;
         }
-        let revision = cluster.deploy_checked(manifest).await?;
-        // Its WebSockets are told to go and come back.
-        cluster.deploy_checked(sockets_manifest(number)?).await?;
+        let revision = cluster.deploy_checked(manifest).await?.live()?;
         switches.push(Switch { at: begun.elapsed(), revision });
+        // Its WebSockets are told to go and come back.
+        cluster.deploy_checked(sockets_manifest(number)?).await?.live()?;
     }
     Ok(switches)
 }
@@ -273,6 +276,7 @@ fn evaluate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Answer, Census};
 
     fn options() -> Options {
         Options {
@@ -297,6 +301,71 @@ mod tests {
         assert!((0.004..0.02).contains(&share(|call| call.path.contains("stream_ms"))));
         let seconds = calls.last().unwrap().at.as_secs_f64();
         assert!((30.0..60.0).contains(&seconds), "4000 calls at 100/s took {seconds} s");
+    }
+
+    /// Its deploys of WebSockets take long, and those that never listen fail for this cause.
+    struct Scripted {
+        cause: Cause,
+    }
+
+    const SLOW: Duration = Duration::from_secs(3);
+
+    impl Cluster for Scripted {
+        fn functions(&self) -> std::net::SocketAddr {
+            unreachable!("nobody calls here")
+        }
+
+        fn deploy(&self, _: Manifest) -> Answer<'_, ()> {
+            unreachable!("every deploy is checked")
+        }
+
+        fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, Checked> {
+            Box::pin(async move {
+                if manifest.sandbox.command.first().is_some_and(|word| word == "sleep") {
+                    return Ok(Checked::Failed(self.cause.clone()));
+                }
+                if manifest.name.name() == SOCKETS {
+                    tokio::time::sleep(SLOW).await;
+                }
+                Ok(Checked::Live(format!("{}-{}", manifest.name.name(), manifest.env["VERSION"])))
+            })
+        }
+
+        fn remove(&self, _: &str) -> Answer<'_, ()> {
+            unreachable!("what is deployed stays")
+        }
+
+        fn census(&self) -> Answer<'_, Census> {
+            unreachable!("nobody watches")
+        }
+
+        fn addresses(&self, _: &str) -> Answer<'_, Vec<std::net::SocketAddr>> {
+            unreachable!("nobody asks")
+        }
+
+        fn cpu_used(&self) -> Answer<'_, Duration> {
+            unreachable!("nobody asks")
+        }
+    }
+
+    async fn redeploy_with(cause: Cause) -> Result<Vec<Switch>> {
+        let options = Options { redeploys: 3, ..options() };
+        redeploy(&Scripted { cause }, options, Instant::now(), Duration::from_secs(40)).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn from_the_moment_at_which_a_deploy_returns_only_its_revision_may_answer() {
+        let never = Cause::NeverListened { message: "port 1".to_owned() };
+        let switches = redeploy_with(never).await.unwrap();
+        let seen: Vec<_> = switches.iter().map(|s| (s.at.as_secs(), s.revision.as_str())).collect();
+        // The second of three never becomes ready.
+        assert_eq!(seen, [(10, "zero-1"), (30, "zero-3")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revision_that_fails_otherwise_than_by_never_listening_is_an_error() {
+        let error = redeploy_with(Cause::Exited { code: 1 }).await.unwrap_err();
+        assert!(error.to_string().contains("Exited"), "{error}");
     }
 
     #[test]

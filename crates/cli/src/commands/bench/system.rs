@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dirigent_bench::{Answer, Census, Cluster, warm};
+use dirigent_bench::{Answer, Census, Checked, Cluster, warm};
 use dirigent_core::{
     Address, RevisionState,
     control::{self, FunctionSummary},
@@ -244,12 +244,18 @@ impl Cluster for System {
         Box::pin(async move { self.put(&manifest, "check=false").await.map(drop) })
     }
 
-    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, String> {
+    fn deploy_checked(&self, manifest: Manifest) -> Answer<'_, Checked> {
         Box::pin(async move {
             match self.put(&manifest, "check=true&wait=true").await? {
                 control::Answer::Settled { revision, state: RevisionState::Live, .. } => {
-                    Ok(format!("{}-{:05}", manifest.name.name(), revision.number))
+                    let name = manifest.name.name();
+                    Ok(Checked::Live(format!("{name}-{:05}", revision.number)))
                 }
+                control::Answer::Settled {
+                    state: RevisionState::Failed,
+                    failure: Some(failure),
+                    ..
+                } => Ok(Checked::Failed(failure.cause)),
                 other => anyhow::bail!("the deploy did not become live: {other:?}"),
             }
         })
