@@ -20,7 +20,7 @@ use crate::{
     Cluster,
     load::{Call, Load},
     replay,
-    traces::{Marks, PREPARED, Settling, Traces},
+    traces::{Marks, Settling, Traces},
 };
 
 /// What is made.
@@ -59,33 +59,35 @@ pub async fn run(cluster: &dyn Cluster, state: &Path, options: Options) -> Resul
     cluster.deploy(manifest(options)?).await?;
     let (mut made, mut failed) = (BTreeSet::new(), 0);
     // What is made once, such as pools and logs, is there after the first round.
-    failed += round(cluster, options, &mut BTreeSet::new()).await?;
+    failed += round(cluster, options.at_once, &mut BTreeSet::new()).await?;
     let marks = Marks::of(state);
-    let (mut before, mut settling) = (marks.count(), Settling::default());
-    let begun = Instant::now();
-    while !settling.look(before) && begun.elapsed() < PATIENCE {
-        tokio::time::sleep(PAUSE).await;
-        before = marks.count();
-    }
+    let before = at_rest(&marks).await;
     while made.len() < options.sandboxes && failed == 0 {
-        failed += round(cluster, options, &mut made).await?;
+        failed += round(cluster, options.at_once, &mut made).await?;
     }
-    // Sandboxes that are prepared ahead are replaced soon after the last one was used.
     let begun = Instant::now();
-    let mut after = marks.count();
-    while !after.at_most(before, PREPARED) && begun.elapsed() < PATIENCE {
-        tokio::time::sleep(PAUSE).await;
-        after = marks.count();
+    let mut after = at_rest(&marks).await;
+    while !after.is_back_at(before) && begun.elapsed() < PATIENCE {
+        // One more uses one that is prepared, until there are as many of those as before.
+        failed += round(cluster, 1, &mut made).await?;
+        after = at_rest(&marks).await;
     }
     Ok((Churn { made: made.len(), failed, before, after }, marks))
 }
 
+/// What there is when nothing changes any more.
+async fn at_rest(marks: &Marks) -> Traces {
+    let (mut now, mut settling) = (marks.count(), Settling::default());
+    let begun = Instant::now();
+    while !settling.look(now) && begun.elapsed() < PATIENCE {
+        tokio::time::sleep(PAUSE).await;
+        now = marks.count();
+    }
+    now
+}
+
 /// One round; calls that failed.
-async fn round(
-    cluster: &dyn Cluster,
-    options: Options,
-    made: &mut BTreeSet<String>,
-) -> Result<usize> {
+async fn round(cluster: &dyn Cluster, at_once: u32, made: &mut BTreeSet<String>) -> Result<usize> {
     let call = Call {
         at: Duration::ZERO,
         host: NAME.into(),
@@ -94,7 +96,7 @@ async fn round(
         body: Bytes::new(),
         fresh: false,
     };
-    let calls = vec![call; usize::try_from(options.at_once)?];
+    let calls = vec![call; usize::try_from(at_once)?];
     let samples = Load::http1(cluster.functions()).run(calls, Arc::default()).await?;
     made.extend(samples.iter().filter_map(|sample| sample.sandbox.as_deref().map(str::to_owned)));
     let begun = Instant::now();

@@ -11,10 +11,6 @@ use std::{
 
 use serde::Serialize;
 
-/// By how much figures may differ at rest: up to eight sandboxes are prepared ahead, with up to eight
-/// of each. They come and go, also while nobody calls.
-pub const PREPARED: usize = 64;
-
 /// What exists now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traces {
@@ -55,11 +51,20 @@ impl Traces {
         ]
     }
 
-    /// Whether nothing here is higher than in `other`, but for `slack`: sandboxes that are prepared
-    /// ahead come and go, also while nobody calls.
+    /// Whether as many sandboxes are prepared ahead as in `before` and nothing else is more, both
+    /// seen at rest without any other sandbox. They are prepared again when half of them are used,
+    /// and each has a process, namespaces, groups and descriptors: figures can be compared only
+    /// while there are as many of them. Then there is hardly any slack, or what leaks now and then
+    /// passes.
     #[must_use]
-    pub fn at_most(self, other: Self, slack: usize) -> bool {
-        self.named().iter().zip(other.named()).all(|((_, now), (_, then))| *now <= then + slack)
+    pub fn is_back_at(self, before: Self) -> bool {
+        // A log that has grown is moved aside; who made the network rules anew is held on to.
+        let before =
+            Self { files: before.files + 1, descriptors: before.descriptors + 1, ..before };
+        // Both count prepared ones: a directory that stays does not pass for one.
+        let counted = |traces: Self| (traces.directories, traces.processes);
+        counted(self) == counted(before)
+            && self.named().iter().zip(before.named()).all(|((_, now), (_, then))| *now <= then)
     }
 
     /// Whether nothing but files is there: these are the user's to remove.
@@ -70,7 +75,7 @@ impl Traces {
 }
 
 /// Finds out when nothing changes any more: after the last call its sandbox ends, groups of dead
-/// ones go, and those prepared ahead are replaced.
+/// ones go, and others are prepared.
 #[derive(Clone, Debug, Default)]
 pub struct Settling {
     last: Traces,
@@ -281,6 +286,40 @@ mod tests {
             !settling.look(now)
         }));
         assert_eq!((0..30).filter(|_| settling.look(busy)).count(), 10);
+    }
+
+    #[test]
+    fn one_of_anything_that_stays_is_told_from_what_is_prepared_ahead() {
+        let rest = Traces {
+            processes: 10,
+            mounts: 16,
+            namespaces: 33,
+            groups: 27,
+            tables: 1,
+            rules: 12,
+            directories: 8,
+            files: 34,
+            descriptors: 94,
+        };
+        assert!(rest.is_back_at(rest));
+        assert!(Traces { descriptors: 90, files: 35, ..rest }.is_back_at(rest));
+        for more in [
+            Traces { processes: 11, ..rest },
+            Traces { mounts: 17, ..rest },
+            Traces { namespaces: 34, ..rest },
+            Traces { groups: 28, ..rest },
+            Traces { tables: 2, ..rest },
+            Traces { rules: 13, ..rest },
+            Traces { directories: 9, ..rest },
+            Traces { files: 36, ..rest },
+            Traces { descriptors: 96, ..rest },
+            // One that is prepared is missing: what it has would hide as much that stays.
+            Traces { directories: 7, processes: 9, ..rest },
+            // One is missing, and another one's directory stayed.
+            Traces { processes: 9, ..rest },
+        ] {
+            assert!(!more.is_back_at(rest), "{more:?}");
+        }
     }
 
     #[test]

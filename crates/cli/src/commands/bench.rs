@@ -452,8 +452,8 @@ async fn bench_churn(system: &mut System, options: churn::Options, printer: Prin
             },
             Bar { text: format!("{} failed", churn.failed), holds: churn.failed == 0 },
             Bar {
-                text: "no more is there than before, but for sandboxes prepared ahead".to_owned(),
-                holds: churn.after.at_most(churn.before, dirigent_bench::traces::PREPARED),
+                text: "with as many prepared ahead as before, no more is there".to_owned(),
+                holds: churn.after.is_back_at(churn.before),
             },
             Bar { text: "nothing but files once it is stopped".to_owned(), holds: end.is_gone() },
         ],

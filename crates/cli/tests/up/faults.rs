@@ -1,8 +1,6 @@
 //! What callers get while parts die, machines are full and everything changes.
 
 use std::{
-    collections::BTreeSet,
-    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
     process::Command,
@@ -21,15 +19,6 @@ use crate::{
     path,
 };
 
-/// Processes of the built-in function `hello`, whichever function it is deployed as.
-fn programs(up: &Up) -> BTreeSet<i32> {
-    let is_hello = |pid: &i32| {
-        let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).contains("example\0hello")
-    };
-    up.state.processes().into_iter().filter(is_hello).collect()
-}
-
 fn busy(up: &Up) -> u64 {
     up.json(&["describe", "hello"])["summary"]["busy"].as_u64().unwrap()
 }
@@ -37,7 +26,7 @@ fn busy(up: &Up) -> u64 {
 /// Kills the program of the sandbox in which a call runs, once one does.
 fn kill_the_busy_one(up: &Up) {
     up.until("a call runs", || busy(up) == 1);
-    let running = programs(up);
+    let running = up.programs();
     assert_eq!(running.len(), 1, "{running:?}");
     running.into_iter().for_each(|pid| kill(pid, Signal::KILL));
 }
