@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dirigent_core::{
-    Bytes as Size, MilliCpu,
+    Bytes as Size, Isolation, MilliCpu,
     manifest::{Invocation, Manifest, ManifestResources, Sandbox, Scaling},
 };
 use http::Method;
@@ -48,6 +48,8 @@ pub struct Options {
 /// What was seen. Times from the call to the end of the first answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cold {
+    /// The isolation that was demanded and therefore measured; none demanded is what there is.
+    pub isolation: Option<Isolation>,
     /// Bare spawn, connect when it listens, first answer.
     pub bare_ms: Summary,
     /// Through Dirigent, from the moment at which the call is due, on a kept connection.
@@ -57,6 +59,8 @@ pub struct Cold {
     /// The sum of the phases over what callers saw: 1 if nothing is unexplained. The phase `way`, to
     /// the data plane and back, is what a call takes that it answers itself, measured before.
     pub phases_to_total: f64,
+    /// The same without `way`, which is measured apart: what `Server-Timing` alone explains.
+    pub told_to_total: f64,
     /// Calls that failed or were lost.
     pub failed: usize,
 }
@@ -87,13 +91,15 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
         }
         let timing = start.timing.as_deref().unwrap_or_default();
         dirigent.push(ms(start.latency()));
-        phases.add(ms(start.latency()), &format!("{timing}, way;dur={}", ms(way.latency())));
+        phases.add(ms(start.latency()), &format!("{timing}, {WAY};dur={}", ms(way.latency())));
     }
     Ok(Cold {
+        isolation: options.sandbox.isolation,
         bare_ms: summary(bare),
         dirigent_ms: summary(dirigent),
         phases_ms: phases.medians(),
-        phases_to_total: phases.explained(),
+        phases_to_total: phases.share(phases.sums),
+        told_to_total: phases.share(phases.told),
         failed,
     })
 }
@@ -177,11 +183,17 @@ pub(crate) async fn answer(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// The phase that no `Server-Timing` tells.
+const WAY: &str = "way";
+
 #[derive(Default)]
 struct Phases {
     names: Vec<String>,
     values: Vec<Vec<f64>>,
+    /// Of all phases.
     sums: f64,
+    /// Of those without [`WAY`].
+    told: f64,
     totals: f64,
 }
 
@@ -193,6 +205,9 @@ impl Phases {
             let Some((name, value)) = part.trim().split_once(";dur=") else { continue };
             let Ok(value) = value.parse::<f64>() else { continue };
             self.sums += value;
+            if name != WAY {
+                self.told += value;
+            }
             let index = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
                 self.names.push(name.to_owned());
                 self.values.push(Vec::new());
@@ -207,8 +222,9 @@ impl Phases {
         self.names.iter().cloned().zip(medians).collect()
     }
 
-    fn explained(&self) -> f64 {
-        if self.totals > 0.0 { self.sums / self.totals } else { 0.0 }
+    /// Of what callers saw.
+    fn share(&self, sum: f64) -> f64 {
+        if self.totals > 0.0 { sum / self.totals } else { 0.0 }
     }
 }
 
@@ -243,6 +259,10 @@ mod tests {
         phases.add(4.0, "queue;dur=1, create;dur=2.5");
         phases.add(5.0, "queue;dur=3, create;dur=2.5");
         assert_eq!(phases.medians(), [("queue".to_owned(), 1.0), ("create".to_owned(), 2.5)]);
-        assert!((phases.explained() - 1.0).abs() < 1e-9);
+        assert!((phases.share(phases.sums) - 1.0).abs() < 1e-9);
+        // The way is no phase that is told.
+        phases.add(11.0, "queue;dur=10, way;dur=1");
+        assert!((phases.share(phases.sums) - 1.0).abs() < 1e-9);
+        assert!((phases.share(phases.told) - 0.95).abs() < 1e-9);
     }
 }

@@ -1,6 +1,7 @@
 //! `dirigent bench`: measures Dirigent on this machine beside its floor or a rival. Exits with 0
 //! only if nothing was lost or failed and every bar that it prints holds.
 
+mod cold;
 mod system;
 mod trace;
 
@@ -8,14 +9,17 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use dirigent_bench::{
-    burst, churn, cold,
+    burst, churn,
     load::Progress,
     percentiles::{P99_SAMPLES, Summary},
     register, replay, warm, zero,
 };
 
-pub(crate) use self::system::System;
-pub(crate) use self::trace::{print as print_replay, replayed};
+pub(crate) use self::{
+    cold::{demanded, print as print_cold},
+    system::System,
+    trace::{print as print_replay, replayed},
+};
 use crate::{
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
@@ -105,7 +109,7 @@ pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
 
 async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Result {
     match args.what {
-        What::Cold { starts, rate } => bench_cold(system, starts, rate, printer).await,
+        What::Cold { starts, rate } => cold::bench(system, starts, rate, printer).await,
         What::Warm { concurrency, blocks, seconds, connections } => {
             let block = Duration::from_secs(seconds);
             let shape = Shape { concurrency, blocks, block, connections };
@@ -172,82 +176,6 @@ fn row(name: &str, summary: &Summary) -> Vec<String> {
 fn example() -> Result<(PathBuf, Vec<String>)> {
     let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     Ok((program, ["example", "spin"].map(str::to_owned).to_vec()))
-}
-
-async fn bench_cold(system: &System, starts: usize, per_second: f64, printer: Printer) -> Result {
-    let (program, args) = example()?;
-    let options = cold::Options::built_in(program, args, starts, per_second);
-    let cold =
-        cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
-    if printer.is_json() {
-        printer.json(&cold)?;
-    } else {
-        print_cold(&cold, printer)?;
-    }
-    for (name, option, code) in INTERPRETERS {
-        let Some(interpreter) = installed(name) else {
-            printer.note(&format_args!("{name} is not in /usr/bin: left out"));
-            continue;
-        };
-        let few = starts.div_ceil(INTERPRETED);
-        let options = cold::Options::interpreted(&interpreter, [option, code], few);
-        let cold = cold::run(system, &options).await;
-        print_interpreted(name, &cold.or_fail(Kind::User, || "the measurement failed")?, printer)?;
-    }
-    let (bare, ours) = (&cold.bare_ms, &cold.dirigent_ms);
-    let explained = cold.phases_to_total;
-    judge(
-        printer,
-        &[
-            Bar {
-                text: format!("p50 {:.2} ms <= bare {:.2} ms + 1.5 ms", ours.p50, bare.p50),
-                holds: ours.p50 <= bare.p50 + 1.5,
-            },
-            Bar {
-                text: format!("p99 {:.2} ms <= 3 x bare {:.2} ms", ours.p99, bare.p99),
-                holds: ours.p99 <= 3.0 * bare.p99,
-            },
-            Bar {
-                text: format!("phases sum to {:.1} % of the total, 95 to 105", explained * 100.0),
-                holds: (0.95..=1.05).contains(&explained),
-            },
-            Bar { text: format!("{} failed", cold.failed), holds: cold.failed == 0 },
-        ],
-    )
-}
-
-/// What interpreters take, beside it for information: the examples of the repository.
-const INTERPRETERS: [(&str, &str, &str); 2] = [
-    ("python3", "-c", include_str!("../../../../examples/hello-python/app.py")),
-    ("node", "-e", include_str!("../../../../examples/hello-node/server.js")),
-];
-/// One of so many starts is made of them: they take long.
-const INTERPRETED: usize = 20;
-
-/// Where a sandbox finds it too.
-fn installed(program: &str) -> Option<PathBuf> {
-    Some(PathBuf::from("/usr/bin").join(program)).filter(|path| path.exists())
-}
-
-fn print_interpreted(name: &str, cold: &cold::Cold, printer: Printer) -> Result {
-    if printer.is_json() {
-        return printer.json(&serde_json::json!({ "interpreter": name, "cold": cold }));
-    }
-    let (bare, ours) = (&cold.bare_ms, &cold.dirigent_ms);
-    printer.line(&format_args!(
-        "{name}: bare {:.1} ms, dirigent {:.1} ms (medians of {}), {} failed",
-        bare.p50, ours.p50, ours.count, cold.failed
-    ))
-}
-
-/// A cold start's figures and where its time went.
-pub(crate) fn print_cold(cold: &cold::Cold, printer: Printer) -> Result {
-    let head = ["FIRST ANSWER, ms", "p50", "p90", "p99", "max"];
-    let rows = vec![row("bare", &cold.bare_ms), row("dirigent", &cold.dirigent_ms)];
-    printer.table(&head, rows)?;
-    let phases: Vec<String> =
-        cold.phases_ms.iter().map(|(name, median)| format!("{name} {median:.2}")).collect();
-    printer.line(&format_args!("medians of the phases, ms: {}", phases.join(", ")))
 }
 
 struct Shape {

@@ -66,7 +66,8 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     ))?;
 
     printer.note(&"2. cold starts, each beside a bare start of the same program");
-    let options = cold::Options::built_in(program, example, 50, 25.0);
+    let mut options = cold::Options::built_in(program, example, 50, 25.0);
+    options.sandbox.isolation = bench::demanded(system, printer).await?;
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
     bench::print_cold(&cold, printer)?;

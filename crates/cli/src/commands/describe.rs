@@ -47,22 +47,22 @@ pub(super) async fn describe(args: &FunctionArgs, printer: Printer) -> Result {
 
 /// As much of the cluster's status as is shown here.
 #[derive(Debug, Deserialize)]
-struct ClusterStatus {
-    workers: Vec<WorkerOffer>,
+pub(super) struct ClusterStatus {
+    pub(super) workers: Vec<WorkerOffer>,
 }
 
 #[derive(Debug, Deserialize)]
-struct WorkerOffer {
+pub(super) struct WorkerOffer {
     name: String,
-    runtimes: Vec<RuntimeOffer>,
-    missing: Vec<String>,
+    pub(super) runtimes: Vec<RuntimeOffer>,
+    pub(super) missing: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
-struct RuntimeOffer {
-    runtime: RuntimeKind,
+pub(super) struct RuntimeOffer {
+    pub(super) runtime: RuntimeKind,
     /// The best.
-    isolation: Isolation,
+    pub(super) isolation: Isolation,
 }
 
 /// A description for machines.

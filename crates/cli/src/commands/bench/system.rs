@@ -22,7 +22,10 @@ use http::Method;
 
 use crate::{
     client::{Client, read_state},
-    commands::path,
+    commands::{
+        describe::{ClusterStatus, WorkerOffer},
+        path,
+    },
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
     signals::Signals,
@@ -113,6 +116,13 @@ impl System {
             Some(launched) => launched.stop().await,
             None => Ok(()),
         }
+    }
+
+    /// What its workers can do.
+    pub(super) async fn offers(&self) -> Result<Vec<WorkerOffer>> {
+        let client = &self.launched().client;
+        let status: ClusterStatus = client.call(Method::GET, "/v1/status", None::<&()>).await?;
+        Ok(status.workers)
     }
 
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<control::Answer> {
