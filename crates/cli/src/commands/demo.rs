@@ -12,6 +12,8 @@ use dirigent_bench::{
     report,
     synthetic::{self, Shape},
 };
+use serde::Serialize;
+use serde_json::json;
 
 use super::bench::{self, System};
 use crate::{
@@ -21,8 +23,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Minutes of load
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
+    /// Minutes of load; with 0 the bursts and cold starts alone
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=60))]
     minutes: u32,
     /// Seed of the load
     #[arg(long, default_value_t = 1)]
@@ -57,20 +59,22 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     )
     .await
     .or_fail(Kind::User, || "the burst failed")?;
-    printer.line(&format_args!(
-        "   {} sandboxes; half answered after {:.0} ms, the last after {:.0} ms (200 bare starts: {:.0} ms)",
-        burst.sandboxes.first().copied().unwrap_or_default(),
-        burst.answers_ms.p50,
-        burst.answers_ms.max,
-        burst.bare_last_ms,
-    ))?;
+    tell(printer, "burst", &burst, || {
+        printer.line(&format_args!(
+            "   {} sandboxes; half answered after {:.0} ms, the last after {:.0} ms (200 bare starts: {:.0} ms)",
+            burst.sandboxes.first().copied().unwrap_or_default(),
+            burst.answers_ms.p50,
+            burst.answers_ms.max,
+            burst.bare_last_ms,
+        ))
+    })?;
 
     printer.note(&"2. cold starts, each beside a bare start of the same program");
     let mut options = cold::Options::built_in(program, example, 50, 25.0);
     options.sandbox.isolation = bench::demanded(system, printer).await?;
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
-    bench::print_cold(&cold, printer)?;
+    tell(printer, "cold", &cold, || bench::print_cold(&cold, printer))?;
 
     printer.note(&format_args!("3. {} min of load, seed {}", args.minutes, args.seed));
     let shape = Shape {
@@ -90,16 +94,35 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
         protocol: Protocol::default(),
     };
     let replay = bench::replayed(system, &trace, options, printer).await?;
-    bench::print_replay(&replay, printer)?;
+    tell(printer, "replay", &replay, || bench::print_replay(&replay, printer))?;
     let page = report::page("Dirigent: demo", &replay, Some(&cold));
     replay::write(&args.out, &replay, &page)
         .or_fail(Kind::Unavailable, || "cannot write the report")?;
     let failed = burst.failed + cold.failed + replay.failed_total();
     let calls = burst.calls + cold.dirigent_ms.count + cold.failed + replay.calls;
-    printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
-    printer.line(&format_args!("{calls} calls, {} lost, {failed} failed", replay.lost))?;
-    if replay.lost > 0 || failed > 0 {
+    let lost = replay.lost;
+    let report = args.out.join("report.html");
+    tell(printer, "report", &report, || {
+        printer.line(&format_args!("report: {}", report.display()))
+    })?;
+    // The last line: what scripts look at.
+    if printer.is_json() {
+        printer.json(&json!({ "calls": calls, "lost": lost, "failed": failed }))?;
+    } else {
+        printer.line(&format_args!("{calls} calls, {lost} lost, {failed} failed"))?;
+    }
+    if lost > 0 || failed > 0 {
         return Err(Fail::user("calls were lost or failed; the report says which"));
     }
     Ok(())
+}
+
+/// What was seen: as JSON under its name, or as people read it.
+fn tell(
+    printer: Printer,
+    name: &str,
+    seen: &impl Serialize,
+    text: impl FnOnce() -> Result,
+) -> Result {
+    if printer.is_json() { printer.json(&json!({ name: seen })) } else { text() }
 }

@@ -2,35 +2,32 @@
 
 use std::{
     fs,
-    io::Read,
     path::Path,
     process::{Child, Command, Stdio},
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
 
-use crate::host::{DIRIGENT, State, kill, until};
+use crate::host::{DIRIGENT, PATIENCE, State, ended, kill, output, until};
 
 /// Its own 90 seconds, on a machine that does other things meanwhile.
 const DEMO: Duration = Duration::from_secs(300);
 
 /// `dirigent demo`, which finds no other program on its path; its files go below `state`.
-fn demo(state: &State, out: &Path) -> Child {
+fn demo(state: &State, out: &Path, args: &[&str]) -> Command {
     let empty = state.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    Command::new(DIRIGENT)
+    let mut command = Command::new(DIRIGENT);
+    command
         .args(["demo", "--out"])
         .arg(out)
+        .args(args)
         .env_clear()
         .env("PATH", &empty)
         .env("TMPDIR", state.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stdin(Stdio::null());
+    command
 }
 
 /// Nothing runs any more, and nothing lies where it worked but what the test put there.
@@ -40,37 +37,24 @@ fn nothing_is_left(state: &State) {
     assert_eq!(left.collect::<Vec<_>>(), ["empty"]);
 }
 
-fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
 fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
+}
+
+/// What it printed, on standard output and error; it must end well.
+fn finished(demo: &mut Command) -> (String, String) {
+    let output = output(demo, DEMO);
+    let [said, told] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{}\n{said}\n{told}", output.status);
+    (said, told)
 }
 
 #[test]
 fn a_demo_needs_no_other_program_loses_nothing_and_leaves_only_its_report() {
     let state = State::new();
     let out = tempfile::tempdir().unwrap();
-    let mut child = demo(&state, out.path());
-    // Read while it runs: a full pipe would stop it.
-    let said = read(child.stdout.take().unwrap());
-    let told = read(child.stderr.take().unwrap());
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > DEMO {
-            // What it had printed is in the assertion below.
-            kill(pid(&child), Signal::INT);
-        }
-        thread::park_timeout(Duration::from_millis(50));
-    }
-    let status = child.wait().unwrap();
-    let (said, told) = (said.join().unwrap(), told.join().unwrap());
-    assert!(status.success(), "{status}\n{said}\n{told}");
+    let (said, _) = finished(&mut demo(&state, out.path(), &[]));
     let last = said.lines().last().unwrap_or_default();
     assert!(last.ends_with(" calls, 0 lost, 0 failed"), "{said}");
     println!("{last}");
@@ -81,17 +65,33 @@ fn a_demo_needs_no_other_program_loses_nothing_and_leaves_only_its_report() {
 }
 
 #[test]
+fn with_json_a_demo_prints_values_and_nothing_else() {
+    let state = State::new();
+    let out = tempfile::tempdir().unwrap();
+    let (said, told) = finished(&mut demo(&state, out.path(), &["--json", "--minutes", "0"]));
+    let values: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect(&said)).collect();
+    let names = values.iter().map(|value| value.as_object().unwrap().keys().collect::<Vec<_>>());
+    let wanted =
+        [&["burst"][..], &["cold"], &["replay"], &["report"], &["calls", "failed", "lost"]];
+    assert!(names.eq(wanted), "{said}");
+    assert_eq!(values[4], serde_json::json!({ "calls": 250, "lost": 0, "failed": 0 }));
+    assert!(told.contains("200 calls at once"), "how it goes is no data: {told}");
+    nothing_is_left(&state);
+}
+
+#[test]
 fn a_demo_that_is_interrupted_leaves_nothing() {
     let state = State::new();
     let out = tempfile::tempdir().unwrap();
-    let mut child = demo(&state, out.path());
+    let mut command = demo(&state, out.path(), &[]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // Sandboxes run.
     until("it is under way", || state.processes().len() > 12);
     kill(pid(&child), Signal::INT);
     let begun = Instant::now();
-    until("it has ended", || child.try_wait().unwrap().is_some());
+    assert_eq!(ended(&mut child, PATIENCE).code(), Some(130));
     println!("ended {:?} after Ctrl-C", begun.elapsed());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
     nothing_is_left(&state);
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
 }

@@ -4,10 +4,10 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
@@ -22,6 +22,9 @@ use rustix::process::{Pid, Signal, kill_process};
 pub(crate) const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
 /// No condition takes that long on a working system; it only ends a test that hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A deploy may wait for what its test makes late.
+const VERB_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long one that a test leaves running may take to end well.
 const GENTLE: Duration = Duration::from_secs(5);
@@ -167,18 +170,8 @@ impl Up {
     /// Waits until it has ended.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
-        let begin = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status;
-            }
-            if begin.elapsed() > PATIENCE {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                panic!("it does not end:\n{}", self.said());
-            }
-            thread::park_timeout(Duration::from_millis(10));
-        }
+        wait(&mut child, PATIENCE)
+            .unwrap_or_else(|| panic!("it does not end, and was killed:\n{}", self.said()))
     }
 
     /// A verb against this one.
@@ -252,18 +245,57 @@ impl Drop for Up {
 
 /// A verb against the one that runs on a state directory.
 pub(crate) fn verb(state: &Path, args: &[&str]) -> (i32, String, String) {
-    // A verb that hangs ends with 124 and fails its test, which would wait for ever otherwise.
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", "120", DIRIGENT])
+    let mut command = Command::new(DIRIGENT);
+    command
         .args(args)
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_default())
-        .env("DIRIGENT_STATE", state)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+        .env("DIRIGENT_STATE", state);
+    let output = output(&mut command, VERB_PATIENCE);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// Waits until a child has ended, at most `patience`: then it is killed, and there is no status.
+fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let begin = Instant::now();
+    while begin.elapsed() < patience {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+/// How a child ended, which it must within `patience`. Its output must be read meanwhile, or go to
+/// where nobody has to.
+pub(crate) fn ended(child: &mut Child, patience: Duration) -> ExitStatus {
+    wait(child, patience).unwrap_or_else(|| panic!("it did not end within {patience:?}"))
+}
+
+/// What a command printed and how it ended. One that hangs is killed and fails the test, which
+/// would wait for ever otherwise.
+pub(crate) fn output(command: &mut Command, patience: Duration) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let out = read(child.stdout.take().unwrap());
+    let err = read(child.stderr.take().unwrap());
+    let status = wait(&mut child, patience);
+    // Of one that hangs something may live on and hold the pipes: they are not waited for.
+    let Some(status) = status else { panic!("it did not end within {patience:?}") };
+    Output { status, stdout: out.join().unwrap(), stderr: err.join().unwrap() }
+}
+
+/// Reads to the end beside the test.
+pub(crate) fn read(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
 }
 
 /// Waits until `condition` holds, looking often.
