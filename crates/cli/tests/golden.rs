@@ -21,10 +21,13 @@ fn tests() -> PathBuf {
 
 /// Runs the binary far from any running `up`; exit code, standard output and standard error.
 fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
-    let output = Command::new(DIRIGENT)
+    // One that hangs ends with 124 and fails its test, which would wait for ever otherwise.
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "60", DIRIGENT])
         .args(args)
         .current_dir(dir)
         .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
         .env("COLUMNS", "100")
         .env("DIRIGENT_STATE", "/nonexistent/dirigent")
         .output()

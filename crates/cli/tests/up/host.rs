@@ -11,6 +11,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -118,8 +119,15 @@ impl Up {
             }
         });
         let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        out.read_line(&mut line).unwrap();
+        let (ready, line) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            // Nobody waits for it where the test has given up.
+            drop(ready.send(line));
+        });
+        // No line after that long is as good as a wrong one.
+        let line = line.recv_timeout(PATIENCE).unwrap_or_default();
         let mut this = Self {
             child: Some(child),
             state,

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use host::{State, Up, call, example, folder, has, until};
+use host::{PATIENCE, State, Up, call, example, folder, has, until};
 use rustix::process::Signal;
 
 /// A manifest of the built-in `hello` under another name.
@@ -204,7 +204,7 @@ fn after_kill_9_the_next_one_knows_the_functions_and_adopts_the_sandboxes() {
 #[test]
 fn a_second_one_on_the_same_directory_is_refused() {
     let up = Up::start(&[]);
-    let output = Up::command(&up.state, &[]).output().unwrap();
+    let output = host::output(&mut Up::command(&up.state, &[]), PATIENCE);
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(3), "{err}");
     assert!(err.contains(&format!("(pid {})", up.pid())) && err.contains("--state"), "{err}");
@@ -217,15 +217,15 @@ fn a_port_that_is_taken_names_its_holder_and_the_flag() {
     let taken = held.local_addr().unwrap().to_string();
     for flag in ["--listen", "--api"] {
         let state = State::new();
-        let output = std::process::Command::new(host::DIRIGENT)
+        let mut command = std::process::Command::new(host::DIRIGENT);
+        // clap takes the last of a flag given twice only if told to: this one is told.
+        command
             .args(["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"])
             .arg("--state")
             .arg(state.path())
             .args([flag, &taken])
-            .env_clear()
-            .output();
-        // clap takes the last of a flag given twice only if told to: this one is told.
-        let output = output.unwrap();
+            .env_clear();
+        let output = host::output(&mut command, PATIENCE);
         let err = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(3), "{err}");
         let pid = format!("(pid {})", std::process::id());
@@ -413,7 +413,7 @@ fn many_who_follow_logs_keep_nobody_from_deploying_or_ending() {
     up.signal(Signal::TERM);
     assert!(up.wait().success(), "{}", up.said());
     for mut follower in followers {
-        follower.wait().unwrap();
+        host::ended(&mut follower, PATIENCE);
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::{
     hello,
-    host::{State, Up},
+    host::{PATIENCE, State, Up, ended, output},
     path,
 };
 
@@ -47,7 +47,7 @@ fn a_recording_is_followed_to_the_same_orders_and_has_no_secrets() {
 
     // The records of a store are a beginning as well as an empty one; a recording is never continued.
     let mut taken = Up::command(&state, &record).spawn().unwrap();
-    assert!(!taken.wait().unwrap().success());
+    assert!(!ended(&mut taken, PATIENCE).success());
     let again = dir.path().join("again");
     let mut up = Up::on(state, &["--record", again.to_str().unwrap()]);
     assert!(up.body("noted", "/").contains("Hello"));
@@ -72,7 +72,7 @@ fn a_recording_is_followed_to_the_same_orders_and_has_no_secrets() {
 fn a_recording_that_cannot_be_made_is_an_error_that_names_the_directory() {
     let state = State::new();
     let mut command = Up::command(&state, &["--record", "/proc/nowhere"]);
-    let output = command.output().unwrap();
+    let output = output(&mut command, PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(said.contains("no recording can be made in /proc/nowhere"), "{said}");

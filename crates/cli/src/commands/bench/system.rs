@@ -29,6 +29,7 @@ use crate::{
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
     signals::Signals,
+    up::config::PREFIX,
 };
 
 /// A running `dirigent up`, ended by [`System::run`].
@@ -40,6 +41,13 @@ pub(crate) struct System {
 
 /// Ready in under 300 ms where nothing is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Its drain, what its sandboxes and tasks may take then, and as much again: longer only one takes
+/// that hangs.
+const STOPS_WITHIN: Duration = Duration::from_secs(45);
+
+/// How often is looked whether it is ready or has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 impl System {
     /// Starts one, measures it, and ends it, however the measurement ends.
@@ -141,10 +149,17 @@ impl Drop for System {
     fn drop(&mut self) {
         if let Some(launched) = &mut self.launched {
             // Not stopped in order: the measurement panicked.
-            let pid = rustix::process::Pid::from_child(&launched.child);
-            if rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok() {
-                drop(launched.child.wait());
+            let begun = Instant::now();
+            if launched.tell_to_end().is_ok() {
+                while begun.elapsed() < STOPS_WITHIN
+                    && matches!(launched.child.try_wait(), Ok(None))
+                {
+                    std::thread::park_timeout(LOOK_EVERY);
+                }
             }
+            // Nothing where it has ended.
+            drop(launched.child.kill());
+            drop(launched.child.wait());
         }
         drop(std::fs::remove_dir_all(&self.directory));
     }
@@ -160,12 +175,27 @@ struct Launched {
 }
 
 impl Launched {
-    async fn stop(mut self) -> Result {
+    fn tell_to_end(&self) -> Result {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .or_fail(Kind::Internal, || "cannot stop `dirigent up`")?;
-        let waiting = tokio::task::spawn_blocking(move || self.child.wait());
-        let status = waiting.await.or_fail(Kind::Internal, || "waiting panicked")??;
+            .or_fail(Kind::Internal, || "cannot stop `dirigent up`")
+    }
+
+    async fn stop(mut self) -> Result {
+        self.tell_to_end()?;
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            if begun.elapsed() > STOPS_WITHIN {
+                self.child.kill()?;
+                self.child.wait()?;
+                let text = format!("`dirigent up` did not end within {STOPS_WITHIN:?}: killed");
+                return Err(Fail::internal(text));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
         if !status.success() {
             return Err(Fail::internal(format!("`dirigent up` ended badly: {status}")));
         }
@@ -181,7 +211,14 @@ async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
         drop(std::fs::remove_file(state.join(file)));
     }
     let begun = Instant::now();
-    let mut child = Command::new(exe)
+    let mut command = Command::new(exe);
+    // What is measured is not configured by what the caller's own `up` is.
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            command.env_remove(name);
+        }
+    }
+    let mut child = command
         .args(["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
         .arg(state)
         .args(["--drain", "5s", "--sandboxes", "5000"])
@@ -211,7 +248,7 @@ async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
             child.wait()?;
             return Err(Fail::unavailable("`dirigent up` is not ready after 20 s"));
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
