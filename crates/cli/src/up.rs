@@ -98,7 +98,10 @@ async fn serve(
         duration(config.drain)
     ));
     let orderly = async {
-        roles.proxy.drain(config.drain).await;
+        if !roles.proxy.drain(config.drain).await {
+            let drain = duration(config.drain);
+            printer.problem(&format!("warning: calls went on after {drain} and were cut"));
+        }
         roles.worker.stop_all(roles::STOP_SANDBOXES).await
     };
     let (left, is_hurried) = tokio::select! {

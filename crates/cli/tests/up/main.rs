@@ -78,6 +78,23 @@ fn a_call_that_runs_is_finished_before_the_end() {
     let status = up.wait();
     assert!(status.success(), "{status}\n{}", up.said());
     assert_eq!(caller.join().unwrap().unwrap().status, 200);
+    assert!(!up.said().contains("were cut"), "{}", up.said());
+}
+
+#[test]
+fn calls_that_outlast_the_drain_are_cut_and_that_is_said() {
+    let mut up = Up::start(&["--drain", "1s"]);
+    up.body("hello", "/");
+    let place = up.functions.clone();
+    let caller =
+        thread::spawn(move || call(&place, "GET /?sleep_ms=600000 HTTP/1.1\r\nhost: hello\r\n"));
+    up.until("it is running", || {
+        up.json(&["describe", "hello"])["summary"]["busy"].as_u64() == Some(1)
+    });
+    up.signal(Signal::TERM);
+    assert!(up.wait().success(), "{}", up.said());
+    assert!(!caller.join().unwrap().is_ok_and(|response| response.status == 200));
+    until("it is said", || up.said().contains("warning: calls went on after 1s and were cut"));
 }
 
 #[test]
