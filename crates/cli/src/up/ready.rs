@@ -112,9 +112,42 @@ fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<Stri
     if config.hello {
         lines.push(format!("  curl http://{HELLO}.localhost:{port}/"));
     }
-    lines.push("  dirigent deploy examples/hello-python".to_owned());
-    lines.push("  dirigent list".to_owned());
+    let dirigent = called();
+    lines.push(if Path::new(EXAMPLE).is_dir() {
+        format!("  {dirigent} deploy {EXAMPLE}  (needs python3)")
+    } else {
+        format!("  {dirigent} deploy DIR")
+    });
+    lines.push(format!("  {dirigent} list"));
     lines
+}
+
+/// In a checkout this folder can be deployed as it is.
+const EXAMPLE: &str = "examples/hello-python";
+
+/// What the user types to run this program again.
+fn called() -> String {
+    let name = "dirigent";
+    let Ok(exe) = std::env::current_exe() else { return name.to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // The first one found is the one that the shell runs.
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    if found.is_some_and(|file| file.canonicalize().is_ok_and(|file| file == exe)) {
+        return name.to_owned();
+    }
+    let place = std::env::current_dir().unwrap_or_default();
+    in_shell(&exe, &place)
+}
+
+/// A program's path as a shell takes it, short where it is below the current directory.
+fn in_shell(exe: &Path, place: &Path) -> String {
+    let short = exe.strip_prefix(place).ok().filter(|rest| rest.components().count() > 1);
+    let text = short.unwrap_or(exe).display().to_string();
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// What a runtime can do, and what it cannot and why.
@@ -136,4 +169,25 @@ pub(crate) fn facts(facts: &Facts) -> Vec<String> {
         );
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_named_so_that_a_shell_finds_it() {
+        let named = |exe: &str, place: &str| in_shell(Path::new(exe), Path::new(place));
+        let exe = "/home/me/dirigent/target/release/dirigent";
+        assert_eq!(named(exe, "/home/me/dirigent"), "target/release/dirigent");
+        assert_eq!(named(exe, "/home/you"), exe);
+        // Without a slash the shell would look on its path.
+        assert_eq!(named("/opt/dirigent", "/opt"), "/opt/dirigent");
+        assert_eq!(named("/my files/it's/dirigent", "/"), "'my files/it'\\''s/dirigent'");
+    }
+
+    #[test]
+    fn this_program_is_not_the_one_on_the_path() {
+        assert!(called().contains('/'), "{}", called());
+    }
 }
