@@ -421,8 +421,8 @@ pub(crate) struct WorkerFlags {
     /// Refuse to run functions with less isolation
     #[arg(long, value_enum)]
     pub(crate) min_isolation: Option<IsolationArg>,
-    /// What starts sandboxes [default: process]
-    #[arg(long, value_enum, hide = true)]
+    /// What starts sandboxes; `fake` answers itself, for tests [default: process]
+    #[arg(long, value_enum)]
     pub(crate) runtime: Option<RuntimeArg>,
     /// Memory for sandboxes [default: three quarters of the machine's]
     #[arg(long, value_name = "SIZE")]
