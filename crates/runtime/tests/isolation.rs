@@ -23,7 +23,7 @@ fn rig() -> Option<Rig> {
 
 fn rig_with(change: impl FnOnce(&mut ProcessConfig)) -> Option<Rig> {
     let rig = Rig::new(change);
-    if rig.runtime.facts().best == Some(BASIC) {
+    if rig.has_basic() {
         return Some(rig);
     }
     println!("skipped: no basic isolation here: {:?}", rig.runtime.facts().missing);
@@ -51,7 +51,7 @@ fn what_is_demanded_is_given_in_full_or_refused() {
     assert!(facts.missing.iter().any(|line| line.contains("package nftables")), "{facts:?}");
 
     let start = |rig: &mut Rig, demanded| {
-        let create = with(server(BASIC), |spec| spec.sandbox.isolation = demanded);
+        let create = server(demanded);
         let (sandbox, port) = (create.order.sandbox, create.port);
         rig.runtime.create(create);
         (sandbox, port)
@@ -94,6 +94,9 @@ fn network_rules_that_are_flushed_or_outdated_are_made_anew() {
     }) else {
         return;
     };
+    if rig.basic().is_none() {
+        return println!("skipped: no network rules here: {:?}", rig.runtime.facts().missing);
+    }
     let table = table_with("23451-23458").expect("rules");
     assert!(table.contains("23449"), "{table}");
     let name = table.split(" {").next().expect("a name").split(' ').next_back().expect("a name");
@@ -118,9 +121,10 @@ fn network_rules_that_are_flushed_or_outdated_are_made_anew() {
 #[test]
 fn the_machines_files_are_not_there() {
     let Some(mut rig) = rig() else { return };
+    let level = rig.basic();
     let token = rig.directory.path().join("token");
     fs::write(&token, "secret").expect("writes");
-    let (sandbox, port) = rig.serve(BASIC);
+    let (sandbox, port) = rig.serve(level);
     for path in ["/root", "/home", "/run", "/var", "/etc/shadow", "/etc/gshadow", "/sys", "/boot"] {
         refused(port, &format!("ls {path}"));
     }
@@ -140,7 +144,8 @@ fn the_machines_files_are_not_there() {
 #[test]
 fn nothing_can_be_written_outside_of_temporary_space() {
     let Some(mut rig) = rig() else { return };
-    let (sandbox, port) = rig.serve(BASIC);
+    let level = rig.basic();
+    let (sandbox, port) = rig.serve(level);
     for path in ["/x", "/usr/x", "/usr/bin/x", "/etc/x", "/etc/hosts", "/dev/x", "/.dirigent/x"] {
         refused(port, &format!("echo x > {path}"));
     }
@@ -159,7 +164,7 @@ fn nothing_can_be_written_outside_of_temporary_space() {
 fn standard_output_can_be_opened_by_its_name() {
     let Some(mut rig) = rig() else { return };
     let script = "set -e; echo out > /dev/stdout; echo err > /dev/stderr; exit 7";
-    let create = create(&["/bin/sh", "-c", script], BASIC);
+    let create = create(&["/bin/sh", "-c", script], rig.basic());
     let (sandbox, function) = (create.order.sandbox, create.order.revision.function);
     rig.runtime.create(create);
     assert_eq!(rig.gone(sandbox).cause, Cause::Exited { code: 7 });
@@ -172,7 +177,7 @@ fn standard_output_can_be_opened_by_its_name() {
 #[test]
 fn a_listener_that_is_passed_is_the_sandboxs_own() {
     let Some(mut rig) = rig() else { return };
-    let create = with(server(BASIC), |spec| spec.sandbox.listen = Listen::Fd);
+    let create = with(server(rig.basic()), |spec| spec.sandbox.listen = Listen::Fd);
     let (sandbox, port) = (create.order.sandbox, create.port);
     rig.runtime.create(create);
     rig.listening(sandbox);
@@ -232,7 +237,7 @@ fn artifact(rig: &mut Rig, number: u8, file: &str) -> Digest {
 fn a_function_finds_its_own_artifact_and_cannot_change_it() {
     let Some(mut rig) = rig() else { return };
     let (mine, others) = (artifact(&mut rig, 1, "mine"), artifact(&mut rig, 2, "others"));
-    let create = with(server(BASIC), |spec| spec.artifact = Some(mine));
+    let create = with(server(rig.basic()), |spec| spec.artifact = Some(mine));
     let (sandbox, port) = (create.order.sandbox, create.port);
     rig.runtime.create(create);
     rig.listening(sandbox);
@@ -251,8 +256,9 @@ fn a_function_finds_its_own_artifact_and_cannot_change_it() {
 #[test]
 fn a_neighbour_is_neither_seen_nor_signalled() {
     let Some(mut rig) = rig() else { return };
-    let (one, port) = rig.serve(BASIC);
-    let (two, other) = rig.serve(BASIC);
+    let level = rig.basic();
+    let (one, port) = rig.serve(level);
+    let (two, other) = rig.serve(level);
     let seen = run(port, "ls /proc | grep -c '^[0-9]'");
     assert!(seen.trim().parse::<u32>().expect("a number") < 10, "{seen}");
     ask(port, "run kill -9 -1");
@@ -280,9 +286,10 @@ fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
         println!("skipped: no network rules here: {missing:?}");
         return;
     }
+    let level = rig.basic();
     let mut started = Vec::new();
     for _ in 0..2 {
-        started.push(rig.serve(BASIC));
+        started.push(rig.serve(level));
     }
     let [(one, port), (two, other)] = started[..] else { panic!("two were started") };
     assert!(ask(port, &format!("connect 127.0.0.1:{other}")).starts_with("refused"));
@@ -296,7 +303,8 @@ fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
 fn nobody_has_a_capability_or_can_get_one() {
     let mut first = 0;
     let Some(mut rig) = rig_with(|config| first = config.uid_base) else { return };
-    let (sandbox, port) = rig.serve(BASIC);
+    let level = rig.basic();
+    let (sandbox, port) = rig.serve(level);
     let status = run(port, "cat /proc/self/status");
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert!(status.contains(&format!("{set}:\t0000000000000000")), "{set}: {status}");
@@ -317,7 +325,8 @@ fn nobody_has_a_capability_or_can_get_one() {
 #[test]
 fn forbidden_calls_are_refused() {
     let Some(mut rig) = rig() else { return };
-    let (sandbox, port) = rig.serve(BASIC);
+    let level = rig.basic();
+    let (sandbox, port) = rig.serve(level);
     refused(port, "mount -t tmpfs none /tmp");
     refused(port, "umount /tmp");
     refused(port, "unshare -U true");
@@ -333,11 +342,12 @@ fn forbidden_calls_are_refused() {
 #[test]
 fn a_fork_bomb_ends_at_its_bound() {
     let Some(mut rig) = rig() else { return };
-    let create = with(server(BASIC), |spec| spec.resources.memory = Bytes::mib(512));
+    let level = rig.basic();
+    let create = with(server(rig.basic()), |spec| spec.resources.memory = Bytes::mib(512));
     let (sandbox, port) = (create.order.sandbox, create.port);
     rig.runtime.create(create);
     rig.listening(sandbox);
-    let (other, other_port) = rig.serve(BASIC);
+    let (other, other_port) = rig.serve(level);
     let answer =
         ask(port, "run for i in $(seq 1 3000); do sleep 60 >/dev/null 2>&1 & done; echo all");
     assert!(!answer.starts_with("0:all"), "3000 processes: {answer}");
@@ -349,7 +359,7 @@ fn a_fork_bomb_ends_at_its_bound() {
 #[test]
 fn a_memory_bomb_is_told_as_such() {
     let Some(mut rig) = rig() else { return };
-    let create = with(mode(server(BASIC), "print=hungry eat=300 never"), |spec| {
+    let create = with(mode(server(rig.basic()), "print=hungry eat=300 never"), |spec| {
         spec.resources.memory = Bytes::mib(32);
     });
     let sandbox = create.order.sandbox;
@@ -368,7 +378,7 @@ fn a_memory_bomb_is_told_as_such() {
 #[test]
 fn memory_that_is_kept_above_the_limit_ends_the_sandbox() {
     let Some(mut rig) = rig() else { return };
-    let create = with(mode(server(BASIC), "hold=300 never"), |spec| {
+    let create = with(mode(server(rig.basic()), "hold=300 never"), |spec| {
         spec.resources.memory = Bytes::mib(32);
     });
     let sandbox = create.order.sandbox;
@@ -379,7 +389,8 @@ fn memory_that_is_kept_above_the_limit_ends_the_sandbox() {
 #[test]
 fn temporary_space_is_limited() {
     let Some(mut rig) = rig() else { return };
-    let (sandbox, port) = rig.serve(BASIC);
+    let level = rig.basic();
+    let (sandbox, port) = rig.serve(level);
     for place in ["/tmp", "/app", "/dev/shm"] {
         let answer = refused(port, &format!("head -c 100m /dev/zero > {place}/full"));
         assert!(answer.contains("No space left"), "{answer}");
@@ -391,7 +402,7 @@ fn temporary_space_is_limited() {
 #[test]
 fn two_hundred_sandboxes_leave_nothing_behind() {
     let rig = Rig::new(|config| config.parked = 4);
-    if rig.runtime.facts().best != Some(BASIC) {
+    if !rig.has_basic() {
         println!("skipped: no basic isolation here");
         return;
     }
@@ -399,7 +410,7 @@ fn two_hundred_sandboxes_leave_nothing_behind() {
     for _ in 0..20 {
         let started: Vec<SandboxId> = (0..10)
             .map(|_| {
-                let create = server(BASIC);
+                let create = server(rig.basic());
                 let sandbox = create.order.sandbox;
                 rig.runtime.create(create);
                 sandbox

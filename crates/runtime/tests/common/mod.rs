@@ -66,6 +66,17 @@ impl Rig {
         Self { directory, runtime, events }
     }
 
+    /// Whether sandboxes that demand nothing get `basic`, be it without its network rules.
+    pub(crate) fn has_basic(&self) -> bool {
+        self.runtime.facts().usual == Some(Isolation::Basic)
+    }
+
+    /// What a sandbox demands to get `basic`: nothing where something of it is missing, as for root
+    /// without `nft`, since there it cannot be demanded.
+    pub(crate) fn basic(&self) -> Option<Isolation> {
+        self.runtime.facts().best.filter(|best| *best == Isolation::Basic)
+    }
+
     /// What happens next.
     pub(crate) fn event(&mut self) -> Event {
         next(&mut self.events)
@@ -88,7 +99,7 @@ impl Rig {
     }
 
     /// A server that listens.
-    pub(crate) fn serve(&mut self, isolation: Isolation) -> (SandboxId, u16) {
+    pub(crate) fn serve(&mut self, isolation: Option<Isolation>) -> (SandboxId, u16) {
         let create = server(isolation);
         let (sandbox, port) = (create.order.sandbox, create.port);
         self.runtime.create(create);
@@ -163,7 +174,7 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-pub(crate) fn create(command: &[&str], isolation: Isolation) -> CreateSandbox {
+pub(crate) fn create(command: &[&str], isolation: Option<Isolation>) -> CreateSandbox {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     CreateSandbox {
         order: StartSandbox {
@@ -178,7 +189,7 @@ pub(crate) fn create(command: &[&str], isolation: Isolation) -> CreateSandbox {
                     component: None,
                     port: None,
                     protocol: Protocol::Http1,
-                    isolation: Some(isolation),
+                    isolation,
                     listen: Listen::Port,
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
@@ -192,7 +203,7 @@ pub(crate) fn create(command: &[&str], isolation: Isolation) -> CreateSandbox {
     }
 }
 
-pub(crate) fn server(isolation: Isolation) -> CreateSandbox {
+pub(crate) fn server(isolation: Option<Isolation>) -> CreateSandbox {
     create(&["dirigent", "serve"], isolation)
 }
 
