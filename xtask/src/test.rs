@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -23,7 +23,7 @@ const TWICE: [&str; 2] = ["dirigent-runtime", "dirigent-cli"];
 const ORDINARY: u32 = 52_731;
 
 pub(crate) fn test(install: bool, filter: Option<&str>) -> Result<()> {
-    packages(install || std::env::var_os("CI").is_some_and(|ci| ci == "true"))?;
+    packages(install || is_ci())?;
     let mut skips = Vec::new();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
@@ -46,6 +46,11 @@ pub(crate) fn test(install: bool, filter: Option<&str>) -> Result<()> {
         bail!("tests failed as an ordinary user (uid {ORDINARY})");
     }
     Ok(())
+}
+
+/// Whether nobody watches: then nothing may be left out quietly.
+fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|ci| ci == "true")
 }
 
 /// Installs what is missing, or prints the one line that does.
@@ -88,33 +93,40 @@ fn watched(command: &mut Command, skips: &mut Vec<String>) -> Result<bool> {
     for line in BufReader::new(stdout).lines() {
         let line = line.context("cannot read the tests' output")?;
         println!("{line}");
-        if line.starts_with("skip: ") || line.starts_with("skipped: ") {
+        if is_skip(&line) {
             skips.push(line);
         }
     }
     Ok(child.wait().context("cannot wait for the tests")?.success())
 }
 
+/// Whether a test says so that it leaves out something.
+fn is_skip(line: &str) -> bool {
+    ["skip: ", "skipped: ", "skipped for ", "skipped in part: "]
+        .iter()
+        .any(|start| line.starts_with(start))
+}
+
 /// The test programs of [`TWICE`], once more without root's rights.
 fn as_ordinary_user(filter: Option<&str>, skips: &mut Vec<String>) -> Result<bool> {
     let programs = test_programs()?;
-    let scratch = std::env::temp_dir().join(format!("dirigent-test-{}", std::process::id()));
-    std::fs::create_dir(&scratch).context("cannot make a directory for the second run")?;
-    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o777))
-        .context("cannot open the directory for the second run")?;
+    let scratch = scratch("test", 0o777)?;
+    let user =
+        Ordinary::new(programs.iter().flat_map(|(directory, program)| [directory, program]))?;
     let mut passed = true;
     for (directory, program) in &programs {
-        if !reachable(program) || !reachable(directory) {
-            let skip = format!(
-                "skip: {} as an ordinary user: a directory above it is closed to others",
-                program.display()
-            );
+        if let Err(error) = user.reaches(&[&directory.join("Cargo.toml"), program]) {
+            let shown = program.display();
+            if is_ci() {
+                bail!("{shown} cannot be run as an ordinary user (uid {ORDINARY}): {error:#}");
+            }
+            let skip = format!("skip: {shown} as an ordinary user: {error:#}");
             println!("{skip}");
             skips.push(skip);
             continue;
         }
         println!("xtask: as uid {ORDINARY}: {}", program.display());
-        let mut command = Command::new(program);
+        let mut command = user.command(program);
         command
             .arg("--show-output")
             .args(filter)
@@ -123,15 +135,149 @@ fn as_ordinary_user(filter: Option<&str>, skips: &mut Vec<String>) -> Result<boo
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("CARGO_MANIFEST_DIR", directory)
             .env("HOME", &scratch)
-            .env("TMPDIR", &scratch)
-            .uid(ORDINARY)
-            .gid(ORDINARY);
+            .env("TMPDIR", &scratch);
         passed &= watched(&mut command, skips)?;
     }
     if let Err(error) = std::fs::remove_dir_all(&scratch) {
         println!("xtask: {} stays behind: {error}", scratch.display());
     }
     Ok(passed)
+}
+
+/// A directory of this run where every user gets to.
+fn scratch(what: &str, mode: u32) -> Result<PathBuf> {
+    let place = std::env::temp_dir();
+    let place = if closed_above(&place.join("x")).is_some() { "/tmp".into() } else { place };
+    let scratch = place.join(format!("dirigent-{what}-{}", std::process::id()));
+    std::fs::create_dir(&scratch).context("cannot make a directory for the second run")?;
+    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(mode))
+        .context("cannot open the directory for the second run")?;
+    Ok(scratch)
+}
+
+/// How programs are run as [`ORDINARY`]. The checkout may lie below a directory that is closed to
+/// others, as root's home is: then they are run in a mount namespace in which an empty directory
+/// lies over that one, with what they need in its old place, since that is where they look for it.
+struct Ordinary {
+    /// The highest closed directories.
+    closed: Vec<PathBuf>,
+    /// What is needed below them.
+    needed: Vec<PathBuf>,
+    /// Where that is kept while its place is covered; empty outside of the namespace.
+    kept: PathBuf,
+}
+
+/// `$1` is where to keep, followed by closed directories, `--`, needed ones, `--` and the command.
+const OPEN: &str = r#"
+set -e
+kept=$1; shift
+mount -t tmpfs tmpfs "$kept"
+closed=
+count=0
+while [ "$1" != -- ]; do
+    count=$((count + 1)); eval "closed$count=\$1"; shift
+done
+shift
+needed=0
+while [ "$1" != -- ]; do
+    needed=$((needed + 1)); eval "needed$needed=\$1"
+    mkdir "$kept/$needed"
+    mount --bind "$1" "$kept/$needed"
+    shift
+done
+shift
+for number in $(seq "$count"); do
+    eval "place=\$closed$number"
+    mount -t tmpfs -o mode=755 tmpfs "$place"
+done
+umask 022
+for number in $(seq "$needed"); do
+    eval "place=\$needed$number"
+    mkdir -p "$place"
+    mount --bind "$kept/$number" "$place"
+done
+# What was entered before is the covered directory.
+cd "$PWD"
+exec "$@"
+"#;
+
+impl Ordinary {
+    /// For programs that need these files or directories, with the checkout.
+    fn new<'a>(needed: impl IntoIterator<Item = &'a PathBuf>) -> Result<Self> {
+        let root = std::env::current_dir().context("where is this")?;
+        let mut places: Vec<PathBuf> = vec![root];
+        for path in needed {
+            if !places.iter().any(|place| path.starts_with(place)) {
+                // A program's neighbours are needed too: those that it starts.
+                places.push(target_of(path).to_owned());
+            }
+        }
+        Self::with(places)
+    }
+
+    fn with(places: Vec<PathBuf>) -> Result<Self> {
+        let (mut closed, mut needed) = (Vec::new(), Vec::new());
+        for place in places {
+            let Some(above) = closed_above(&place) else { continue };
+            if !closed.contains(&above) {
+                closed.push(above);
+            }
+            needed.push(place);
+        }
+        Ok(Self { closed, needed, kept: scratch("kept", 0o755)? })
+    }
+
+    /// Runs `program`; arguments, directory and environment are the caller's to add.
+    fn command(&self, program: &Path) -> Command {
+        let mut command;
+        if self.closed.is_empty() {
+            command = Command::new("setpriv");
+        } else {
+            command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", OPEN, "sh"]);
+            command.arg(&self.kept).args(&self.closed).arg("--").args(&self.needed);
+            command.args(["--", "setpriv"]);
+        }
+        let id = ORDINARY.to_string();
+        command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
+        command
+    }
+
+    /// Whether it can read these.
+    fn reaches(&self, paths: &[&Path]) -> Result<()> {
+        for path in paths {
+            let output = self.command(Path::new("test")).arg("-r").arg(path).output();
+            let output = output.context("cannot start setpriv or unshare")?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr);
+                bail!("{} is closed to others {}", path.display(), said.trim());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ordinary {
+    fn drop(&mut self) {
+        // Not with what is in it: only an empty directory is ours.
+        if let Err(error) = std::fs::remove_dir(&self.kept) {
+            println!("xtask: {} stays behind: {error}", self.kept.display());
+        }
+    }
+}
+
+/// The directory that holds a build's programs, `debug` in `target/debug/deps/program-1f`.
+fn target_of(program: &Path) -> &Path {
+    program.ancestors().nth(2).unwrap_or(program)
+}
+
+/// The highest directory above `path` that users other than its owner cannot pass.
+fn closed_above(path: &Path) -> Option<PathBuf> {
+    let is_closed = |dir: &&Path| {
+        !std::fs::metadata(dir).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
+    };
+    let above = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
+    above.filter(is_closed).last().map(Path::to_owned)
 }
 
 /// The test programs of [`TWICE`] with the directory of their package.
@@ -154,9 +300,47 @@ fn test_programs() -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(programs)
 }
 
-/// Whether users other than the owner get to `path`.
-fn reachable(path: &Path) -> bool {
-    path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()).all(|dir| {
-        std::fs::metadata(dir).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_skip_is_counted() {
+        for line in ["skip: a", "skipped: a", "skipped for basic: a", "skipped in part: a"] {
+            assert!(is_skip(line), "{line}");
+        }
+        assert!(!is_skip("test skipped_ones_are_counted ... ok") && !is_skip("skipping"));
+    }
+
+    #[test]
+    fn the_second_run_gets_to_what_lies_below_a_closed_directory() {
+        if !rustix::process::getuid().is_root() {
+            return println!("skip: only root becomes another user");
+        }
+        let home = scratch("closed", 0o700).unwrap();
+        let checkout = home.join("me/checkout");
+        std::fs::create_dir_all(&checkout).unwrap();
+        std::fs::write(home.join("secret"), "").unwrap();
+        std::fs::write(checkout.join("file"), "of the checkout").unwrap();
+        assert_eq!(closed_above(&checkout), Some(home.clone()));
+        let user = Ordinary::with(vec![checkout.clone()]).unwrap();
+        let mut command = user.command(Path::new("sh"));
+        let script = "id -u; cat file; ls ../..; mount --bind . / 2>&1 || exit 7";
+        let output = command.args(["-c", script]).current_dir(&checkout).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let reached = user.reaches(&[&checkout.join("file")]);
+        let missed = user.reaches(&[&home.join("secret")]);
+        drop(user);
+        // Nothing of it is seen outside.
+        let files = std::fs::read_dir(&home).unwrap().count();
+        std::fs::remove_dir_all(&home).unwrap();
+        if said.is_empty() && String::from_utf8_lossy(&output.stderr).contains("unshare") {
+            return println!("skip: this root may make no mount namespace");
+        }
+        let seen = said.starts_with(&format!("{ORDINARY}\nof the checkoutme\n"));
+        assert!(seen && output.status.code() == Some(7), "{output:?}");
+        reached.unwrap();
+        missed.unwrap_err();
+        assert_eq!(files, 2);
+    }
 }
