@@ -91,4 +91,8 @@ pub struct Census {
     pub busy: u32,
     /// Invocations that wait.
     pub queued: u32,
+    /// Memory of all, ready or starting, as their functions ask for it.
+    pub memory_mib: u64,
+    /// Memory of those in which an invocation runs.
+    pub busy_mib: u64,
 }

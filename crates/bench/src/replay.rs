@@ -53,6 +53,19 @@ pub struct Second {
     pub census: Census,
 }
 
+/// What became of the calls that were due in one second of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Due {
+    /// Calls.
+    pub calls: usize,
+    /// Those that waited for a sandbox to start.
+    pub cold: usize,
+    /// Those that failed, lost ones not counted.
+    pub failed: usize,
+    /// Those without an answer.
+    pub lost: usize,
+}
+
 /// What a replay showed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Replay {
@@ -80,10 +93,13 @@ pub struct Replay {
     pub function_slowdown: Summary,
     /// Most sandboxes at once.
     pub sandboxes_max: u32,
-    /// Memory of all sandboxes over memory of busy ones, time-weighted (PulseNet's cost).
+    /// Memory of all sandboxes over memory of busy ones, both as their functions ask for it and
+    /// time-weighted (PulseNet's cost).
     pub all_to_busy: f64,
     /// Second by second.
     pub seconds: Vec<Second>,
+    /// Calls by the second in which they were due, from the start of the run.
+    pub due: Vec<Due>,
     /// Sorted scheduling latencies of all invocations in milliseconds, thinned for plotting.
     pub scheduling_cdf: Vec<(f64, f64)>,
     /// The same for averages per function.
@@ -249,11 +265,6 @@ fn evaluate(
     let slowdowns = sorted(called().map(|(count, _, logs)| (logs / *count as f64).exp()));
     let scheduling = sorted(scheduling);
     let of = |failure| samples.iter().filter(|s| s.failure == Some(failure)).count();
-    let (mut all, mut busy) = (0_u64, 0_u64);
-    for second in &watched.seconds {
-        all += u64::from(second.census.ready + second.census.starting);
-        busy += u64::from(second.census.busy);
-    }
     Replay {
         origin: trace.origin.clone(),
         options,
@@ -267,12 +278,38 @@ fn evaluate(
         function_scheduling_ms: summary(averages.iter().copied()),
         function_slowdown: summary(slowdowns.iter().copied()),
         sandboxes_max: watched.seconds.iter().map(|s| s.census.ready).max().unwrap_or_default(),
-        all_to_busy: all as f64 / busy.max(1) as f64,
+        all_to_busy: all_to_busy(&watched.seconds),
         scheduling_cdf: cdf(&scheduling),
         function_scheduling_cdf: cdf(&averages),
         slowdown_cdf: cdf(&slowdowns),
+        due: due(samples),
         seconds: watched.seconds,
     }
+}
+
+fn all_to_busy(seconds: &[Second]) -> f64 {
+    let all: u64 = seconds.iter().map(|second| second.census.memory_mib).sum();
+    let busy: u64 = seconds.iter().map(|second| second.census.busy_mib).sum();
+    all as f64 / busy.max(1) as f64
+}
+
+fn due(samples: &[Sample]) -> Vec<Due> {
+    let mut seconds = Vec::new();
+    for sample in samples {
+        let Ok(second) = usize::try_from(sample.intended.as_secs()) else { continue };
+        if seconds.len() <= second {
+            seconds.resize(second + 1, Due::default());
+        }
+        let due = &mut seconds[second];
+        due.calls += 1;
+        due.cold += usize::from(sample.is_cold());
+        match sample.failure {
+            None => {}
+            Some(Failure::NoAnswer) => due.lost += 1,
+            Some(_) => due.failed += 1,
+        }
+    }
+    seconds
 }
 
 /// Failures by kind, and by the platform's code where it gave one; lost calls are apart.
@@ -331,4 +368,53 @@ pub fn live_line(second: &Second, progress: &Progress) -> String {
         second.census.busy,
         second.census.queued,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(intended_ms: u64, timing: &str, failure: Option<Failure>) -> Sample {
+        Sample {
+            call: 0,
+            intended: Duration::from_millis(intended_ms),
+            done: Duration::from_millis(intended_ms + 1500),
+            head: None,
+            status: None,
+            failure,
+            code: None,
+            timing: Some(timing.to_owned()),
+            revision: None,
+            sandbox: None,
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn cold_starts_and_errors_are_counted_in_the_second_in_which_the_call_was_due() {
+        let seen = due(&[
+            sample(100, "queue;dur=1, create;dur=2", None),
+            sample(2100, "queue;dur=1", Some(Failure::Reset)),
+            sample(900, "queue;dur=1", None),
+            sample(2999, "", Some(Failure::NoAnswer)),
+        ]);
+        let wanted = [
+            Due { calls: 2, cold: 1, ..Due::default() },
+            Due::default(),
+            Due { calls: 2, failed: 1, lost: 1, ..Due::default() },
+        ];
+        assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn sandboxes_are_weighed_by_their_memory() {
+        let second = |memory_mib, busy_mib| {
+            let census = Census { ready: 2, busy: 1, memory_mib, busy_mib, ..Census::default() };
+            Second { at_s: 0.0, census }
+        };
+        // One of 16 MiB is busy beside an idle one of 1 GiB, then the other way round.
+        let ratio = all_to_busy(&[second(1040, 16), second(1040, 1024)]);
+        assert!((ratio - 2.0).abs() < 1e-9, "{ratio}");
+        assert!((all_to_busy(&[]) - 0.0).abs() < 1e-9);
+    }
 }

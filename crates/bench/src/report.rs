@@ -90,6 +90,11 @@ fn plots(replay: &Replay) -> Markup {
     let all = seconds(|census| census.ready + census.starting);
     let busy = seconds(|census| census.busy);
     let queued = seconds(|census| census.queued);
+    let due = |pick: fn(&crate::replay::Due) -> usize| -> Vec<(f64, f64)> {
+        let seconds = replay.due.iter().enumerate();
+        seconds.map(|(second, due)| (second as f64, pick(due) as f64)).collect()
+    };
+    let (cold, failed, lost) = (due(|d| d.cold), due(|d| d.failed), due(|d| d.lost));
     let cdf = |x, points| {
         let line = Line { name: "share of all", colour: "#2563eb", points };
         plot(Axes { x, y: "cumulative share", log_x: true }, &[line])
@@ -106,6 +111,15 @@ fn plots(replay: &Replay) -> Markup {
                 Line { name: "all", colour: "#94a3b8", points: &all },
                 Line { name: "busy", colour: "#2563eb", points: &busy },
                 Line { name: "calls queued", colour: "#dc2626", points: &queued },
+            ])) }
+        div { h2 { "Cold starts over time" }
+            (plot(Axes { x: "s", y: "calls per second", log_x: false }, &[
+                Line { name: "waited for a start", colour: "#2563eb", points: &cold },
+            ])) }
+        div { h2 { "Errors over time" }
+            (plot(Axes { x: "s", y: "calls per second", log_x: false }, &[
+                Line { name: "failed", colour: "#dc2626", points: &failed },
+                Line { name: "lost", colour: "#111827", points: &lost },
             ])) }
     }
 }

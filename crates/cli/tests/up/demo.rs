@@ -60,7 +60,18 @@ fn a_demo_needs_no_other_program_loses_nothing_and_leaves_only_its_report() {
     println!("{last}");
     let page = fs::read_to_string(out.path().join("report.html")).unwrap();
     assert!(page.contains("<svg") && !page.contains("<script src"), "self-contained, with plots");
-    assert!(out.path().join("report.json").exists());
+    for plot in ["Sandboxes over time", "Cold starts over time", "Errors over time"] {
+        assert!(page.contains(plot), "{plot}");
+    }
+    let report = fs::read_to_string(out.path().join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    for what in ["calls", "cold"] {
+        let due = report["due"].as_array().unwrap().iter();
+        assert_eq!(due.map(|due| due[what].as_u64().unwrap()).sum::<u64>(), report[what]);
+    }
+    // All sandboxes are alike here: their memory says what their number says.
+    let ratio = report["all_to_busy"].as_f64().unwrap();
+    assert!((1.0..50.0).contains(&ratio), "{ratio}");
     nothing_is_left(&state);
 }
 
