@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apart;
+mod compat;
 mod demo;
 mod faults;
 mod host;
@@ -463,39 +464,12 @@ fn a_grpc_call_passes_through_with_its_trailers() {
     let up = Up::start(&[]);
     up.ok(&["deploy", &example("grpc")]);
     let message = b"\0\0\0\0\x04\x0a\x02hi";
-    let (status, body, trailers) = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(grpc(&up.functions, "grpc", "/dirigent.example.Echo/Say", message));
+    let request = http::Request::post("http://grpc/dirigent.example.Echo/Say")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    let (status, body, trailers) = over_h2c(&up.functions, request, message);
     assert_eq!((status, &body[..]), (200, &message[..]), "{}", up.said());
     assert_eq!(trailers["grpc-status"], "0");
-}
-
-#[test]
-fn the_published_systems_load_generator_finds_what_it_expects() {
-    let up = Up::start(&["--compat"]);
-    let form = "name=trace-func-0-1&image=docker.io%2Fcvetkovic%2Fdirigent_trace_function%3Alatest\
-                &port_forwarding=80&port_forwarding=tcp&requested_cpu=100&requested_memory=64\
-                &scaling_upper_bound=3&scaling_lower_bound=0&cold_start_sweep=false";
-    let length = form.len();
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
-         content-type: application/x-www-form-urlencoded\r\ncontent-length: {length}\r\n\r\n{form}",
-        up.api
-    );
-    let registered = host::send(&up.api, head.as_bytes()).unwrap();
-    assert_eq!((registered.status, registered.body.as_str()), (200, up.functions.as_str()));
-    let answer = call(
-        &up.functions,
-        "POST / HTTP/1.1\r\nhost: trace-func-0-1\r\nworkload: trace\r\nrequested_cpu: 5\r\n\
-         multiplier: 102\r\nfunction: trace-func-0-1\r\ncontent-length: 0\r\n",
-    )
-    .unwrap();
-    assert_eq!(answer.status, 200, "{answer:?}\n{}", up.said());
-    let reply: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
-    assert_eq!((&reply["Status"], &reply["Function"]), (&"OK".into(), &"trace-func-0-1".into()));
-    assert!(reply["ExecutionTime"].as_u64().unwrap() >= 5000, "{reply}");
 }
 
 #[test]
@@ -512,33 +486,33 @@ fn what_cannot_be_run_is_refused_with_a_reason() {
 }
 
 /// One call over h2c with prior knowledge: status, body and trailers.
-async fn grpc(
+fn over_h2c(
     place: &str,
-    function: &str,
-    path: &str,
-    message: &'static [u8],
+    request: http::request::Builder,
+    body: &'static [u8],
 ) -> (u16, bytes::Bytes, http::HeaderMap) {
     use http_body_util::{BodyExt as _, Full};
     use hyper_util::rt::{TokioExecutor, TokioIo};
-    let stream = tokio::net::TcpStream::connect(place).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
-    let request = http::Request::post(format!("http://{function}{path}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(bytes::Bytes::from_static(message)))
-        .unwrap();
+    let request = request.body(Full::new(bytes::Bytes::from_static(body))).unwrap();
     let call = async {
-        let response = sender.send_request(request).await.unwrap();
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap();
-        let trailers = body.trailers().cloned().unwrap_or_default();
-        (status, body.to_bytes(), trailers)
+        let stream = tokio::net::TcpStream::connect(place).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        let call = async {
+            let response = sender.send_request(request).await.unwrap();
+            let status = response.status().as_u16();
+            let body = response.into_body().collect().await.unwrap();
+            let trailers = body.trailers().cloned().unwrap_or_default();
+            (status, body.to_bytes(), trailers)
+        };
+        tokio::select! {
+            answer = call => answer,
+            ended = connection => panic!("the connection ended first: {ended:?}"),
+            () = tokio::time::sleep(PATIENCE) => panic!("no answer within {PATIENCE:?}"),
+        }
     };
-    tokio::select! {
-        answer = call => answer,
-        ended = connection => panic!("the connection ended first: {ended:?}"),
-    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(call)
 }
