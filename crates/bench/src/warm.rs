@@ -170,7 +170,8 @@ fn ratio(ours: &[Block], theirs: &[Block], of: fn(&Block) -> f64) -> (f64, (f64,
 
 /// Until sandboxes run and connections are kept: not measured.
 async fn warm_up(target: SocketAddr, options: &Options) -> Result<()> {
-    let options = Options { block: Duration::from_secs(2), ..options.clone() };
+    let short = options.block.min(Duration::from_secs(2));
+    let options = Options { block: short, ..options.clone() };
     let (requests, _failed) = block(target, &options).await?;
     if requests == 0 {
         bail!("nothing answers at {target}");

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apart;
+mod benches;
 mod compat;
 mod demo;
 mod faults;

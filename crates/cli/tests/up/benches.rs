@@ -1,0 +1,63 @@
+//! The measurements run and tell what they are for, each in a form that takes seconds. Whether
+//! their bars about time hold is not asked: programs for development say nothing about that.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use serde_json::Value;
+
+use crate::host;
+
+/// Seconds each, on a machine that does other things meanwhile.
+const BENCH: Duration = Duration::from_secs(120);
+
+/// What `bench ARGS --json` printed, and whether all bars hold. Its last value counts the bars.
+fn bench(args: &[&str], bars: u64) -> (Vec<Value>, bool) {
+    let mut command = Command::new(host::DIRIGENT);
+    command
+        .args(["bench", "--json"])
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let output = host::output(&mut command, BENCH);
+    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let values: Vec<Value> =
+        out.lines().map(|line| serde_json::from_str(line).expect(&out)).collect();
+    let last = values.last().unwrap_or_else(|| panic!("{}: {err}", output.status));
+    assert_eq!(last["bars"], bars, "{out}\n{err}");
+    let hold = last["missed"] == 0;
+    assert_eq!(output.status.code(), Some(i32::from(!hold)), "{out}\n{err}");
+    (values, hold)
+}
+
+#[test]
+fn churn_counts_what_sandboxes_leave() {
+    let (values, hold) = bench(&["churn", "--sandboxes", "10", "--at-once", "5"], 4);
+    assert!(hold, "nothing here depends on speed: {values:?}");
+    let churn = &values[0]["churn"];
+    assert!(churn["made"].as_u64().unwrap() >= 10 && churn["failed"] == 0, "{churn}");
+    assert!(churn["before"]["processes"].as_u64().unwrap() >= 2, "{churn}");
+    assert_eq!(values[0]["end"]["processes"], 0);
+}
+
+#[test]
+fn register_makes_functions_and_starts_again_with_them() {
+    let (values, _) = bench(&["register", "--functions", "2000"], 5);
+    assert_eq!(values[0]["functions"], 2000);
+    let [first, last] =
+        ["first_thousand_ms", "last_thousand_ms"].map(|part| values[0][part].as_f64().unwrap());
+    assert!(first > 0.0 && last > 0.0, "{values:?}");
+}
+
+#[test]
+fn warm_compares_with_haproxy() {
+    if !["/usr/sbin/haproxy", "/usr/bin/haproxy"].iter().any(|path| Path::new(path).exists()) {
+        return println!("skip: haproxy is not installed");
+    }
+    let args = ["warm", "--blocks", "1", "--seconds", "1", "--connections", "8"];
+    let (values, _) = bench(&args, 3);
+    for proxy in ["dirigent", "haproxy"] {
+        let block = &values[0][proxy][0];
+        assert!(block["per_second"].as_f64().unwrap() > 0.0, "{values:?}");
+        assert_eq!(block["failed"], 0, "{values:?}");
+    }
+}
