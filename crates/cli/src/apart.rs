@@ -194,7 +194,14 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
             duration(drain)
         ));
         tokio::select! {
-            _ = proxy.drain(drain) => Ok(()),
+            all = proxy.drain(drain) => {
+                if !all {
+                    let drain = duration(drain);
+                    host.printer
+                        .problem(&format!("warning: calls went on after {drain} and were cut"));
+                }
+                Ok(())
+            }
             () = host.signals.next() => Err(Fail::interrupted()),
         }
     })

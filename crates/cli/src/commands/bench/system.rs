@@ -27,10 +27,10 @@ use crate::{
         describe::{ClusterStatus, WorkerOffer},
         path,
     },
+    config::PREFIX,
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
     signals::Signals,
-    up::config::PREFIX,
 };
 
 /// A running `dirigent up`, ended by [`System::run`].
