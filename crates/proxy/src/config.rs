@@ -54,6 +54,9 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Silence allowed between two requests of a connection, then it is closed.
     pub idle_connection: Duration,
+    /// Once the drain has begun, for a call that is on its way: so long a connection of HTTP/1 without
+    /// one stays open.
+    pub last_call: Duration,
     /// How long a client may refuse to take bytes of a response, then it is cut.
     pub client_stall: Duration,
     /// Bytes of a request's body; more is answered 413.
@@ -86,6 +89,7 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             head_timeout: Duration::from_secs(10),
             idle_connection: Duration::from_secs(300),
+            last_call: Duration::from_millis(500),
             client_stall: Duration::from_secs(300),
             body_bytes: None,
             replay_bytes: 64 << 10,

@@ -74,9 +74,14 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             }
         }
     }
-    let waiting = || poll_fn(|cx| Poll::Ready(listener.poll_accept(cx)));
-    while let Poll::Ready(Ok((stream, peer))) = waiting().await {
-        take(&shared, stream, peer);
+    // The kernel is asked: who has connected just now may not be known to the event queue yet.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => take(&shared, stream, peer),
+            Err(error) => tracing::warn!(%peer, %error, "a connection could not be served"),
+        }
     }
 }
 
@@ -166,7 +171,7 @@ async fn serve(
             biased;
             told = &mut first => told,
             // What was sent before this end became known is on its way.
-            () = &mut drain => match tokio::time::timeout(LAST_CALL, first).await {
+            () = &mut drain => match tokio::time::timeout(shared.limits.last_call, first).await {
                 Ok(told) => told,
                 Err(_elapsed) => return Ok(()),
             },
@@ -204,7 +209,7 @@ async fn serve(
         tokio::select! {
             biased;
             result = &mut connection => return Ok(result?),
-            () = tokio::time::sleep(LAST_CALL) => connection.as_mut().graceful_shutdown(),
+            () = tokio::time::sleep(shared.limits.last_call) => connection.as_mut().graceful_shutdown(),
         }
         return until_stopped(shared, connection).await;
     }
@@ -259,8 +264,6 @@ async fn unused(line: &Line, clock: Clock, allowed: Duration) {
 
 /// Clients that connect ahead of need may take so long until they say something.
 const IDLE_FIRST: Duration = Duration::from_secs(60);
-/// Once the drain has begun: for a call that is on its way.
-const LAST_CALL: Duration = Duration::from_millis(500);
 
 const SLOW: Violation = Violation { status: 408, reason: "the head did not come in time" };
 

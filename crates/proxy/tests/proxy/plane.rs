@@ -265,7 +265,7 @@ async fn a_drain_answers_what_is_under_way_and_accepts_nothing_more() {
 
 #[tokio::test]
 async fn a_drain_answers_whoever_has_connected_and_those_who_call_once_more() {
-    let rig = Rig::start().await;
+    let rig = Rig::with(|config| config.limits.last_call = common::DEADLINE).await;
     let backend = Backend::answering(|_, _| "ok".to_owned()).await;
     rig.serving("hello", Function::default(), backend.address, 1).await;
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n";
