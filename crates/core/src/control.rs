@@ -23,6 +23,7 @@ mod peers;
 mod record;
 mod sandbox;
 mod scale;
+mod sharing;
 mod silent;
 mod slots;
 mod timers;

@@ -362,6 +362,8 @@ impl Gate {
     fn serve_queue(&mut self) {
         while let Some((invocation, at)) = self.next_match() {
             self.queue.remove(invocation);
+            // How long the next one has waited decides whose slot the next one is.
+            self.telling.queue_changed = true;
             let binding = self.bind(at);
             self.effects.push_back(Effect::Bind { invocation, binding });
         }

@@ -609,6 +609,7 @@ impl Function {
             level.recalling = 0;
             level.hoped = 0;
             level.sought = false;
+            level.owed = 0;
             level.told = None;
             level.at = now;
         }

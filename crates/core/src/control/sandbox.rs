@@ -263,6 +263,8 @@ pub(crate) struct Level {
     pub(crate) hoped: u32,
     /// It kept some: it tells at once when it has idle ones.
     pub(crate) sought: bool,
+    /// Of the busy ones, asked to be given back as they become free.
+    pub(crate) owed: u32,
     /// Slots that were moved here rest until then.
     pub(crate) rest_until: Time,
     /// It has been silent for long: workers make sure that nothing of it is left.
@@ -280,6 +282,7 @@ impl Level {
             recalling: 0,
             hoped: 0,
             sought: false,
+            owed: 0,
             rest_until: Time::ZERO,
             settling: false,
             told: Some(Status::Flowing),
@@ -297,11 +300,15 @@ impl Level {
         self.at.before(self.demand.oldest_wait)
     }
 
-    /// So many of those recalled by number were given back, or kept.
-    pub(crate) fn answered(&mut self, slots: u32) {
+    /// So many of those recalled by number were given back, or kept. Whether some of them were given
+    /// back by the busy.
+    pub(crate) fn answered(&mut self, slots: u32) -> bool {
+        let by_the_busy = slots.saturating_sub(self.recalling).min(self.owed);
         self.recalling = self.recalling.saturating_sub(slots);
         self.demand.idle = self.demand.idle.saturating_sub(slots);
         self.hoped = self.hoped.min(self.recalling);
+        self.owed -= by_the_busy;
+        by_the_busy > 0
     }
 
     /// Slots that nothing uses there, as far as is known.

@@ -50,6 +50,10 @@ impl Function {
             // What it was told by an earlier leader, or before a silence, is not known.
             level.told = None;
         }
+        if demand.busy == 0 {
+            // Only busy slots are owed.
+            level.owed = 0;
+        }
         let before = std::mem::replace(&mut level.demand, *demand);
         level.at = now;
         if demand.queued == 0 && demand.idle > 0 {
@@ -78,6 +82,9 @@ impl Function {
             self.serve(c);
             let missing = self.fetch_idle(c);
             self.start_for(c, &missing);
+            if !missing.is_empty() {
+                self.share(c);
+            }
             self.tell_status(c);
             self.note_spare(c);
             self.keep_time(c);

@@ -120,10 +120,13 @@ impl Function {
         let Some(share) = self.take_back(c, from, sandbox, Some(returned.share)) else { return };
         let level = self.level(c, from);
         let recalled = level.recalling > 0;
-        level.answered(share);
+        let shared = level.answered(share);
         self.settle_lent(c);
         if matches!(returned.why, WhyReturned::Unreachable | WhyReturned::Closing) {
             self.recall(c, sandbox);
+        }
+        if shared && self.keep_shared(c, sandbox) {
+            return;
         }
         let before = self.holders(sandbox);
         self.after_return(c, sandbox, Some(from));
@@ -254,6 +257,9 @@ impl Function {
         level.sought = true;
         // The level heard last is out of date: nothing there counts as idle until the next one.
         level.demand.idle = 0;
+        // Those who wait have waited for longer since it was heard.
+        let since = level.waits_since();
+        level.demand.oldest_wait = now.since(since);
         level.at = now;
         self.settle_lent(c);
     }
@@ -302,10 +308,12 @@ impl Function {
         waits: DataPlaneId,
     ) -> u32 {
         let mut missing = slots;
+        // Of a shared one busy slots are asked for, which brings those that are idle by now too.
+        let shared = self.is_shared();
         for lender in self.lenders(c, Some(waits)) {
             let level = self.level(c, lender);
             let known = level.idle().min(missing);
-            let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
+            let asked = shared || level.recalling > 0 || level.sought || level.demand.queued > 0;
             let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
             missing -= known;
             self.recall_from(c, lender, known, hoped);

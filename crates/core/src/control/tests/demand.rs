@@ -447,3 +447,98 @@ fn what_was_learned_is_forgotten_after_a_long_silence() {
     assert!(world.control.functions[&function].active.is_none());
     assert_eq!(world.describe("hello").sandboxes, []);
 }
+
+/// A function at its maximum of two, with a sandbox at each of two data planes, both busy; calls
+/// take 20 ms.
+fn both_busy() -> (World, FunctionId, [SandboxId; 2]) {
+    let settings = Settings { max: 2, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    world.attach_plane(OTHER_PLANE, "b");
+    world.resolve(PLANE, "hello");
+    let version = world.said().into_iter().find_map(|effect| match effect {
+        Effect::ToDataPlane { frame: ToDataPlane::Resolved { version, .. }, .. } => Some(version),
+        _ => None,
+    });
+    let version = version.unwrap();
+    // The deploy is over.
+    world.plane(PLANE, FromDataPlane::Applied { function, version });
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let one = world.started()[0];
+    world.ready(one);
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    let other = world.started()[0];
+    world.ready(other);
+    let served = Demand {
+        busy_integral: 20_000_000,
+        finished_total: 1,
+        elapsed: 2_000_000,
+        ..demand(function, 0, 1, 1)
+    };
+    world.demand(PLANE, served);
+    world.demand(OTHER_PLANE, served);
+    world.granted();
+    world.said();
+    (world, function, [one, other])
+}
+
+fn waiting(function: FunctionId, queued: u32, oldest_ms: u64) -> Demand {
+    let oldest_wait = Duration::from_millis(oldest_ms);
+    Demand { oldest_wait, elapsed: 3_000_000, ..demand(function, queued, 1, 1) }
+}
+
+#[test]
+fn at_its_maximum_the_next_slot_is_for_whoever_has_waited_longest() {
+    let (mut world, function, [_, other]) = both_busy();
+    world.demand(PLANE, waiting(function, 1, 5));
+    let wanted = ToDataPlane::Recall { function, n: 1, idle_only: false };
+    assert_eq!(world.said(), [to_plane(OTHER_PLANE, wanted)]);
+    // Those who came later get nothing for themselves, and nothing is asked twice.
+    world.demand(OTHER_PLANE, waiting(function, 1, 1));
+    world.demand(PLANE, waiting(function, 1, 6));
+    assert_eq!(world.said(), []);
+    world.give_back(OTHER_PLANE, other, WhyReturned::Idle);
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1);
+    assert_eq!((granted[0].0, granted[0].1.sandbox), (PLANE, other));
+}
+
+#[test]
+fn a_shared_slot_that_nobody_waits_for_any_more_is_kept_for_the_next_one() {
+    let (mut world, function, [_, other]) = both_busy();
+    world.demand(PLANE, waiting(function, 1, 5));
+    world.demand(PLANE, waiting(function, 0, 0));
+    world.said();
+    world.give_back(OTHER_PLANE, other, WhyReturned::Idle);
+    assert_eq!((world.granted(), world.said()), (vec![], vec![]), "it is not stopped");
+    let waits = Demand { held: 0, busy: 0, ..waiting(function, 1, 0) };
+    world.demand(OTHER_PLANE, waits);
+    let granted = world.granted();
+    assert_eq!((granted.len(), granted[0].0), (1, OTHER_PLANE));
+    // Idle for its keep-alive there, it ends as ever.
+    world.demand(OTHER_PLANE, Demand { busy: 0, ..waiting(function, 0, 0) });
+    world.said();
+    world.give_back(OTHER_PLANE, other, WhyReturned::Idle);
+    assert!(world.said().contains(&stop(other)));
+}
+
+#[test]
+fn slots_of_calls_shorter_than_a_move_are_not_shared() {
+    let (mut world, function, _) = both_busy();
+    for n in 2..100 {
+        let served = Demand {
+            busy_integral: 20_000_000 + n * 100_000,
+            finished_total: n,
+            elapsed: 2_000_000 + n,
+            ..demand(function, 0, 1, 1)
+        };
+        world.demand(PLANE, served);
+    }
+    world.demand(PLANE, waiting(function, 1, 5));
+    let busy = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::ToDataPlane { frame: ToDataPlane::Recall { idle_only: false, .. }, .. }
+        )
+    };
+    assert!(!world.said().iter().any(busy));
+}
