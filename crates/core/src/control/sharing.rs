@@ -16,7 +16,7 @@ use crate::{
 
 /// Shorter calls are over before a slot has moved: sharing their slots would only keep the control
 /// plane busy.
-const SHARED_MIN: Duration = Duration::from_millis(2);
+const SHARED_MIN: Duration = Duration::from_micros(500);
 
 impl Function {
     /// Whether its busy slots go to whoever has waited longest, wherever that is.
