@@ -19,6 +19,17 @@ pub(crate) fn cargo(what: &str, args: &[&str]) -> Result<()> {
 pub(crate) fn cargo_with(what: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     println!("xtask: {what}: cargo {}", args.join(" "));
     let begun = Instant::now();
+    run(what, args, env)?;
+    println!("xtask: {what}: ok, {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+/// `cargo ARGS` whose output speaks for itself: nothing is printed before or after it.
+pub(crate) fn cargo_plainly(what: &str, args: &[&str]) -> Result<()> {
+    run(what, args, &[])
+}
+
+fn run(what: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let status = Command::new(env!("CARGO"))
         .args(args)
         .envs(env.iter().copied())
@@ -27,7 +38,6 @@ pub(crate) fn cargo_with(what: &str, args: &[&str], env: &[(&str, &str)]) -> Res
     if !status.success() {
         bail!("{what} failed; run `cargo {}` to see it alone", args.join(" "));
     }
-    println!("xtask: {what}: ok, {} s", begun.elapsed().as_secs());
     Ok(())
 }
 
