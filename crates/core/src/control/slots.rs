@@ -308,12 +308,10 @@ impl Function {
         waits: DataPlaneId,
     ) -> u32 {
         let mut missing = slots;
-        // Of a shared one busy slots are asked for, which brings those that are idle by now too.
-        let shared = self.is_shared();
         for lender in self.lenders(c, Some(waits)) {
             let level = self.level(c, lender);
             let known = level.idle().min(missing);
-            let asked = shared || level.recalling > 0 || level.sought || level.demand.queued > 0;
+            let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
             let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
             missing -= known;
             self.recall_from(c, lender, known, hoped);

@@ -481,6 +481,13 @@ fn both_busy() -> (World, FunctionId, [SandboxId; 2]) {
     (world, function, [one, other])
 }
 
+/// The first one who waits asks for what may be idle by now, of which there is nothing.
+fn nothing_is_idle(world: &mut World, function: FunctionId) {
+    let sought = ToDataPlane::Recall { function, n: 1, idle_only: true };
+    assert_eq!(world.said(), [to_plane(OTHER_PLANE, sought)]);
+    world.plane(OTHER_PLANE, FromDataPlane::Kept { function, n: 1 });
+}
+
 fn waiting(function: FunctionId, queued: u32, oldest_ms: u64) -> Demand {
     let oldest_wait = Duration::from_millis(oldest_ms);
     Demand { oldest_wait, elapsed: 3_000_000, ..demand(function, queued, 1, 1) }
@@ -490,6 +497,7 @@ fn waiting(function: FunctionId, queued: u32, oldest_ms: u64) -> Demand {
 fn at_its_maximum_the_next_slot_is_for_whoever_has_waited_longest() {
     let (mut world, function, [_, other]) = both_busy();
     world.demand(PLANE, waiting(function, 1, 5));
+    nothing_is_idle(&mut world, function);
     let wanted = ToDataPlane::Recall { function, n: 1, idle_only: false };
     assert_eq!(world.said(), [to_plane(OTHER_PLANE, wanted)]);
     // Those who came later get nothing for themselves, and nothing is asked twice.
@@ -506,6 +514,7 @@ fn at_its_maximum_the_next_slot_is_for_whoever_has_waited_longest() {
 fn a_shared_slot_that_nobody_waits_for_any_more_is_kept_for_the_next_one() {
     let (mut world, function, [_, other]) = both_busy();
     world.demand(PLANE, waiting(function, 1, 5));
+    nothing_is_idle(&mut world, function);
     world.demand(PLANE, waiting(function, 0, 0));
     world.said();
     world.give_back(OTHER_PLANE, other, WhyReturned::Idle);
