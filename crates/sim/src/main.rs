@@ -14,7 +14,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use dirigent_sim::{
-    Followed, Options, Report, invariants,
+    FAULTS, Followed, Options, Report, invariants,
     lab::command::{PolicyArgs, measure, text},
     replay, run,
 };
@@ -152,7 +152,12 @@ fn many(first: u64, seeds: u64) -> ExitCode {
     if !untested.is_empty() {
         println!("never put to the test: {untested:?}");
     }
+    let unmet: Vec<&str> = FAULTS.into_iter().filter(|kind| !faults.contains_key(kind)).collect();
+    if !unmet.is_empty() {
+        println!("never met: {unmet:?}");
+    }
     println!("{} seeds, {failed} failed, {steps} steps, {calls} calls", reports.len());
-    let well = failed == 0 && untested.is_empty() && reports.len() as u64 == seeds;
+    let well =
+        failed == 0 && untested.is_empty() && unmet.is_empty() && reports.len() as u64 == seeds;
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
