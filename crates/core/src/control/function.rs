@@ -59,7 +59,7 @@ pub(crate) struct Active {
     pub(crate) rollout: Option<Rollout>,
     /// Who waits for which revision.
     pub(crate) waiters: Vec<(RequestId, u32)>,
-    /// Boxed, like the levels: a node of the map has room for eleven.
+    /// Boxed, like the levels: a map makes room for eleven at a time.
     pub(crate) sandboxes: BTreeMap<SandboxId, Box<Sandbox>>,
     pub(crate) books: Books,
     pub(crate) levels: BTreeMap<DataPlaneId, Box<Level>>,
