@@ -29,6 +29,8 @@ pub(crate) struct Users {
     pub(crate) affinity: bool,
     requests: BTreeMap<RequestId, Request>,
     next: u64,
+    /// The last order for each name.
+    newest: BTreeMap<FunctionName, RequestId>,
     /// The newest deploy of each name that was acknowledged and that no later order touched.
     pub(crate) acknowledged: BTreeMap<FunctionName, RevisionId>,
     pub(crate) calm: bool,
@@ -171,6 +173,7 @@ impl World {
         let request = RequestId(self.users.next);
         let is_delete = matches!(call, Call::Delete { .. });
         self.users.acknowledged.remove(&name);
+        self.users.newest.insert(name.clone(), request);
         self.users.requests.insert(request, Request { control, name, is_delete });
         self.counts.orders += 1;
         self.tell_control(control, Event::Asked { request, call, wall_ms: 1 });
@@ -179,7 +182,9 @@ impl World {
     /// The control plane answers an operator.
     pub(crate) fn replied(&mut self, to: RequestId, result: Result<Answer, Refusal>) {
         let Some(request) = self.users.requests.remove(&to) else { return };
-        let later = self.users.requests.values().any(|other| other.name == request.name);
+        // What a leader did long ago may be told after what the next one has done since.
+        let later = self.users.newest.get(&request.name) != Some(&to)
+            || self.users.requests.values().any(|other| other.name == request.name);
         if let (Ok(Answer::Deployed { revision, .. }), false, false) =
             (result, later, request.is_delete)
         {
