@@ -636,7 +636,7 @@ impl Function {
             self.serve(c);
             self.offer(c, sandbox);
         } else {
-            self.after_return(c, sandbox, Some(by));
+            self.after_return(c, sandbox, Some(by), false);
         }
     }
 

@@ -133,7 +133,7 @@ impl Function {
             self.sure(c, sandbox);
         }
         if taken.is_some() {
-            self.after_return(c, sandbox, None);
+            self.after_return(c, sandbox, None, false);
         }
     }
 

@@ -110,7 +110,8 @@ impl Function {
         let unheld =
             self.active.as_ref().is_some_and(|active| active.books.unheld.contains(&sandbox));
         if unheld && !c.recovering && !self.is_one_of_min() {
-            self.stop_idle(c, sandbox);
+            self.keep_alive_over(c, sandbox);
+            self.stop(c, sandbox);
         }
     }
 
@@ -129,7 +130,7 @@ impl Function {
             return;
         }
         let before = self.holders(sandbox);
-        self.after_return(c, sandbox, Some(from));
+        self.after_return(c, sandbox, Some(from), recalled);
         if recalled {
             for (data_plane, slots) in self.holders(sandbox) {
                 if !before.contains(&(data_plane, slots)) {
@@ -185,12 +186,14 @@ impl Function {
         (taken > 0).then_some(taken)
     }
 
-    /// What becomes of a sandbox of which slots came back.
+    /// What becomes of a sandbox of which slots came back; whether they were recalled, which is a
+    /// decision that was told then.
     pub(crate) fn after_return(
         &mut self,
         c: &mut Cluster,
         sandbox: SandboxId,
         from: Option<DataPlaneId>,
+        recalled: bool,
     ) {
         let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
             return;
@@ -206,7 +209,7 @@ impl Function {
                 let still_unheld =
                     self.active.as_ref().is_some_and(|a| a.books.unheld.contains(&sandbox));
                 if still_unheld {
-                    self.keep_or_stop(c, sandbox, from);
+                    self.keep_or_stop(c, sandbox, from, recalled);
                 }
             }
             Stage::Recalling => self.make_sure(c, sandbox),
@@ -221,7 +224,13 @@ impl Function {
     }
 
     /// All slots of a sandbox are back and nobody waits: it is one of `min`, or it goes.
-    fn keep_or_stop(&mut self, c: &mut Cluster, sandbox: SandboxId, from: Option<DataPlaneId>) {
+    fn keep_or_stop(
+        &mut self,
+        c: &mut Cluster,
+        sandbox: SandboxId,
+        from: Option<DataPlaneId>,
+        recalled: bool,
+    ) {
         if self.is_one_of_min() {
             let active = self.activate();
             active.change(sandbox, |entry| entry.cause = from.or(entry.cause));
@@ -230,11 +239,14 @@ impl Function {
             // Nothing is stopped before everybody has said what is wanted.
             c.look_at(self.id());
         } else {
-            self.stop_idle(c, sandbox);
+            if !recalled {
+                self.keep_alive_over(c, sandbox);
+            }
+            self.stop(c, sandbox);
         }
     }
 
-    fn stop_idle(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+    fn keep_alive_over(&mut self, c: &Cluster, sandbox: SandboxId) {
         let targets = &self.record.targets;
         let keep_alive = self.record.settings.keep_alive;
         if let Some(active) = self.active.as_deref_mut() {
@@ -246,7 +258,6 @@ impl Function {
                 grounds: Grounds::KeepAlive { sandbox, keep_alive },
             });
         }
-        self.stop(c, sandbox);
     }
 
     /// An answer to a recall by number: so many were in use after all.

@@ -419,6 +419,11 @@ fn the_windows_bring_many_down_slowly_and_never_in_the_first_minute() {
         )
     };
     assert!(!recalled.is_empty() && recalled.iter().all(wanted), "{recalled:?}");
+    // What comes back is told as what it is.
+    world.give_back(PLANE, started[0], WhyReturned::Idle);
+    assert!(world.said().contains(&stop(started[0])));
+    let rule = world.describe("hello").decisions[0].rule.clone();
+    assert_eq!(rule, "stable window");
 }
 
 #[test]
