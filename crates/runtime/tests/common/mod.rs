@@ -23,7 +23,7 @@ use dirigent_runtime::{
     Event, Runtime as _,
     process::{ProcessConfig, ProcessRuntime},
 };
-use rustix::net::{AddressFamily, SocketType, bind, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::sync::mpsc;
 
 /// No wait is longer: a machine may be slow, a test must end.
@@ -167,7 +167,10 @@ pub(crate) fn free_port() -> u16 {
         let port = u16::try_from(10_000 + offset % 9_000).expect("a port");
         // Bound without listening: a look of the runtime at who listens must not see it.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        // No keeper that is started meanwhile may inherit it.
+        let flags = SocketFlags::CLOEXEC;
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
         if bind(&socket, &address).is_ok() {
             return port;
         }

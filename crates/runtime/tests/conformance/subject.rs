@@ -22,7 +22,7 @@ use dirigent_runtime::{
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
-use rustix::net::{AddressFamily, SocketType, bind, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -293,7 +293,9 @@ pub(crate) fn free_port() -> u16 {
         let port = 20000 + (offset + n) % 9900;
         // Bound without listening: a look of the runtime at who listens must not see it.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // No keeper that is started meanwhile may inherit it.
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
         if bind(&socket, &address).is_ok() {
             return port;
         }
