@@ -24,6 +24,9 @@ use crate::{
     replay,
 };
 
+/// What was started for a burst is ready soon after its last answer.
+const LAST_STARTS: Duration = Duration::from_secs(10);
+
 /// What is called.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -60,7 +63,7 @@ pub struct Burst {
     pub last_timing: Vec<String>,
     /// All answers of all rounds.
     pub answers_ms: Summary,
-    /// Different sandboxes that answered, per round.
+    /// Sandboxes made, per round: also those that were ready when nobody waited any more.
     pub sandboxes: Vec<usize>,
     /// Calls that failed or were lost.
     pub failed: usize,
@@ -96,9 +99,7 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         pause.push(longest_pause(&latencies));
         last.push(latencies.iter().copied().fold(0.0, f64::max));
         all.extend(latencies);
-        let different: std::collections::BTreeSet<_> =
-            samples.iter().filter_map(|sample| sample.sandbox.as_deref()).collect();
-        sandboxes.push(different.len());
+        sandboxes.push(made(cluster, &name).await?);
         cluster.remove(&name).await?;
     }
     Ok(Burst {
@@ -112,6 +113,15 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Burst> {
         sandboxes,
         failed,
     })
+}
+
+/// How many sandboxes a function got, once no more are starting. None has gone yet.
+async fn made(cluster: &dyn Cluster, name: &str) -> Result<usize> {
+    let deadline = Instant::now() + LAST_STARTS;
+    while cluster.census().await?.starting > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(cluster.addresses(name).await?.len())
 }
 
 /// Of answers, from the burst on.
