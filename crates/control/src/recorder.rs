@@ -11,7 +11,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use dirigent_core::recording::Entry;
+use dirigent_core::recording::{Entry, segment};
 use dirigent_service::state;
 use sha2::{Digest as _, Sha256};
 
@@ -33,7 +33,7 @@ impl Recorder {
     /// Into a directory that has no recording, whose first entry is written at once.
     pub(crate) fn start(directory: &Path, first: Entry) -> io::Result<Self> {
         state::private_dir(directory)?;
-        if segment(directory, 1).exists() {
+        if directory.join(segment(1)).exists() {
             let message = "it has a recording already: name another directory";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
@@ -77,10 +77,6 @@ impl Drop for Recorder {
     }
 }
 
-fn segment(directory: &Path, number: u32) -> PathBuf {
-    directory.join(format!("segment-{number:06}.jsonl"))
-}
-
 struct Segments {
     directory: PathBuf,
     number: u32,
@@ -92,7 +88,7 @@ struct Segments {
 
 impl Segments {
     fn create(directory: PathBuf, salt: [u8; 16]) -> io::Result<Self> {
-        let file = open(&segment(&directory, 1))?;
+        let file = open(&directory.join(segment(1)))?;
         Ok(Self { directory, number: 1, file, length: 0, total: 0, salt })
     }
 
@@ -124,7 +120,7 @@ impl Segments {
         if self.length >= SEGMENT {
             self.flush()?;
             self.number += 1;
-            self.file = open(&segment(&self.directory, self.number))?;
+            self.file = open(&self.directory.join(segment(self.number)))?;
             self.length = 0;
         }
         let mut line = serde_json::to_vec(&entry.without_secrets(&|value| self.hide(value)))?;

@@ -17,6 +17,12 @@ use crate::{
 /// Raised when recordings of before cannot be followed any more.
 pub const FORMAT: u32 = 1;
 
+/// The name of a recording's file, numbered from 1, in its directory.
+#[must_use]
+pub fn segment(number: u32) -> String {
+    format!("segment-{number:06}.jsonl")
+}
+
 /// One step, in the order in which they happened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Entry {

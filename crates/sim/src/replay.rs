@@ -5,14 +5,14 @@ use std::{
     fmt::Debug,
     fs::File,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, bail};
 use dirigent_core::{
     Time,
     control::Control,
-    recording::{Began, Entry, FORMAT},
+    recording::{Began, Entry, FORMAT, segment},
 };
 
 /// What was followed.
@@ -35,7 +35,7 @@ pub struct Followed {
 pub fn replay(directory: &Path) -> Result<Followed> {
     let mut replay = Replay { followed: Followed::default(), machine: None, last: Time(0) };
     loop {
-        let path = segment(directory, replay.followed.segments + 1);
+        let path = directory.join(segment(replay.followed.segments + 1));
         if !path.exists() {
             break;
         }
@@ -46,10 +46,6 @@ pub fn replay(directory: &Path) -> Result<Followed> {
         bail!("{} has no recording: `dirigent up --record DIR` makes one", directory.display());
     }
     Ok(replay.followed)
-}
-
-fn segment(directory: &Path, number: u32) -> PathBuf {
-    directory.join(format!("segment-{number:06}.jsonl"))
 }
 
 struct Replay {
