@@ -12,11 +12,7 @@ use std::{
 };
 
 use dirigent_control::token::Token;
-use dirigent_core::frame::{
-    FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
-    ToWorker, ToWorkerBulk,
-};
-use dirigent_service::{Dialer, StateLock, Tasks, listen, telemetry};
+use dirigent_service::{StateLock, Tasks, listen, telemetry};
 use dirigent_transport::{Doors, Reach, serve};
 use serde_json::{Value, json};
 
@@ -174,8 +170,9 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
     host(args, printer, async |host| {
         let name = host.name();
         let (_, _lock) = host.part("data-plane")?;
-        let (frames, bulk) = data_plane_link(&host.reach(&name)?, &host.tasks);
+        let reach = host.reach(&name)?;
         let Host { config, dir, tasks, .. } = &*host;
+        let (frames, bulk) = (reach.data_plane(tasks), reach.data_plane_bulk(tasks));
         let started = dirigent_proxy::start(roles::data_plane(config, dir), frames, bulk, tasks);
         let proxy = Arc::new(started.await.map_err(roles::proxy_failed)?);
         let admin = admin::start(config.admin, &proxy, tasks).await?;
@@ -218,8 +215,9 @@ pub(crate) fn worker(args: &WorkerArgs, printer: Printer) -> Result {
 async fn real_worker(host: &mut Host) -> Result {
     let name = host.name();
     let (_, _lock) = host.part("worker")?;
-    let (frames, bulk) = worker_link(&host.reach(&name)?, &host.tasks);
+    let reach = host.reach(&name)?;
     let Host { config, dir, tasks, .. } = &*host;
+    let (frames, bulk) = (reach.worker(tasks), reach.worker_bulk(tasks));
     let ports =
         |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
     let mut protected = ports(&[config.api, config.peers, config.admin]);
@@ -273,7 +271,8 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     let (dir, _lock) = host.part("emulated")?;
     let mut workers = Vec::new();
     for number in 1..=count {
-        let (frames, bulk) = worker_link(&host.reach(&format!("{name}-{number}"))?, &host.tasks);
+        let reach = host.reach(&format!("{name}-{number}"))?;
+        let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
         let Started { runtime, events, .. } = roles::fake();
         let config = roles::worker(&host.config, &dir.join(number.to_string()));
         let started =
@@ -283,18 +282,4 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     let lines = [format!("control    {} (as {name}-1 to {name}-{count})", host.control())];
     host.announce(&format!("{count} emulated workers"), &lines, json!({ "emulated": count }))?;
     host.until_end().await
-}
-
-fn data_plane_link(
-    reach: &Reach,
-    tasks: &Tasks,
-) -> (Dialer<FromDataPlane, ToDataPlane>, Dialer<FromDataPlaneBulk, ToDataPlaneBulk>) {
-    (reach.data_plane(tasks), reach.data_plane_bulk(tasks))
-}
-
-fn worker_link(
-    reach: &Reach,
-    tasks: &Tasks,
-) -> (Dialer<FromWorker, ToWorker>, Dialer<FromWorkerBulk, ToWorkerBulk>) {
-    (reach.worker(tasks), reach.worker_bulk(tasks))
 }
