@@ -1,10 +1,9 @@
 //! The roles as processes of their own, and what of it goes on while one is dead.
 
 use std::{
-    env,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpStream,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
     sync::Arc,
     thread,
 };
@@ -14,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     hello,
-    host::{DIRIGENT, PORTS, Response, State, call, first_port, kill, until, verb},
+    host::{Response, State, call, command, kill, until, verb},
     path,
 };
 
@@ -27,20 +26,7 @@ struct Part {
 
 impl Part {
     fn start(role: &str, state: &Arc<State>, args: &[&str]) -> Self {
-        let first = first_port();
-        let mut child = Command::new(DIRIGENT)
-            .args([role, "--json", "--state"])
-            .arg(state.path())
-            .args(args)
-            .env_clear()
-            .env("PATH", env::var_os("PATH").unwrap_or_default())
-            .env("DIRIGENT_FIRST_PORT", first.to_string())
-            .env("DIRIGENT_LAST_PORT", (first + PORTS - 1).to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = command(role, state).args(args).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{role} is not ready"));

@@ -88,16 +88,33 @@ pub(crate) fn kill(pid: i32, signal: Signal) {
 }
 
 /// Ports for the sandboxes of one `up`.
-pub(crate) const PORTS: u16 = 100;
+const PORTS: u16 = 100;
 
 /// Tests run at once: each gets ports of its own, as far as they go, beginning somewhere else in
 /// each run. Below are those of `demo` and `bench`, whose burst alone can hold a hundred in a row.
-pub(crate) fn first_port() -> u16 {
+fn first_port() -> u16 {
     const RANGES: u16 = 60;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let mine = NEXT.fetch_add(1, Ordering::Relaxed);
     let begin = u16::try_from(std::process::id() % u32::from(RANGES)).unwrap();
     24_000 + (begin + mine) % RANGES * PORTS
+}
+
+/// A role, with ports that are free for its sandboxes and nothing of the caller's environment.
+pub(crate) fn command(role: &str, state: &State) -> Command {
+    let first = first_port();
+    let mut command = Command::new(DIRIGENT);
+    command
+        .args([role, "--json", "--state"])
+        .arg(state.path())
+        .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
+        .env("DIRIGENT_FIRST_PORT", first.to_string())
+        .env("DIRIGENT_LAST_PORT", (first + PORTS - 1).to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
 impl Up {
@@ -145,21 +162,10 @@ impl Up {
         this
     }
 
-    /// The command, with ports that are free and nothing of the caller's environment.
+    /// See `command`; it listens at ports that nobody else has.
     pub(crate) fn command(state: &State, args: &[&str]) -> Command {
-        let first = first_port();
-        let mut command = Command::new(DIRIGENT);
-        command
-            .args(["up", "--json", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
-            .arg(state.path())
-            .args(args)
-            .env_clear()
-            .env("PATH", env::var_os("PATH").unwrap_or_default())
-            .env("DIRIGENT_FIRST_PORT", first.to_string())
-            .env("DIRIGENT_LAST_PORT", (first + PORTS - 1).to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = command("up", state);
+        command.args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"]).args(args);
         command
     }
 
