@@ -1,4 +1,4 @@
-//! Hosts a role: tasks, shutdown, channels, telemetry, configuration, listeners. No domain word
+//! Hosts a role: tasks, shutdown, channels, telemetry, configuration, listeners, TLS. No domain word
 //! occurs here.
 
 pub mod clock;
@@ -12,6 +12,7 @@ pub mod reference;
 pub mod state;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 pub use clock::Clock;
 pub use cores::{Cores, Seat};
