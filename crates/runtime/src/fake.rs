@@ -122,8 +122,23 @@ struct World {
 #[derive(Debug)]
 struct State {
     sandboxes: BTreeMap<SandboxId, Entry>,
+    /// Those that ended since the last worker went and before the next one asked.
+    ended: Vec<Adopted>,
+    /// Whether the next worker has yet to ask.
+    taken_over: bool,
     artifacts: BTreeSet<Digest>,
     random: Random,
+}
+
+impl State {
+    /// It has ended.
+    fn forget(&mut self, sandbox: SandboxId) {
+        if let Some(entry) = self.sandboxes.remove(&sandbox)
+            && self.taken_over
+        {
+            self.ended.push(adopted(sandbox, &entry));
+        }
+    }
 }
 
 /// A sandbox as the runtime sees it.
@@ -151,7 +166,13 @@ impl FakeRuntime {
     #[must_use]
     pub fn start(config: FakeConfig, events: mpsc::Sender<Event>) -> Arc<Self> {
         let random = Random(config.seed);
-        let state = State { sandboxes: BTreeMap::new(), artifacts: BTreeSet::new(), random };
+        let state = State {
+            sandboxes: BTreeMap::new(),
+            ended: Vec::new(),
+            taken_over: false,
+            artifacts: BTreeSet::new(),
+            random,
+        };
         Self::of(Arc::new(World {
             config,
             handle: Handle::current(),
@@ -169,6 +190,7 @@ impl FakeRuntime {
     #[must_use]
     pub fn taken_over(&self, events: mpsc::Sender<Event>) -> Arc<Self> {
         self.owner.store(false, Ordering::Relaxed);
+        lock(&self.world.state).taken_over = true;
         *lock(&self.world.events) = events;
         Self::of(Arc::clone(&self.world))
     }
@@ -235,8 +257,11 @@ impl Runtime for FakeRuntime {
     }
 
     fn recover(&self) -> std::io::Result<Vec<Adopted>> {
-        let state = lock(&self.world.state);
-        Ok(state.sandboxes.iter().map(|(sandbox, entry)| adopted(*sandbox, entry)).collect())
+        let mut state = lock(&self.world.state);
+        state.taken_over = false;
+        let mut found = std::mem::take(&mut state.ended);
+        found.extend(state.sandboxes.iter().map(|(sandbox, entry)| adopted(*sandbox, entry)));
+        Ok(found)
     }
 
     fn artifacts(&self) -> Vec<Digest> {

@@ -86,8 +86,9 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// What works here.
     fn facts(&self) -> Facts;
 
-    /// What is left of an earlier life of the worker: running sandboxes are adopted, half-made and
-    /// dead ones are removed before this returns. Called once, first. Blocking.
+    /// What is left of an earlier life of the worker: running sandboxes are adopted, half-made ones
+    /// are removed before this returns. Those that ended meanwhile are among them, and their `Gone`
+    /// follows with the cause, where it is known. Called once, first. Blocking.
     ///
     /// # Errors
     /// If what is left cannot be found out; nothing is started then.

@@ -38,7 +38,7 @@ use crate::{
     keeper::{
         Options,
         launch::PATH,
-        protocol::{Abilities, Start, ToKeeper},
+        protocol::{Abilities, Start, ToKeeper, Welcome},
     },
     logs,
 };
@@ -129,7 +129,7 @@ const ORDERS: usize = 1 << 16;
 pub struct ProcessRuntime {
     shared: Arc<Shared>,
     /// What the keeper had at the start, until it is asked for.
-    found: Mutex<Option<Vec<Adopted>>>,
+    found: Mutex<Option<Welcome>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -188,21 +188,20 @@ impl ProcessRuntime {
         let shared = Arc::new(Shared {
             store,
             link: Link::new(&stream)?,
-            abilities: Mutex::new(welcome.abilities),
+            abilities: Mutex::new(welcome.abilities.clone()),
             orders,
             listeners: Mutex::new(Listeners::new()),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             closing: AtomicBool::new(false),
             config,
         });
-        let driver =
-            Driver::new(Arc::clone(&shared), options, stream, inbox, events, &welcome.sandboxes)?;
+        let driver = Driver::new(Arc::clone(&shared), options, stream, inbox, events, &welcome)?;
         let thread = std::thread::Builder::new()
             .name("process-runtime".to_owned())
             .spawn(move || driver.run())?;
         Ok(Arc::new(Self {
             shared,
-            found: Mutex::new(Some(welcome.sandboxes)),
+            found: Mutex::new(Some(welcome)),
             thread: Mutex::new(Some(thread)),
         }))
     }
@@ -351,9 +350,12 @@ impl Runtime for ProcessRuntime {
     }
 
     fn recover(&self) -> io::Result<Vec<Adopted>> {
-        let found = lock(&self.found).take().unwrap_or_default();
-        let (running, half_made): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|adopted| adopted.report.address.is_some());
+        let Some(Welcome { sandboxes, ended, .. }) = lock(&self.found).take() else {
+            return Ok(Vec::new());
+        };
+        let (mut running, half_made): (Vec<_>, Vec<_>) =
+            sandboxes.into_iter().partition(|adopted| adopted.report.address.is_some());
+        running.extend(ended.into_iter().map(|one| one.adopted));
         let (done, wait) = std_mpsc::channel();
         self.shared.order(Order::Remove {
             sandboxes: half_made.iter().map(|adopted| adopted.report.sandbox).collect(),

@@ -165,7 +165,14 @@ fn any_role_may_die_and_come_back_while_the_others_go_on() {
     let process = body(&planes[1], "one");
     worker.kill();
     assert_eq!(body(&planes[1], "one").lines().nth(3), process.lines().nth(3));
+    let place = planes[0].told("functions");
+    let ended = call(&place, "GET /?exit=9 HTTP/1.1\r\nhost: two\r\n");
+    assert_ne!(ended.unwrap().status, 200, "the one that answers ends");
     let worker = cluster.peer("worker", &worker_state, &[]);
+    // How one ended while no worker was there is known.
+    until("the end is told", || {
+        cluster.cli(&["describe", "two"]).1.contains("exited with status 9")
+    });
     assert!(worker.ready["adopted"].as_u64().unwrap() >= 1, "{}", worker.ready);
     body(&planes[1], "one");
 

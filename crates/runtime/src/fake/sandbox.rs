@@ -53,7 +53,7 @@ pub(super) async fn live(
     let inside =
         Arc::new(Inside { world: Arc::clone(&world), create, running: 0.into(), orders: sender });
     let (cause, fault) = Sandbox { inside, plan, orders }.run().await;
-    lock(&world.state).sandboxes.remove(&sandbox);
+    lock(&world.state).forget(sandbox);
     let failure = StartFailure { cause, fault, log_tail: world.log.tail(sandbox) };
     world.report(Event::Gone { sandbox, failure }).await;
 }

@@ -30,7 +30,7 @@ use super::{
     cgroup::{Group, Groups},
     orphans::Name,
     output::{Bounds, Logs, Pumped, Which},
-    protocol::Abilities,
+    protocol::{Abilities, Ended},
     root::Template,
     rules, seccomp,
 };
@@ -121,6 +121,8 @@ pub(crate) struct Board {
     /// Prepared, or being prepared, in the order in which they were.
     parked: VecDeque<u64>,
     by_sandbox: HashMap<SandboxId, u64>,
+    /// Ends that no worker is known to have heard of, the latest of them.
+    untold: VecDeque<Ended>,
     template: Option<Template>,
     groups: Groups,
     /// Of sandboxes that are gone, not removable yet.
@@ -161,6 +163,7 @@ impl Board {
             next_key: 1,
             parked: VecDeque::new(),
             by_sandbox: HashMap::new(),
+            untold: VecDeque::new(),
             template: found.template,
             groups: found.groups,
             dead_groups: Vec::new(),

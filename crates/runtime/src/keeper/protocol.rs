@@ -11,7 +11,7 @@ use dirigent_core::{Address, Isolation, SandboxId, StartFailure, worker::Adopted
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised with every change of this file, or of a core type used in it.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The longest frame.
 pub(crate) const MAX_FRAME: usize = 16 << 20;
@@ -32,6 +32,17 @@ pub(crate) struct Welcome {
     pub(crate) abilities: Abilities,
     /// The sandboxes that it holds.
     pub(crate) sandboxes: Vec<Adopted>,
+    /// Those that ended and no worker is known to have heard of it.
+    pub(crate) ended: Vec<Ended>,
+}
+
+/// A sandbox that is no more, and why.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// As it was.
+    pub(crate) adopted: Adopted,
+    /// Its end.
+    pub(crate) failure: StartFailure,
 }
 
 /// What the keeper found out about its machine.
@@ -57,6 +68,8 @@ pub(crate) enum ToKeeper {
     Guard { protected: Vec<u16>, sandboxes: (u16, u16) },
     /// It listens; kept for the next worker.
     Listening { sandbox: SandboxId, address: Address },
+    /// The ends of these were heard of.
+    Heard { sandboxes: Vec<SandboxId> },
     /// Kill everything, remove what is left, exit. Answered by closing the connection.
     Exit,
 }
@@ -74,7 +87,7 @@ pub(crate) enum FromKeeper {
         /// When: nanoseconds of the machine's monotonic clock.
         at_ns: u64,
     },
-    /// The last word on a sandbox.
+    /// The last word on a sandbox; answered by `Heard`.
     Gone { sandbox: SandboxId, failure: StartFailure },
 }
 

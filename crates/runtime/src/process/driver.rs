@@ -26,7 +26,7 @@ use crate::{
     claim::Claim,
     keeper::{
         Options,
-        protocol::{FromKeeper, Inbox, Start, ToKeeper},
+        protocol::{Ended, FromKeeper, Inbox, Start, ToKeeper, Welcome},
     },
 };
 
@@ -147,6 +147,8 @@ pub(super) struct Driver {
     orders: std_mpsc::Receiver<Order>,
     events: mpsc::Sender<Event>,
     sandboxes: HashMap<SandboxId, Entry>,
+    /// Ended before this life of the worker, not told yet.
+    ended: Vec<Ended>,
     /// Being removed without a word.
     unspoken: HashSet<SandboxId>,
     waiting: Vec<std_mpsc::Sender<()>>,
@@ -164,11 +166,13 @@ impl Driver {
         stream: UnixStream,
         orders: std_mpsc::Receiver<Order>,
         events: mpsc::Sender<Event>,
-        found: &[Adopted],
+        found: &Welcome,
     ) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let now = Instant::now();
-        let sandboxes = found.iter().map(|a| (a.report.sandbox, Entry::adopted(a, now))).collect();
+        let ended = found.ended.iter().map(|ended| &ended.adopted);
+        let all = found.sandboxes.iter().chain(ended);
+        let sandboxes = all.map(|a| (a.report.sandbox, Entry::adopted(a, now))).collect();
         Ok(Self {
             shared,
             options,
@@ -177,6 +181,7 @@ impl Driver {
             orders,
             events,
             sandboxes,
+            ended: found.ended.clone(),
             unspoken: HashSet::new(),
             waiting: Vec::new(),
             listeners: Listeners::new(),
@@ -189,6 +194,9 @@ impl Driver {
         if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
             tracing::debug!(%error, "timers are coarse");
         }
+        let ended = std::mem::take(&mut self.ended);
+        let ended = ended.into_iter().map(|one| (one.adopted.report.sandbox, one.failure));
+        self.all_gone(ended.collect());
         loop {
             let (readable, woken) = self.wait();
             if woken {
@@ -318,15 +326,32 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+        let mut ends = Vec::new();
         while let Some(message) = self.inbox.next()? {
             match message {
                 FromKeeper::Created { sandbox, init, uid, at_ns } => {
                     self.created(sandbox, Owner { init, uid }, at_ns);
                 }
-                FromKeeper::Gone { sandbox, failure } => self.gone(sandbox, failure),
+                FromKeeper::Gone { sandbox, failure } => ends.push((sandbox, failure)),
             }
         }
+        self.all_gone(ends);
         Ok(())
+    }
+
+    /// The keeper told of these, and forgets them once it knows that they were heard of.
+    fn all_gone(&mut self, ends: Vec<(SandboxId, StartFailure)>) {
+        if ends.is_empty() {
+            return;
+        }
+        // First: who was told of an end and detaches then is not told of it again.
+        let sandboxes = ends.iter().map(|(sandbox, _)| *sandbox).collect();
+        if let Err(error) = self.shared.link.send(&ToKeeper::Heard { sandboxes }) {
+            tracing::debug!(%error, "there is no keeper");
+        }
+        for (sandbox, failure) in ends {
+            self.gone(sandbox, failure);
+        }
     }
 
     fn created(&mut self, sandbox: SandboxId, owner: Owner, at_ns: u64) {
@@ -444,7 +469,7 @@ impl Driver {
         }
         self.next_attempt = now + RETRY;
         let connected = link::connect(&self.shared.config.keeper_command, &self.options);
-        let kept: HashSet<SandboxId> = match connected {
+        let (kept, ended): (HashSet<SandboxId>, _) = match connected {
             Ok((stream, welcome)) => {
                 if let Err(error) = self.shared.link.replace(&stream) {
                     return tracing::warn!(%error, "the keeper cannot be used");
@@ -452,7 +477,10 @@ impl Driver {
                 self.inbox = Inbox::default();
                 self.stream = Some(stream);
                 *lock(&self.shared.abilities) = welcome.abilities;
-                welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox).collect()
+                let kept = welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox);
+                let ended = welcome.ended.into_iter();
+                let ended = ended.map(|one| (one.adopted.report.sandbox, one.failure));
+                (kept.collect(), ended.collect())
             }
             Err(error) => return tracing::error!(%error, "no keeper"),
         };
@@ -460,6 +488,7 @@ impl Driver {
         while let Ok(order) = self.orders.try_recv() {
             self.obey(order);
         }
+        self.all_gone(ended);
         let lost: Vec<SandboxId> =
             self.sandboxes.keys().filter(|sandbox| !kept.contains(sandbox)).copied().collect();
         for sandbox in lost {

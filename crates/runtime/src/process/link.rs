@@ -161,6 +161,7 @@ mod tests {
             version: VERSION,
             abilities: crate::keeper::protocol::Abilities::default(),
             sandboxes: Vec::new(),
+            ended: Vec::new(),
         };
         let sandbox = dirigent_core::SandboxId::new(dirigent_core::Epoch(1), 1);
         let created = FromKeeper::Created { sandbox, init: 7, uid: None, at_ns: 9 };

@@ -64,7 +64,7 @@ cases! {
     a_port_that_somebody_holds_is_not_used: everywhere,
     no_such_command_is_the_functions_fault: where_processes_are,
     sandboxes_outlive_the_worker: everywhere,
-    one_that_ended_while_no_worker_was_there_is_not_adopted: everywhere,
+    an_end_while_no_worker_was_there_is_told_with_its_cause: everywhere,
     artifacts_are_unpacked_kept_and_discarded: everywhere,
     a_damaged_artifact_is_refused: where_processes_are,
     an_artifact_is_the_working_directory: where_processes_are,
@@ -312,11 +312,11 @@ async fn sandboxes_outlive_the_worker(mut harness: Harness) {
     harness.ready(harness.order(&[])).await;
 }
 
-async fn one_that_ended_while_no_worker_was_there_is_not_adopted(mut harness: Harness) {
+async fn an_end_while_no_worker_was_there_is_told_with_its_cause(mut harness: Harness) {
     let (ended, address) = harness.ready(harness.order(&[])).await;
     let (lives, _) = harness.ready(harness.order(&[])).await;
     let meanwhile = async {
-        get(address, "/exit?code=0").await;
+        get(address, "/exit?code=7").await;
         let over = tokio::time::Instant::now() + DEADLINE;
         while get(address, "/").await.is_some() {
             assert!(tokio::time::Instant::now() < over, "{ended} ends");
@@ -325,11 +325,13 @@ async fn one_that_ended_while_no_worker_was_there_is_not_adopted(mut harness: Ha
     harness.restart(meanwhile).await;
     let adopted = harness.runtime.recover().unwrap();
     let adopted: Vec<_> = adopted.iter().map(|one| one.report.sandbox).collect();
-    // The end may be told as an event instead, if it came just then.
-    if adopted.contains(&ended) {
-        harness.gone(ended).await;
-    }
-    assert!(adopted.contains(&lives), "{adopted:?}");
+    assert!(adopted.contains(&ended) && adopted.contains(&lives), "{adopted:?}");
+    assert_eq!(harness.gone(ended).await.cause, Cause::Exited { code: 7 });
+    // Once heard of, it is not told again.
+    harness.restart(async {}).await;
+    let adopted = harness.runtime.recover().unwrap();
+    let adopted: Vec<_> = adopted.iter().map(|one| one.report.sandbox).collect();
+    assert_eq!(adopted, [lives]);
 }
 
 async fn artifacts_are_unpacked_kept_and_discarded(mut harness: Harness) {

@@ -227,11 +227,12 @@ impl Board {
         self.refill_later(REFILL_AFTER);
         let key = match key {
             Ok(key) => key,
-            Err(error) => return self.tell_gone(sandbox, fail(&error)),
+            Err(error) => return self.tell_gone(start.adopted, fail(&error)),
         };
+        let adopted = start.adopted.clone();
         if let Err(error) = self.assign(key, start) {
             self.discard(key);
-            self.tell_gone(sandbox, fail(&error));
+            self.tell_gone(adopted, fail(&error));
         }
     }
 
@@ -410,25 +411,23 @@ impl Board {
                 tracing::trace!(%error, "not heard any more already");
             }
         }
-        let mut assigned = cell.assigned.take();
+        let assigned = cell.assigned.take();
         if cell.isolation == Isolation::Plain
             && assigned.as_ref().is_some_and(|a| a.exit.is_none())
             && !leftover::kill_marked(std::slice::from_ref(&cell.id), OVERDUE)
         {
             tracing::warn!(id = %cell.id, "some processes of a sandbox could not be killed");
         }
-        if let Some(assigned) = &mut assigned {
-            let log_tail = self.bury(key, assigned);
-            let (cause, fault) = cause(assigned, &cell);
-            let sandbox = assigned.adopted.report.sandbox;
-            self.by_sandbox.remove(&sandbox);
-            self.tell_gone(sandbox, StartFailure { cause, fault, log_tail });
+        if let Some(mut assigned) = assigned {
+            let log_tail = self.bury(key, &mut assigned);
+            let (cause, fault) = cause(&assigned, &cell);
+            self.by_sandbox.remove(&assigned.adopted.report.sandbox);
+            self.tell_gone(assigned.adopted, StartFailure { cause, fault, log_tail });
         } else if cell.unable.is_some() {
             self.refill_later(super::REFILL_AFTER_FAILURE);
         } else {
             self.refill_later(REFILL_AFTER);
         }
-        drop(assigned);
         self.logs.forget_closed();
         self.logs.tidy();
         if let Some(group) = cell.group.take() {

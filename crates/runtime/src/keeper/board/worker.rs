@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use dirigent_core::{SandboxId, StartFailure};
+use dirigent_core::{StartFailure, worker::Adopted};
 use rustix::event::epoll;
 
 use super::{Alarm, Board, Cell, Source};
 use crate::keeper::protocol::{
-    FromKeeper, Greeting, Inbox, ToKeeper, VERSION, Welcome, check_version, encode,
+    Ended, FromKeeper, Greeting, Inbox, ToKeeper, VERSION, Welcome, check_version, encode,
 };
 
 /// What may wait for a worker that does not read; then it must attach anew, and asks for everything.
 const MAX_BACKLOG: usize = 64 << 20;
+
+/// Ends that are kept for the next worker, with their last lines: what `describe` shows is far less.
+const MAX_UNTOLD: usize = 256;
 
 /// A worker.
 #[derive(Debug)]
@@ -85,6 +88,7 @@ impl Board {
                     version: VERSION,
                     abilities: self.abilities.clone(),
                     sandboxes: self.cells.values().filter_map(Cell::adopted).collect(),
+                    ended: self.untold.iter().cloned().collect(),
                 };
                 self.send(&encode(&welcome)?);
                 check_version(greeting.version)?;
@@ -101,6 +105,9 @@ impl Board {
             }
             ToKeeper::Guard { protected, sandboxes } => self.guard(protected, sandboxes),
             ToKeeper::Listening { sandbox, address } => self.listening(sandbox, address),
+            ToKeeper::Heard { sandboxes } => {
+                self.untold.retain(|one| !sandboxes.contains(&one.adopted.report.sandbox));
+            }
             ToKeeper::Exit => self.exit(),
         }
     }
@@ -113,8 +120,14 @@ impl Board {
         }
     }
 
-    pub(super) fn tell_gone(&mut self, sandbox: SandboxId, failure: StartFailure) {
-        self.tell(&FromKeeper::Gone { sandbox, failure });
+    /// Tell of an end, and keep it until it was heard of: a worker may die with it unread.
+    pub(super) fn tell_gone(&mut self, adopted: Adopted, failure: StartFailure) {
+        let sandbox = adopted.report.sandbox;
+        self.tell(&FromKeeper::Gone { sandbox, failure: failure.clone() });
+        if self.untold.len() == MAX_UNTOLD {
+            self.untold.pop_front();
+        }
+        self.untold.push_back(Ended { adopted, failure });
     }
 
     fn send(&mut self, frame: &[u8]) {
