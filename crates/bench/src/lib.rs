@@ -7,6 +7,7 @@
 //! - [`burst`]: many calls at once beside as many bare starts at once.
 //! - [`zero`]: nothing is lost while everything changes.
 //! - [`churn`]: many sandboxes made and gone leave nothing, as [`traces`] counts it.
+//! - [`etcd`]: an etcd of one's own, for figures and tests.
 //! - [`report`]: what was seen, as JSON and as a page without outside references.
 //!
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
@@ -15,6 +16,7 @@ mod bare;
 pub mod burst;
 pub mod churn;
 pub mod cold;
+pub mod etcd;
 mod exchange;
 pub mod load;
 pub mod register;

@@ -311,7 +311,10 @@ async fn take_office(config: &Config) -> Result<(Box<dyn Store>, Office, Records
     });
     match taken.await {
         Ok(taken) => Ok(taken?),
-        Err(error) => Err(StoreError::Io { path, source: error.into() }.into()),
+        Err(error) => {
+            let place = path.display().to_string();
+            Err(StoreError::Io { place, source: error.into() }.into())
+        }
     }
 }
 

@@ -165,7 +165,8 @@ impl Owner {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 answers = self.answers.recv() => {
-                    for (token, outcome) in answers.ok_or(OwnerError::StoreGone)? {
+                    let answers = answers.ok_or(OwnerError::StoreGone)?;
+                    for (token, outcome) in answers.map_err(|_deposed| OwnerError::Resigned)? {
                         self.learn(Event::Persisted { token, outcome })?;
                     }
                 }

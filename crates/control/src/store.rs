@@ -1,28 +1,26 @@
 //! What the cluster remembers: functions, workers and data planes; nothing that an invocation
-//! needs to write. A back end applies batches of writes, each batch whole or not at all; a thread
-//! of its own takes all writes that wait, makes one durable transaction of them, and answers their
-//! tokens in order.
+//! needs to write. A back end applies batches of writes, each transaction whole or not at all; a
+//! thread of its own takes all writes that wait, makes one durable transaction of as many as fit,
+//! and answers their tokens in order.
 //!
-//! Taking office raises the epoch by one in the transaction that reads the records, so that two
-//! leaders never share an epoch.
+//! Taking office raises the epoch by one, and the records are read after it, so that two leaders
+//! never share an epoch.
 
+pub mod etcd;
 pub mod memory;
 mod reading;
 pub mod redb;
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use dirigent_core::{Office, Records, Write, WriteToken, control::Outcome};
 use dirigent_service::{OnCancel, OnError, Tasks};
 use tokio::sync::mpsc;
 
-pub use self::{memory::MemoryStore, redb::RedbStore};
+pub use self::{etcd::EtcdStore, memory::MemoryStore, redb::RedbStore};
 
 /// The version of the records' format that is written here.
 pub const SCHEMA: u64 = 1;
@@ -35,49 +33,81 @@ pub trait Store: Send + 'static {
     /// If the store cannot be used by this program, or not now.
     fn take_office(&mut self) -> Result<(Office, Records), StoreError>;
 
-    /// Apply writes in order, all of them durably or none.
-    fn apply(&mut self, batch: &[Write]) -> Outcome;
+    /// Apply writes in order, from the front as many as fit into one transaction, at least one: all
+    /// of these durably or none.
+    ///
+    /// # Errors
+    /// If another control plane leads: nothing is written here any more.
+    fn apply(&mut self, batch: &[Write]) -> Result<Applied, Deposed>;
 
     /// How many functions are recorded, since office was taken.
     fn functions(&self) -> u64;
 }
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The writes that this is about, from the front.
+    pub writes: usize,
+    /// How they went.
+    pub outcome: Outcome,
+}
+
+/// Another control plane leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another control plane leads")]
+pub struct Deposed;
 
 /// Why a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A newer program wrote it.
     #[error(
-        "{} has format {found}, this program knows formats up to {SCHEMA}: run the version that \
-         wrote it or a newer one, or choose another directory with --state",
-        path.display()
+        "{place} has format {found}, this program knows formats up to {known}: run the version that \
+         wrote it or a newer one, or choose {instead}"
     )]
     Newer {
-        /// The file.
-        path: PathBuf,
+        /// The store.
+        place: String,
         /// The format found.
         found: u64,
+        /// The newest that is known.
+        known: u64,
+        /// Where else records could be kept, and by which flag.
+        instead: &'static str,
     },
     /// Another process has it open.
-    #[error("{} is open in another process", path.display())]
+    #[error("{place} is open in another process")]
     InUse {
-        /// The file.
-        path: PathBuf,
+        /// The store.
+        place: String,
+    },
+    /// Another control plane took office meanwhile.
+    #[error("another control plane has taken office")]
+    Deposed,
+    /// It cannot be asked now.
+    #[error("{place} cannot be used now: {message}")]
+    Unavailable {
+        /// The store.
+        place: String,
+        /// Why.
+        message: String,
     },
     /// A record cannot be read.
-    #[error("{}: the record {record} cannot be read: {message}", path.display())]
+    #[error("{place}: the record {record} cannot be read: {message}")]
     Record {
-        /// The file.
-        path: PathBuf,
+        /// The store.
+        place: String,
         /// Which.
         record: String,
         /// Why.
         message: String,
     },
-    /// The file cannot be opened, read or written.
-    #[error("{} cannot be used", path.display())]
+    /// It cannot be opened, read or written.
+    #[error("{place} cannot be used")]
     Io {
-        /// The file.
-        path: PathBuf,
+        /// The store.
+        place: String,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -87,7 +117,7 @@ pub enum StoreError {
 /// Writes that wait at most. More are refused: callers of the API are bounded far below it.
 const WAITING: usize = 16_384;
 
-/// Writes in one transaction at most, so that one answer does not wait for the whole queue.
+/// Writes offered for one transaction at most, so that one answer does not wait for the whole queue.
 const BATCH: usize = 1024;
 
 /// A store at work on its thread.
@@ -102,12 +132,14 @@ pub struct Writer {
 pub struct Counts {
     /// Writes applied since the start.
     pub writes: Arc<AtomicU64>,
+    /// Transactions that they took.
+    pub transactions: Arc<AtomicU64>,
     /// Functions recorded.
     pub functions: Arc<AtomicU64>,
 }
 
-/// How writes went, in their order.
-pub type Answers = Vec<(WriteToken, Outcome)>;
+/// How writes went, in their order; or that none will go any more.
+pub type Answers = Result<Vec<(WriteToken, Outcome)>, Deposed>;
 
 impl Writer {
     /// Put `store` to work. It ends, with all writes that wait applied, when the writer is dropped;
@@ -156,24 +188,36 @@ fn work(
     answers: &mpsc::Sender<Answers>,
     counts: &Counts,
 ) {
-    while let Some((token, write)) = waiting.blocking_recv() {
-        let mut tokens = vec![token];
-        let mut batch = vec![write];
+    let (mut tokens, mut batch) = (Vec::new(), Vec::new());
+    loop {
+        if batch.is_empty() {
+            let Some((token, write)) = waiting.blocking_recv() else { return };
+            tokens.push(token);
+            batch.push(write);
+        }
         while batch.len() < BATCH
             && let Ok((token, write)) = waiting.try_recv()
         {
             tokens.push(token);
             batch.push(write);
         }
-        let outcome = store.apply(&batch);
-        if matches!(outcome, Outcome::Ok { .. }) {
-            counts.writes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let result = store.apply(&batch);
+        if let Ok(Applied { writes, outcome: Outcome::Ok { .. } }) = result {
+            counts.writes.fetch_add(writes as u64, Ordering::Relaxed);
+            counts.transactions.fetch_add(1, Ordering::Relaxed);
         }
         counts.functions.store(store.functions(), Ordering::Relaxed);
-        let result: Answers = tokens.into_iter().map(|token| (token, outcome)).collect();
+        let is_over = result.is_err();
+        let result = result.map(|Applied { writes, outcome }| {
+            batch.drain(..writes);
+            tokens.drain(..writes).map(|token| (token, outcome)).collect()
+        });
         if answers.blocking_send(result).is_err() {
             // Nobody decides any more; what was asked for is still written.
             tracing::debug!("answers of the store are no longer wanted");
+        }
+        if is_over {
+            return;
         }
     }
 }
@@ -186,4 +230,4 @@ fn new_cluster() -> std::io::Result<dirigent_core::ClusterId> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -24,7 +24,8 @@ fn child() {
     for n in 1.. {
         let record = WorkerRecord { id: WorkerId(n), name: "w".into(), cordoned: false };
         let outcome = store.apply(&[Write::PutWorker(record)]);
-        assert!(matches!(outcome, Outcome::Ok { .. }), "{outcome:?}");
+        let applied = outcome.unwrap();
+        assert!(matches!(applied.outcome, Outcome::Ok { .. }), "{applied:?}");
         writeln!(out, "written {n}").unwrap();
     }
 }

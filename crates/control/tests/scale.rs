@@ -5,9 +5,13 @@
 
 use std::{sync::Arc, time::Instant};
 
+use dirigent_bench::etcd::Etcd;
 use dirigent_control::{
     Config,
-    store::{RedbStore, Store as _},
+    store::{
+        EtcdStore, RedbStore, Store as _,
+        etcd::{EtcdConfig, Member, chair},
+    },
 };
 use dirigent_core::{
     Bytes, Epoch, FunctionId, FunctionName, FunctionRecord, Listen, MilliCpu, Protocol, Resources,
@@ -79,7 +83,8 @@ async fn a_hundred_thousand_functions_are_loaded_at_start() {
     for batch in numbers.chunks(1000) {
         let writes: Vec<_> =
             batch.iter().map(|n| Write::PutFunction(Arc::new(function(*n)))).collect();
-        assert!(matches!(store.apply(&writes), Outcome::Ok { .. }));
+        let applied = store.apply(&writes).unwrap();
+        assert!(matches!(applied.outcome, Outcome::Ok { .. }), "{applied:?}");
     }
     drop(store);
     let (before, processor) = (resident_mib(), processor_ms());
@@ -100,4 +105,43 @@ async fn a_hundred_thousand_functions_are_loaded_at_start() {
     assert_eq!(running.store.functions.load(std::sync::atomic::Ordering::Relaxed), FUNCTIONS);
     tasks.stop();
     assert!(tasks.wait(std::time::Duration::from_secs(20)).await);
+}
+
+#[test]
+#[ignore = "it measures; see the module"]
+fn a_hundred_thousand_functions_are_loaded_from_etcd() {
+    if !Etcd::is_installed() {
+        return println!("skip: etcd is not installed (Debian: etcd-server)");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path(), 1).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let config = EtcdConfig { members: etcd.addresses(), prefix: "/scale".to_owned() };
+    let store = || {
+        let chair = chair(&config, Member::default()).unwrap();
+        EtcdStore::new(chair, None, runtime.handle().clone())
+    };
+    let mut first = store();
+    first.take_office().unwrap();
+    let writes: Vec<_> =
+        (1..=FUNCTIONS).map(|n| Write::PutFunction(Arc::new(function(n)))).collect();
+    let mut rest = writes.as_slice();
+    let started = Instant::now();
+    while !rest.is_empty() {
+        let applied = first.apply(rest).unwrap();
+        assert!(matches!(applied.outcome, Outcome::Ok { .. }), "{applied:?}");
+        rest = &rest[applied.writes..];
+    }
+    println!("{FUNCTIONS} functions: written in {:?}", started.elapsed());
+    drop(writes);
+    for _ in 0..3 {
+        let (started, before) = (Instant::now(), processor_ms());
+        let (_, records) = store().take_office().unwrap();
+        println!(
+            "{FUNCTIONS} functions: office taken and all read from etcd in {:?} ({} ms of processor here)",
+            started.elapsed(),
+            processor_ms() - before,
+        );
+        assert_eq!(records.functions.len() as u64, FUNCTIONS);
+    }
 }

@@ -10,7 +10,7 @@ use dirigent_core::{
     WorkerId, WorkerRecord, Write, control::Outcome,
 };
 
-use super::{Store, StoreError};
+use super::{Applied, Deposed, Store, StoreError};
 
 /// See the module. A clone is the same store, as a file opened again would be.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ impl Store for MemoryStore {
         let cluster = match state.cluster {
             Some(cluster) => cluster,
             None => super::new_cluster().map_err(|source| StoreError::Io {
-                path: "memory".into(),
+                place: "memory".into(),
                 source: source.into(),
             })?,
         };
@@ -48,7 +48,7 @@ impl Store for MemoryStore {
         Ok((Office { cluster, epoch: state.epoch }, records))
     }
 
-    fn apply(&mut self, batch: &[Write]) -> Outcome {
+    fn apply(&mut self, batch: &[Write]) -> Result<Applied, Deposed> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for write in batch {
             match write.clone() {
@@ -73,7 +73,8 @@ impl Store for MemoryStore {
             }
         }
         state.revision += 1;
-        Outcome::Ok { revision: state.revision }
+        let outcome = Outcome::Ok { revision: state.revision };
+        Ok(Applied { writes: batch.len(), outcome })
     }
 
     fn functions(&self) -> u64 {

@@ -19,7 +19,7 @@ use redb::{
     ReadableTableMetadata as _, StorageError, TableDefinition, WriteTransaction,
 };
 
-use super::{SCHEMA, Store, StoreError, reading::Reader};
+use super::{Applied, Deposed, SCHEMA, Store, StoreError, reading::Reader};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const CLUSTER: TableDefinition<'_, (), u128> = TableDefinition::new("cluster");
@@ -70,11 +70,15 @@ impl RedbStore {
         }
     }
 
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
     fn io(&self, error: impl Into<Error>) -> StoreError {
-        let path = self.path.clone();
+        let place = self.place();
         match error.into() {
-            Error::DatabaseAlreadyOpen => StoreError::InUse { path },
-            error => StoreError::Io { path, source: Box::new(error) },
+            Error::DatabaseAlreadyOpen => StoreError::InUse { place },
+            error => StoreError::Io { place, source: Box::new(error) },
         }
     }
 
@@ -83,7 +87,7 @@ impl RedbStore {
             let database = (self.open)().map_err(|error| self.io(error))?;
             self.database = Some(database);
         }
-        self.database.as_ref().ok_or_else(|| StoreError::InUse { path: self.path.clone() })
+        self.database.as_ref().ok_or_else(|| StoreError::InUse { place: self.place() })
     }
 
     fn office(&self, database: &Database) -> Result<(Office, u64), StoreError> {
@@ -104,7 +108,8 @@ impl RedbStore {
         };
         match read().map_err(|error| self.io(error))? {
             Some(found) if found > SCHEMA => {
-                Err(StoreError::Newer { path: self.path.clone(), found })
+                let instead = "another directory with --state";
+                Err(StoreError::Newer { place: self.place(), found, known: SCHEMA, instead })
             }
             _ => Ok(()),
         }
@@ -143,7 +148,7 @@ impl RedbStore {
     }
 
     fn unreadable(&self, record: String, error: &serde_json::Error) -> StoreError {
-        StoreError::Record { path: self.path.clone(), record, message: error.to_string() }
+        StoreError::Record { place: self.place(), record, message: error.to_string() }
     }
 
     /// The database, opened again if the last transaction failed.
@@ -188,7 +193,7 @@ impl Store for RedbStore {
     fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
         self.opened()?;
         let database =
-            self.database.take().ok_or_else(|| StoreError::InUse { path: self.path.clone() })?;
+            self.database.take().ok_or_else(|| StoreError::InUse { place: self.place() })?;
         let (office, revision) = self.office(&database)?;
         let records = self.load(&database)?;
         self.revision = revision;
@@ -197,7 +202,18 @@ impl Store for RedbStore {
         Ok((office, records))
     }
 
-    fn apply(&mut self, batch: &[Write]) -> Outcome {
+    fn apply(&mut self, batch: &[Write]) -> Result<Applied, Deposed> {
+        let outcome = self.write(batch);
+        Ok(Applied { writes: batch.len(), outcome })
+    }
+
+    fn functions(&self) -> u64 {
+        self.functions
+    }
+}
+
+impl RedbStore {
+    fn write(&mut self, batch: &[Write]) -> Outcome {
         if let Err(error) = self.current() {
             tracing::warn!(%error, "the store cannot be opened; nothing was written");
             return Outcome::Refused;
@@ -218,10 +234,6 @@ impl Store for RedbStore {
                 self.judge(next)
             }
         }
-    }
-
-    fn functions(&self) -> u64 {
-        self.functions
     }
 }
 

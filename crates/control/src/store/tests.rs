@@ -44,8 +44,20 @@ pub(crate) fn function(counter: u64) -> FunctionRecord {
     }
 }
 
+/// Applies a batch to its end, however many transactions that takes; how the last one went.
+pub(super) fn apply(store: &mut dyn Store, mut batch: &[Write]) -> Outcome {
+    let mut last = Outcome::Unknown;
+    while !batch.is_empty() {
+        let Applied { writes, outcome } = store.apply(batch).unwrap();
+        assert!(writes > 0 && writes <= batch.len(), "{writes}");
+        batch = &batch[writes..];
+        last = outcome;
+    }
+    last
+}
+
 /// What every back end does; `reopen` gives the same store as after a restart.
-fn suite(reopen: impl Fn() -> Box<dyn Store>) {
+pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     let mut store = reopen();
     let (first, records) = store.take_office().unwrap();
     assert_eq!(first.epoch, Epoch(1));
@@ -53,20 +65,26 @@ fn suite(reopen: impl Fn() -> Box<dyn Store>) {
 
     let worker = WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false };
     let data_plane = DataPlaneRecord { id: DataPlaneId(1), name: "local".into() };
-    let one = store.apply(&[
-        Write::PutFunction(function(2).into()),
-        Write::PutFunction(function(1).into()),
-        Write::PutWorker(worker.clone()),
-        Write::PutDataPlane(data_plane.clone()),
-    ]);
+    let one = apply(
+        &mut *store,
+        &[
+            Write::PutFunction(function(2).into()),
+            Write::PutFunction(function(1).into()),
+            Write::PutWorker(worker.clone()),
+            Write::PutDataPlane(data_plane.clone()),
+        ],
+    );
     let mut changed = function(2);
     changed.targets.clear();
-    let two = store.apply(&[
-        Write::PutFunction(changed.clone().into()),
-        Write::PutFunction(function(3).into()),
-        Write::DeleteFunction(FunctionId::new(Epoch(1), 3)),
-        Write::DeleteWorker(WorkerId(7)),
-    ]);
+    let two = apply(
+        &mut *store,
+        &[
+            Write::PutFunction(changed.clone().into()),
+            Write::PutFunction(function(3).into()),
+            Write::DeleteFunction(FunctionId::new(Epoch(1), 3)),
+            Write::DeleteWorker(WorkerId(7)),
+        ],
+    );
     let (Outcome::Ok { revision: one }, Outcome::Ok { revision: two }) = (one, two) else {
         panic!("{one:?} {two:?}");
     };
@@ -81,11 +99,14 @@ fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     assert_eq!(records.workers, [worker]);
     assert_eq!(records.data_planes, [data_plane]);
     assert_eq!(store.functions(), 2);
-    let three = store.apply(&[
-        Write::DeleteWorker(WorkerId(1)),
-        Write::DeleteDataPlane(DataPlaneId(1)),
-        Write::DeleteFunction(FunctionId::new(Epoch(1), 1)),
-    ]);
+    let three = apply(
+        &mut *store,
+        &[
+            Write::DeleteWorker(WorkerId(1)),
+            Write::DeleteDataPlane(DataPlaneId(1)),
+            Write::DeleteFunction(FunctionId::new(Epoch(1), 1)),
+        ],
+    );
     assert!(matches!(three, Outcome::Ok { revision } if revision > two), "{three:?}");
     drop(store);
 
@@ -138,7 +159,7 @@ fn functions_that_are_equal_in_spec_and_settings_share_them() {
     let mut store = RedbStore::new(&path);
     store.take_office().unwrap();
     let batch: Vec<_> = (1..=3).map(|n| Write::PutFunction(function(n).into())).collect();
-    store.apply(&batch);
+    apply(&mut store, &batch);
     drop(store);
     let (_, records) = RedbStore::new(&path).take_office().unwrap();
     let [a, b, _] = records.functions.as_slice() else { panic!("three") };
@@ -212,16 +233,16 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
     let mut store = on_disk(&dir.path().join("store.redb"), &full);
     store.take_office().unwrap();
     let put = |n| [Write::PutFunction(function(n).into())];
-    assert!(matches!(store.apply(&put(1)), Outcome::Ok { .. }));
+    assert!(matches!(apply(&mut store, &put(1)), Outcome::Ok { .. }));
 
     full.store(true, Ordering::SeqCst);
     for n in 2..5 {
-        let outcome = store.apply(&put(n));
+        let outcome = apply(&mut store, &put(n));
         assert!(!matches!(outcome, Outcome::Ok { .. }), "{outcome:?}");
     }
 
     full.store(false, Ordering::SeqCst);
-    assert!(matches!(store.apply(&put(9)), Outcome::Ok { .. }));
+    assert!(matches!(apply(&mut store, &put(9)), Outcome::Ok { .. }));
     drop(store);
     let (_, records) = on_disk(&dir.path().join("store.redb"), &full).take_office().unwrap();
     let kept: Vec<_> = records.functions.iter().map(|record| record.id.counter).collect();
@@ -238,7 +259,7 @@ async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
     let mut tokens = Vec::new();
     let mut batches = 0;
     while tokens.len() < 3000 {
-        let batch = answers.recv().await.unwrap();
+        let batch = answers.recv().await.unwrap().unwrap();
         assert!(batch.len() <= BATCH);
         batches += 1;
         tokens.extend(batch.into_iter().map(|(token, _outcome)| token.0));
@@ -246,6 +267,7 @@ async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
     assert_eq!(tokens, (0..3000).collect::<Vec<_>>());
     assert!(batches < 3000, "{batches}");
     assert_eq!(writer.counts().writes.load(Ordering::Relaxed), 3000);
+    assert_eq!(writer.counts().transactions.load(Ordering::Relaxed), batches);
     drop(writer);
     assert!(tasks.wait(Duration::from_secs(10)).await);
 }

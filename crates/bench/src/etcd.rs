@@ -1,0 +1,221 @@
+//! An etcd of one's own: members on free ports and in a directory of the caller's, which end with it.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Until all members answer.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// Until one answers a question.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    dir: PathBuf,
+    client: SocketAddr,
+    peer: SocketAddr,
+    cluster: String,
+    child: Option<Child>,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Status {
+    id: String,
+    leader: String,
+    revision: u64,
+}
+
+impl Etcd {
+    /// Whether the program is installed.
+    #[must_use]
+    pub fn is_installed() -> bool {
+        std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()))
+    }
+
+    /// Starts `count` members, with their data below `scratch`, and waits until they have a leader.
+    ///
+    /// # Errors
+    /// If they do not come up, with the last lines that one wrote.
+    pub fn start(scratch: &Path, count: usize) -> Result<Self> {
+        // Bound together, so that no port is given twice, and freed together.
+        let listeners = (0..2 * count)
+            .map(|_| TcpListener::bind("127.0.0.1:0"))
+            .collect::<Result<Vec<_>, _>>()?;
+        let ports = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+        drop(listeners);
+        let pairs: Vec<(SocketAddr, SocketAddr)> = ports
+            .chunks_exact(2)
+            .filter_map(|pair| Some((*pair.first()?, *pair.last()?)))
+            .collect();
+        let cluster: Vec<String> = pairs
+            .iter()
+            .enumerate()
+            .map(|(number, (_, peer))| format!("m{number}=http://{peer}"))
+            .collect();
+        let cluster = cluster.join(",");
+        let members = pairs.into_iter().enumerate().map(|(number, (client, peer))| {
+            let dir = scratch.join(format!("m{number}"));
+            Member { dir, client, peer, cluster: cluster.clone(), child: None }
+        });
+        let mut this = Self { members: members.collect() };
+        for number in 0..count {
+            this.restart(number)?;
+        }
+        let begin = Instant::now();
+        while !this.members.iter().all(|member| member.leader().is_some()) {
+            if begin.elapsed() > START_WITHIN {
+                bail!("etcd does not start:\n{}", this.last_words());
+            }
+            thread::park_timeout(PAUSE);
+        }
+        Ok(this)
+    }
+
+    /// Where it is asked, as `http://HOST:PORT`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("http://{}", member.client)).collect()
+    }
+
+    /// Where a member is asked.
+    #[must_use]
+    pub fn client(&self, number: usize) -> Option<SocketAddr> {
+        self.members.get(number).map(|member| member.client)
+    }
+
+    /// The member that leads now.
+    #[must_use]
+    pub fn leader(&self) -> Option<usize> {
+        self.members
+            .iter()
+            .position(|member| member.status().is_some_and(|status| status.id == status.leader))
+    }
+
+    /// How often its data has changed: each transaction that changes something counts once.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.members.iter().find_map(Member::status).map(|status| status.revision)
+    }
+
+    /// Ends a member as a failing host would.
+    pub fn kill(&mut self, number: usize) {
+        if let Some(member) = self.members.get_mut(number) {
+            member.kill();
+        }
+    }
+
+    /// Ends all.
+    pub fn kill_all(&mut self) {
+        self.members.iter_mut().for_each(Member::kill);
+    }
+
+    /// Stops a member where it stands, or lets it go on.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&self, number: usize, frozen: bool) -> Result<()> {
+        let child = self.members.get(number).and_then(|member| member.child.as_ref());
+        let pid = child.and_then(|child| i32::try_from(child.id()).ok()).and_then(Pid::from_raw);
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        kill_process(pid.context("that member does not run")?, signal)?;
+        Ok(())
+    }
+
+    /// Starts a member again, with what it had.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn restart(&mut self, number: usize) -> Result<()> {
+        let member = self.members.get_mut(number).context("there is no such member")?;
+        std::fs::create_dir_all(&member.dir)?;
+        let log = File::create(member.dir.join("log"))?;
+        let (client, peer) =
+            (format!("http://{}", member.client), format!("http://{}", member.peer));
+        let child = Command::new("etcd")
+            .args(["--name", &format!("m{number}"), "--initial-cluster", &member.cluster])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--logger", "zap", "--log-level", "warn", "--data-dir"])
+            .arg(member.dir.join("data"))
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("cannot start etcd")?;
+        member.child = Some(child);
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let logs = self.members.iter().map(|member| {
+            let log = std::fs::read_to_string(member.dir.join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(3).collect();
+            lines.join("\n")
+        });
+        logs.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+impl Member {
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may be gone already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    fn leader(&self) -> Option<String> {
+        self.status().map(|status| status.leader).filter(|leader| leader != "0")
+    }
+
+    fn status(&self) -> Option<Status> {
+        let answer = self.ask("/v3/maintenance/status").ok()?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some(Status {
+            id: text(answer.pointer("/header/member_id")?)?,
+            leader: text(answer.get("leader")?)?,
+            revision: answer.pointer("/header/revision")?.as_str()?.parse().ok()?,
+        })
+    }
+
+    fn ask(&self, path: &str) -> Result<Value> {
+        let mut stream = TcpStream::connect_timeout(&self.client, ANSWER_WITHIN)?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        // The older version: no chunks.
+        let request = format!("POST {path} HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}");
+        stream.write_all(request.as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (_, body) = text.split_once("\r\n\r\n").context("an answer without a body")?;
+        Ok(serde_json::from_str(body)?)
+    }
+}
