@@ -7,15 +7,16 @@
 use std::{
     io,
     mem::MaybeUninit,
+    net::Shutdown,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use dirigent_core::Address;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 
@@ -78,6 +79,95 @@ impl Stream {
             tracing::debug!(%error, "a kept connection could not be moved");
             None
         })
+    }
+
+    /// Reads without having it alone: meanwhile [`Self::ended`] may be awaited by the same task.
+    pub(crate) fn poll_read_shared(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let read = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_read(buffer.initialize_unfilled())
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_read(buffer.initialize_unfilled())
+                }
+            };
+            match read {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Writes without having it alone.
+    pub(crate) fn poll_write_shared(
+        &self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let wrote = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_write(data)
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_write(data)
+                }
+            };
+            match wrote {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                wrote => return Poll::Ready(wrote),
+            }
+        }
+    }
+
+    /// Nothing more will be written.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+        }
+    }
+
+    /// Returns when the other end has ended its side, past what lies unread before that, as far as
+    /// the kernel has it. Cancellation safe.
+    pub(crate) async fn ended(&self) {
+        // Of all that can be asked for, it is what comes with the end and not with data.
+        const END: Interest = Interest::PRIORITY;
+        loop {
+            let ready = match self {
+                Self::Tcp(stream) => stream.ready(END).await,
+                Self::Unix(stream) => stream.ready(END).await,
+            };
+            match ready {
+                Ok(ready) if ready.is_read_closed() => return,
+                // Urgent data, which HTTP does not know.
+                Ok(_) => self.unready(END),
+                // The event queue is gone, and this task with it.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Forgets readiness until the next event.
+    fn unready(&self, interest: Interest) {
+        let nothing = || Err(io::ErrorKind::WouldBlock.into());
+        let _would_block: io::Result<()> = match self {
+            Self::Tcp(stream) => stream.try_io(interest, nothing),
+            Self::Unix(stream) => stream.try_io(interest, nothing),
+        };
     }
 
     /// Whether the other end neither closed it nor said anything unasked.

@@ -1,7 +1,10 @@
 //! What a function and its caller get when nothing goes wrong.
 
+use std::time::Duration;
+
 use crate::common::{self, Backend, Function, Rig, body, header, read_response, status};
-use dirigent_core::frame::{FromDataPlaneBulk, ToDataPlaneBulk, WhyReturned};
+use dirigent_core::frame::{FromDataPlane, FromDataPlaneBulk, ToDataPlaneBulk, WhyReturned};
+use dirigent_service::OnCancel;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -328,6 +331,76 @@ async fn a_client_that_keeps_sending_hears_the_goodbye_too() {
         }
         assert_eq!(all, GOODBYE);
         rig.demand("a free slot", |demand| demand.busy == 0).await;
+    }
+}
+
+/// A client that stays although its sandbox has closed the connection.
+#[derive(Clone, Copy, Debug)]
+enum Staying {
+    Silent,
+    Sending,
+    /// It has vanished: nobody takes what the sandbox sends.
+    TakingNothing,
+}
+
+#[tokio::test]
+async fn the_slot_of_an_upgraded_connection_is_free_when_its_sandbox_closes_it() {
+    tokio::join!(
+        closed_by_its_sandbox(Staying::Silent),
+        closed_by_its_sandbox(Staying::Sending),
+        closed_by_its_sandbox(Staying::TakingNothing),
+    );
+}
+
+async fn closed_by_its_sandbox(staying: Staying) {
+    let rig = Rig::start().await;
+    let (close, closes) = tokio::sync::watch::channel(false);
+    let floods = matches!(staying, Staying::TakingNothing);
+    let backend =
+        Backend::start(move |stream, _| close_when_told(stream, floods, closes.clone())).await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let (caller, _) = upgraded(&rig).await;
+    rig.demand("a busy slot", |demand| demand.busy == 1).await;
+    let (mut read, mut write) = caller.into_split();
+    let sends = matches!(staying, Staying::Sending);
+    rig.tasks.run("caller", OnCancel::Abort, async move {
+        while sends && write.write_all(&[0; 64]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        std::future::pending::<()>().await;
+        drop(write);
+    });
+    close.send_replace(true);
+    rig.demand("a free slot", |demand| demand.busy == 0).await;
+    assert_eq!(status(&rig.get("hello", "/").await), 200, "{staying:?}");
+    let recycled = |frame: &FromDataPlane| matches!(frame, FromDataPlane::Returned(_));
+    assert!(!rig.frames().iter().any(recycled), "{staying:?}: {:?}", rig.frames());
+    if !floods {
+        // The client, who is still there, hears that it is over.
+        let mut all = Vec::new();
+        common::within(read.read_to_end(&mut all)).await.unwrap();
+        assert_eq!(all, GOODBYE, "{staying:?}");
+    }
+}
+
+/// Switches protocols when asked to, and closes once it is told to; one that floods sends what nobody
+/// takes, and then resets the connection. Other calls are answered.
+async fn close_when_told(
+    mut stream: TcpStream,
+    floods: bool,
+    mut closes: tokio::sync::watch::Receiver<bool>,
+) {
+    let (head, _) = common::read_request(&mut stream).await.unwrap();
+    if !head.contains("upgrade") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        return;
+    }
+    stream.write_all(SWITCHED).await.unwrap();
+    closes.wait_for(|closes| *closes).await.unwrap();
+    if floods {
+        let full = Duration::from_millis(300);
+        while tokio::time::timeout(full, stream.write_all(&[0; 64 << 10])).await.is_ok() {}
+        stream.set_zero_linger().unwrap();
     }
 }
 
