@@ -15,6 +15,7 @@ use dirigent_control::token::Token;
 use dirigent_service::{StateLock, Tasks, listen, telemetry};
 use dirigent_transport::{Doors, Reach, serve};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::{
     args::{ControlPlaneArgs, DataPlaneArgs, WorkerArgs},
@@ -153,7 +154,8 @@ pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result
             data_planes: control.data_planes.clone(),
             data_planes_bulk: control.data_planes_bulk.clone(),
         };
-        serve(listener, doors, Arc::new(move |offered| token.is(offered)), tasks);
+        let leads = watch::channel(Some(control.office.epoch)).1;
+        serve(listener, doors, leads, Arc::new(move |offered| token.is(offered)), tasks);
         let lines = [
             format!("API    http://{}", control.api),
             format!("peers  {peers}, opened by the token in {}", path.display()),

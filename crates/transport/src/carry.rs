@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use dirigent_core::frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker};
 use dirigent_proto::{Batch, FrameError, Message as _, limit, unpack, v1};
-use futures_util::{Stream, stream::unfold};
-use tokio::sync::mpsc;
+use futures_util::{
+    Stream, StreamExt as _,
+    future::ready,
+    stream::{once, unfold},
+};
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 /// A direction of a stream.
@@ -78,26 +82,35 @@ impl<B: Words> Outgoing<B> {
     }
 }
 
-/// What this side says, until it closes its end.
+/// What this side says once it is known to whom, until it closes its end; nothing, if it never is.
+/// Its first batch is empty: by that the other side knows that the conversation begins.
 pub(super) fn outgoing<B: Words>(
-    frames: mpsc::Receiver<B::Frame>,
+    frames: oneshot::Receiver<mpsc::Receiver<B::Frame>>,
     answers: mpsc::Receiver<B::Frame>,
 ) -> impl Stream<Item = B> + Send + 'static
 where
     B::Wire: Send,
 {
-    unfold(Outgoing { frames, answers, held: None }, Outgoing::next)
+    let begun = async move { frames.await.ok().map(|frames| (frames, answers)) };
+    once(begun).filter_map(ready).flat_map(|(frames, answers)| {
+        let greeting = once(ready(B::of(Vec::new())));
+        greeting.chain(unfold(Outgoing { frames, answers, held: None }, Outgoing::next))
+    })
 }
 
 /// What the other side says, until either closes its end. While this side is behind, the other one
 /// has to wait. Once this side's end is closed, what is still on its way out is given time.
 pub(super) async fn hear<In: Words, Out: Words>(
+    first: Option<In>,
     mut batches: Streaming<In>,
     frames: mpsc::Sender<In::Frame>,
     answers: mpsc::Sender<Out::Frame>,
 ) -> Result<(), Status> {
+    let mut first = first;
     loop {
-        let batch = tokio::select! {
+        let batch = match first.take() {
+            Some(first) => Some(first),
+            None => tokio::select! {
             batch = batches.message() => batch?,
             () = frames.closed() => {
                 let rest = async { while let Ok(Some(_)) = batches.message().await {} };
@@ -106,6 +119,7 @@ pub(super) async fn hear<In: Words, Out: Words>(
                 }
                 return Ok(());
             }
+            },
         };
         let Some(batch) = batch else { return Ok(()) };
         for frame in unpack(batch) {

@@ -1,12 +1,6 @@
 //! The side of workers and data planes.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use dirigent_core::frame::{
     FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
@@ -18,6 +12,7 @@ use dirigent_proto::{
 };
 use dirigent_service::{Dialer, End, OnCancel, Tasks, acceptor};
 use futures_util::Stream;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{
     Request, Response, Status, Streaming,
     metadata::{Ascii, MetadataValue},
@@ -25,8 +20,9 @@ use tonic::{
 };
 
 use crate::{
-    CONNECT_WITHIN, MESSAGE_BYTES, NAME, NAME_BYTES, PING_EVERY, PING_WITHIN,
+    CONNECT_WITHIN, EPOCH, MESSAGE_BYTES, NAME, NAME_BYTES, PING_EVERY, PING_WITHIN,
     carry::{Words, answers, hear, outgoing},
+    link::keep,
 };
 
 /// Why a control plane cannot be reached, whatever it does.
@@ -98,34 +94,21 @@ impl Reach {
     }
 
     fn link<M: Method>(&self, tasks: &Tasks) -> Dialer<Said<M>, Heard<M>> {
-        let (dialer, mut dialled) = acceptor::<Heard<M>, Said<M>>(&self.name);
-        let (this, spawner) = (self.clone(), tasks.clone());
-        // Those that did not answer are asked again last.
-        let failures = Arc::new(AtomicUsize::new(0));
-        tasks.run("link to the control plane", OnCancel::Abort, async move {
-            while let Some((_, end)) = dialled.accept().await {
-                let (this, failures) = (this.clone(), Arc::clone(&failures));
-                // The last words of one connection do not keep the next one waiting.
-                spawner.run("stream to the control plane", OnCancel::Abort, async move {
-                    let failed = failures.load(Relaxed);
-                    let mut addresses = this.addresses.iter().cycle().skip(failed);
-                    let Some(at) = addresses.next() else { return };
-                    if let Err(status) = this.carry::<M>(*at, end).await {
-                        tracing::info!(%at, %status, "no control plane there");
-                        failures.store((failed + 1) % this.addresses.len(), Relaxed);
-                    }
-                });
-            }
-        });
+        let (dialer, dialled) = acceptor::<Heard<M>, Said<M>>(&self.name);
+        let keeping = keep::<M>(self.clone(), dialled);
+        tasks.run("link to the control plane", OnCancel::Abort, keeping);
         dialer
     }
 
-    /// One connection from its first word to its end.
-    async fn carry<M: Method>(
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// A connection, which costs the other side nothing.
+    pub(crate) async fn connect(
         &self,
         at: SocketAddr,
-        end: End<Heard<M>, Said<M>>,
-    ) -> Result<(), Status> {
+    ) -> Result<ControlPlaneClient<Channel>, Status> {
         let endpoint = Endpoint::from_shared(format!("http://{at}"))
             .map_err(|error| Status::invalid_argument(error.to_string()))?
             .connect_timeout(CONNECT_WITHIN)
@@ -134,24 +117,57 @@ impl Reach {
             .keep_alive_timeout(PING_WITHIN)
             .keep_alive_while_idle(true);
         let channel = endpoint.connect().await;
-        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut client = ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
-        let (answer, answers) = answers();
-        let mut request = Request::new(outgoing::<M::Out>(end.rx, answers));
+        let channel = channel.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES))
+    }
+
+    /// As `value`, from whom the token says.
+    pub(crate) fn request<T>(&self, value: T) -> Request<T> {
+        let mut request = Request::new(value);
         let [name, authorization] = self.headers.clone();
         request.metadata_mut().insert(NAME, name);
         request.metadata_mut().insert("authorization", authorization);
-        let response = tokio::time::timeout(CONNECT_WITHIN, M::call(&mut client, request)).await;
-        let response = response.map_err(|_elapsed| Status::deadline_exceeded("it is silent"))??;
-        hear::<M::In, M::Out>(response.into_inner(), end.tx, answer).await
+        request
+    }
+
+    /// Connects and asks to be let in, which is answered when that control plane leads. Until then
+    /// the connection is idle, and whoever dies is noticed by pings.
+    pub(crate) async fn call<M: Method>(&self, at: SocketAddr) -> Result<Open<M>, Status> {
+        let mut client = self.connect(at).await?;
+        let (speak, words) = oneshot::channel();
+        let (answer, answers) = answers();
+        let request = self.request(outgoing::<M::Out>(words, answers));
+        let response = M::call(&mut client, request).await?;
+        let epoch = response.metadata().get(EPOCH).and_then(|value| value.to_str().ok());
+        let epoch = epoch.and_then(|value| value.parse().ok()).unwrap_or_default();
+        Ok(Open { epoch, speak, answer, heard: response.into_inner() })
     }
 }
 
-type Said<M> = <<M as Method>::Out as Batch>::Frame;
-type Heard<M> = <<M as Method>::In as Batch>::Frame;
+/// A call that a leader has taken, and on which nothing is said yet.
+pub(crate) struct Open<M: Method> {
+    /// The leader's term.
+    pub(crate) epoch: u64,
+    speak: oneshot::Sender<mpsc::Receiver<Said<M>>>,
+    answer: mpsc::Sender<Said<M>>,
+    heard: Streaming<M::In>,
+}
+
+impl<M: Method> Open<M> {
+    /// One conversation from its first word to its end.
+    pub(crate) async fn carry(self, end: End<Heard<M>, Said<M>>) -> Result<(), Status> {
+        let Self { speak, answer, heard, .. } = self;
+        // Whoever hung up meanwhile is heard to have done so.
+        drop(speak.send(end.rx));
+        hear::<M::In, M::Out>(None, heard, end.tx, answer).await
+    }
+}
+
+pub(crate) type Said<M> = <<M as Method>::Out as Batch>::Frame;
+pub(crate) type Heard<M> = <<M as Method>::In as Batch>::Frame;
 
 /// A method of the service: what is said and heard by it.
-trait Method: 'static {
+pub(crate) trait Method: 'static {
     type Out: Words<Wire: Send>;
     type In: Words;
 

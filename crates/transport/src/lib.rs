@@ -7,13 +7,18 @@
 //!
 //! A stream is as good as its connection: whatever breaks, both ends see it closed, and whoever
 //! dialled dials again after a pause of its own. Nothing is sent twice.
+//!
+//! Of several control planes one leads. The others let a caller in, and answer when they lead: by
+//! that answer the caller learns, on a connection that stands already, whom to talk to.
 
 mod carry;
 mod client;
+mod line;
+mod link;
 mod server;
 
 pub use client::{Reach, ReachError};
-pub use server::{Doors, serve};
+pub use server::{Doors, Leads, serve};
 
 use std::time::Duration;
 
@@ -27,6 +32,8 @@ const PING_WITHIN: Duration = Duration::from_secs(3);
 /// Until a connection stands.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
+/// The header with the leader's epoch.
+const EPOCH: &str = "dirigent-epoch";
 /// The header with the caller's name.
 const NAME: &str = "dirigent-name";
 /// Bytes of a name.

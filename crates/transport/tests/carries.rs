@@ -7,10 +7,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use dirigent_core::{
     Cause, Epoch, Fault, SandboxId, StartFailure,
     frame::{FromWorker, ToDataPlane, ToWorker},
+    office::Event,
 };
 use dirigent_service::{Acceptor, End, OnCancel, Tasks, acceptor};
 use dirigent_transport::{Doors, Reach, serve};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -23,10 +27,15 @@ struct Rig {
     tasks: Tasks,
     address: SocketAddr,
     workers: Acceptor<ToWorker, FromWorker>,
+    leads: watch::Sender<Option<Epoch>>,
 }
 
 impl Rig {
     async fn new() -> Self {
+        Self::leading(Some(Epoch(1))).await
+    }
+
+    async fn leading(epoch: Option<Epoch>) -> Self {
         let tasks = Tasks::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -38,8 +47,21 @@ impl Rig {
             data_planes: acceptor("data plane").0,
             data_planes_bulk: acceptor("data plane").0,
         };
-        serve(listener, doors, Arc::new(|token| token == TOKEN), &tasks);
-        Self { tasks, address, workers }
+        let (leads, led) = watch::channel(epoch);
+        serve(listener, doors, led, Arc::new(|token| token == TOKEN), &tasks);
+        Self { tasks, address, workers, leads }
+    }
+
+    fn lead(&self, epoch: Option<Epoch>) {
+        self.leads.send_replace(epoch);
+    }
+
+    /// The other end of a role's conversation, which says something first.
+    async fn hears(&mut self, ours: &End<FromWorker, ToWorker>) -> End<ToWorker, FromWorker> {
+        ours.tx.send(gone(1)).await.unwrap();
+        let (_, mut theirs) = within(self.workers.accept()).await.unwrap();
+        assert_eq!(within(theirs.rx.recv()).await, Some(gone(1)));
+        theirs
     }
 
     fn reach(&self, addresses: &[SocketAddr], token: &str) -> Reach {
@@ -107,7 +129,7 @@ async fn either_side_sees_the_others_end_close() {
 async fn a_reader_that_is_behind_slows_the_speaker_down() {
     let mut rig = Rig::new().await;
     let (ours, mut theirs) = rig.meet().await;
-    let (said, mut heard) = tokio::sync::watch::channel(0_u64);
+    let (said, mut heard) = watch::channel(0_u64);
     rig.tasks.run("speaker", OnCancel::Abort, async move {
         for number in 0..100_000 {
             ours.tx.send(gone(number)).await.unwrap();
@@ -123,16 +145,12 @@ async fn a_reader_that_is_behind_slows_the_speaker_down() {
 }
 
 #[tokio::test]
-async fn the_next_address_is_tried_and_no_token_is_no_connection() {
+async fn every_address_is_tried_and_no_token_is_no_connection() {
     let mut rig = Rig::new().await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let dialer = rig.reach(&[nobody, rig.address], TOKEN).worker(&rig.tasks);
-    let mut ours = within(dialer.dial()).await.unwrap();
-    assert_eq!(within(ours.rx.recv()).await, None, "nobody is there");
     let ours = within(dialer.dial()).await.unwrap();
-    let (_, mut theirs) = within(rig.workers.accept()).await.unwrap();
-    ours.tx.send(gone(1)).await.unwrap();
-    assert_eq!(within(theirs.rx.recv()).await, Some(gone(1)));
+    rig.hears(&ours).await;
 
     let wrong = rig.reach(&[rig.address], "wrong").data_plane(&rig.tasks);
     let mut refused: End<_, ToDataPlane> = within(wrong.dial()).await.unwrap();
@@ -140,4 +158,82 @@ async fn the_next_address_is_tried_and_no_token_is_no_connection() {
     assert!(Reach::new(Vec::new(), "w1", TOKEN).is_err());
     assert!(Reach::new(vec![rig.address], "w\n1", TOKEN).is_err());
     assert!(Reach::new(vec![rig.address], "w1", "").is_err());
+}
+
+#[tokio::test]
+async fn who_stands_by_is_called_already_when_it_leads() {
+    let (mut first, mut second) = (Rig::new().await, Rig::leading(None).await);
+    let tasks = Tasks::new();
+    let dialer = first.reach(&[second.address, first.address], TOKEN).worker(&tasks);
+    let mut ours = within(dialer.dial()).await.unwrap();
+    let theirs = first.hears(&ours).await;
+    first.tasks.stop();
+    drop(theirs);
+    assert_eq!(within(ours.rx.recv()).await, None);
+
+    // What is said while nobody leads is heard by the next one.
+    let ours = within(dialer.dial()).await.unwrap();
+    ours.tx.send(gone(7)).await.unwrap();
+    second.lead(Some(Epoch(2)));
+    let (_, mut theirs) = within(second.workers.accept()).await.unwrap();
+    assert_eq!(within(theirs.rx.recv()).await, Some(gone(7)));
+}
+
+#[tokio::test]
+async fn the_highest_epoch_is_listened_to_and_a_lower_one_only_where_it_is_alone() {
+    let (mut old, mut new) = (Rig::new().await, Rig::leading(None).await);
+    let tasks = Tasks::new();
+    let dialer = old.reach(&[old.address, new.address], TOKEN).worker(&tasks);
+    let mut ours = within(dialer.dial()).await.unwrap();
+    let _theirs = old.hears(&ours).await;
+    // The old one does not know yet that it is deposed.
+    new.lead(Some(Epoch(2)));
+    assert_eq!(within(ours.rx.recv()).await, None, "it is left for the new one");
+    let mut ours = within(dialer.dial()).await.unwrap();
+    let theirs = new.hears(&ours).await;
+
+    // The new one's store is of yesterday: it has to hear so.
+    new.lead(None);
+    drop(theirs);
+    assert_eq!(within(ours.rx.recv()).await, None);
+    let ours = within(dialer.dial()).await.unwrap();
+    old.hears(&ours).await;
+}
+
+#[tokio::test]
+async fn a_role_is_told_when_nobody_leads() {
+    let rig = Rig::leading(None).await;
+    let dialer = rig.reach(&[rig.address], TOKEN).worker(&rig.tasks);
+    let mut ours = within(dialer.dial()).await.unwrap();
+    assert_eq!(within(ours.rx.recv()).await, None);
+}
+
+#[tokio::test]
+async fn a_line_tells_whether_the_leader_lives_is_gone_or_silent() {
+    let rig = Rig::new().await;
+    let tasks = Tasks::new();
+    let line = |at| {
+        let (told, heard) = mpsc::channel(1);
+        let reach = rig.reach(&[at], TOKEN);
+        tasks.run("line", OnCancel::Abort, async move { reach.line(at, told).await });
+        heard
+    };
+    async fn until(heard: &mut mpsc::Receiver<Event>, event: Event) {
+        while within(heard.recv()).await.unwrap() != event {}
+    }
+    let mut heard = line(rig.address);
+    assert_eq!(within(heard.recv()).await, Some(Event::Connected));
+    rig.lead(None);
+    assert_eq!(within(heard.recv()).await, Some(Event::Refused), "it has resigned");
+    rig.lead(Some(Epoch(5)));
+    until(&mut heard, Event::Connected).await;
+    rig.tasks.stop();
+    assert!(rig.tasks.wait(DEADLINE).await);
+    until(&mut heard, Event::Refused).await;
+
+    // The kernel takes the connection, and nobody says anything.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut heard = line(silent.local_addr().unwrap());
+    assert_eq!(within(heard.recv()).await, Some(Event::Silent));
+    tasks.stop();
 }
