@@ -11,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dirigent_control::token::Token;
+use dirigent_control::{StoreKind, office::Shared, store::etcd::EtcdConfig, token::Token};
 use dirigent_service::{StateLock, Tasks, listen, telemetry};
 use dirigent_transport::{Doors, Reach, serve};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::{
     args::{ControlPlaneArgs, DataPlaneArgs, WorkerArgs},
@@ -127,6 +126,22 @@ impl Host {
             .or_fail(Kind::Config, || "this control plane cannot be reached")
     }
 
+    /// What makes this control plane one of several.
+    fn shared(&self, peers: SocketAddr) -> Result<Shared> {
+        let (name, config) = (self.name(), &self.config);
+        let peers = config.advertise.unwrap_or(peers);
+        let reach = self.reach(&name)?;
+        Ok(Shared {
+            etcd: EtcdConfig { members: config.etcd.clone(), prefix: config.etcd_prefix.clone() },
+            name,
+            peers,
+            line: Arc::new(move |leader, told| {
+                let reach = reach.clone();
+                Box::pin(async move { reach.line(leader, told).await })
+            }),
+        })
+    }
+
     fn control(&self) -> String {
         self.config.control.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
@@ -136,30 +151,38 @@ impl Host {
 pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result {
     host(args, printer, async |host| {
         let Host { config, dir, tasks, .. } = &*host;
-        let control = dirigent_control::start(roles::control_plane(config, dir), tasks)
-            .await
-            .map_err(roles::control_failed)?;
-        if let Some(address) = config.functions_url {
-            control.set_functions(address);
-        }
         let path = config.peer_token.clone().unwrap_or_else(|| dir.join(PEER_TOKEN));
+        dirigent_service::state::private_dir(dir)
+            .or_fail(Kind::Unavailable, || "the state directory cannot be used")?;
         let token = Token::load_or_make(&path).or_fail(Kind::Unavailable, || "--peer-token")?;
         let listener = listen::bind(config.peers, "--peers")
             .await
             .or_fail(Kind::Unavailable, || "peers cannot connect")?;
         let peers = listener.local_addr()?;
+        let mut own = roles::control_plane(config, dir);
+        if !config.etcd.is_empty() {
+            own.store = StoreKind::Etcd(Box::new(host.shared(peers)?));
+        }
+        let control = dirigent_control::start(own, tasks).await.map_err(roles::control_failed)?;
+        if let Some(address) = config.functions_url {
+            control.set_functions(address);
+        }
         let doors = Doors {
             workers: control.workers.clone(),
             workers_bulk: control.workers_bulk.clone(),
             data_planes: control.data_planes.clone(),
             data_planes_bulk: control.data_planes_bulk.clone(),
         };
-        let leads = watch::channel(Some(control.office.epoch)).1;
+        let leads = control.leads.clone();
         serve(listener, doors, leads, Arc::new(move |offered| token.is(offered)), tasks);
-        let lines = [
+        let mut lines = vec![
             format!("API    http://{}", control.api),
             format!("peers  {peers}, opened by the token in {}", path.display()),
         ];
+        if !config.etcd.is_empty() {
+            let (etcd, prefix) = (config.etcd.join(", "), &config.etcd_prefix);
+            lines.push(format!("etcd   {etcd}, under {prefix} (as {})", host.name()));
+        }
         let api = format!("http://{}", control.api);
         let report = json!({ "api": api, "peers": peers.to_string(), "peer_token": path });
         host.announce("The control plane", &lines, report)?;

@@ -327,7 +327,31 @@ pub(crate) struct ControlPlaneArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) peers: Option<SocketAddr>,
     #[command(flatten)]
+    pub(crate) shared: SharedFlags,
+    #[command(flatten)]
     pub(crate) process: ProcessFlags,
+}
+
+/// One of several control planes.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SharedFlags {
+    /// A member of the etcd that several control planes share; may be repeated [default: a file, and
+    /// one control plane]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// What the keys in etcd begin with [default: /dirigent]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) etcd_prefix: Option<String>,
+    /// Where the other control planes reach this one [default: what --peers says]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Option<SocketAddr>,
+    /// A name that no other control plane has [default: the machine's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The file with the token that opens --peers, the same for all [default: peer-token in the
+    /// state directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peer_token: Option<PathBuf>,
 }
 
 /// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.

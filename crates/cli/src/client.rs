@@ -6,6 +6,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -68,6 +69,8 @@ impl Place {
 #[derive(Debug)]
 pub(crate) struct Client {
     api: Place,
+    /// Where a control plane that stands by has sent us.
+    leader: OnceLock<Place>,
     token: Option<String>,
     tasks: Tasks,
 }
@@ -91,7 +94,7 @@ impl Client {
                 }
             },
         };
-        Ok(Self { api, token, tasks: Tasks::new() })
+        Ok(Self { api, leader: OnceLock::new(), token, tasks: Tasks::new() })
     }
 
     /// Asks and reads the whole answer of the control machine.
@@ -110,8 +113,8 @@ impl Client {
             Some(body) => Bytes::from(serde_json::to_vec(body)?),
             None => Bytes::new(),
         };
-        let response = self.send(method, path, full(body)).await?;
-        let text = read(response).await?;
+        let response = self.follow(method, path, body).await?;
+        let text = read(succeeded(response).await?).await?;
         serde_json::from_slice(&text).or_fail(Kind::Internal, || {
             format!("the API's answer to {path} is not understood: is it another version?")
         })
@@ -124,8 +127,24 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Response<Incoming>> {
-        let response = self.try_send(method, path, body).await?;
-        if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
+        succeeded(self.try_send(method, path, body).await?).await
+    }
+
+    /// Sends bytes and returns whatever comes back; from a control plane that stands by it goes on to
+    /// the leader, and so does what is sent after it.
+    pub(crate) async fn follow(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let response = self.try_send(method.clone(), path, full(body.clone())).await?;
+        let Some(leader) = elsewhere(&response)? else { return Ok(response) };
+        // Once: who is sent on and on has no leader to talk to.
+        if self.leader.set(leader).is_err() {
+            return Ok(response);
+        }
+        self.try_send(method, path, full(body)).await
     }
 
     /// Sends a body and returns whatever comes back, failures of the API included.
@@ -135,16 +154,17 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Response<Incoming>> {
+        let place = self.leader.get().unwrap_or(&self.api);
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, self.api.authority())
+            .header(header::HOST, place.authority())
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let request = request.body(body).or_fail(Kind::Config, || "a malformed request")?;
-        send(&self.api, request, &self.tasks).await.map_err(|fail| {
+        send(place, request, &self.tasks).await.map_err(|fail| {
             fail.hint("start Dirigent with `dirigent up`, or name its API with --server")
         })
     }
@@ -200,6 +220,23 @@ pub(crate) fn full(body: Bytes) -> Body {
 pub(crate) async fn read(response: Response<Incoming>) -> Result<Bytes> {
     let body = response.into_body().collect().await;
     Ok(body.or_fail(Kind::Unavailable, || "the answer was cut")?.to_bytes())
+}
+
+/// The response, once it is a success.
+pub(crate) async fn succeeded(response: Response<Incoming>) -> Result<Response<Incoming>> {
+    if response.status().is_success() { Ok(response) } else { Err(refused(response).await) }
+}
+
+/// Where a control plane that stands by says that the leader is.
+fn elsewhere(response: &Response<Incoming>) -> Result<Option<Place>> {
+    if response.status() != StatusCode::TEMPORARY_REDIRECT {
+        return Ok(None);
+    }
+    let Some(url) = header_text(response.headers(), header::LOCATION.as_str()) else {
+        return Ok(None);
+    };
+    let authority = url.strip_prefix("http://").unwrap_or(url).split('/').next();
+    Place::parse(authority.unwrap_or_default()).map(Some)
 }
 
 /// How the API says no.

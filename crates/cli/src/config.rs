@@ -54,9 +54,16 @@ pub(crate) struct Config {
     /// The file with the token that opens `peers`; if nothing is said `peer-token` in the state
     /// directory, where the control plane makes it.
     pub(crate) peer_token: Option<PathBuf>,
-    /// The name of a data plane or worker that runs apart, which no other one of its role has; the
-    /// machine's if nothing is said.
+    /// The name of a role that runs apart, which no other one of its kind has; the machine's if
+    /// nothing is said.
     pub(crate) name: Option<String>,
+    /// Members of an etcd, as `http://HOST:PORT`: several control planes share it as their store, and
+    /// one of them leads. If nothing is said, the one control plane keeps a file.
+    pub(crate) etcd: Vec<String>,
+    /// What the keys in etcd begin with; another cluster in the same etcd has another one.
+    pub(crate) etcd_prefix: String,
+    /// Where the other control planes reach `peers`, if that is not where it listens.
+    pub(crate) advertise: Option<SocketAddr>,
     /// Where a data plane that runs apart tells its metrics and whether it is ready.
     pub(crate) admin: SocketAddr,
     /// Where functions are called, for users to see: of a data plane that runs apart, or of what
@@ -183,6 +190,9 @@ impl Default for Config {
             control: vec![PEERS],
             peer_token: None,
             name: None,
+            etcd: Vec::new(),
+            etcd_prefix: "/dirigent".to_owned(),
+            advertise: None,
             admin: (Ipv4Addr::LOCALHOST, 9093).into(),
             functions_url: None,
             emulate: 0,
@@ -254,6 +264,10 @@ fn check(config: &Config) -> Result {
     {
         return Err(Fail::config(format!("peers, control: {off} is not a loopback address"))
             .hint("what roles say to each other is not encrypted yet: run them on one machine"));
+    }
+    if config.etcd_prefix.trim_matches('/').is_empty() {
+        return Err(Fail::config("etcd_prefix: it is empty")
+            .hint("name one, such as /dirigent: an etcd may be used by others too"));
     }
     if !matches!(config.runtime, RuntimeKind::Process | RuntimeKind::Fake) {
         return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))

@@ -19,16 +19,19 @@ use axum::{
     Router,
     extract::{Query, Request, State},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, head, post, put},
 };
 use dirigent_core::{
-    Office,
     control::{Answer, Call},
     frame::Capacity,
 };
-use http::{HeaderMap, Method, StatusCode, Uri, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode, Uri,
+    header::{AUTHORIZATION, LOCATION},
+};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use error::ApiError;
@@ -38,7 +41,9 @@ use crate::{
     bulk::Bulk,
     compat::{self, Images},
     metrics::{Metrics, PageSource},
-    owner::{Handle, PATIENCE},
+    office::Stand,
+    owner::{Handle, PATIENCE, Sitting},
+    store::etcd::Leader,
     streams::Offers,
     token::Token,
 };
@@ -67,9 +72,10 @@ pub(crate) struct Shared {
 /// What does not change while it runs.
 pub(crate) struct Facts {
     pub(crate) version: String,
-    pub(crate) office: Office,
     pub(crate) started_ms: u64,
     pub(crate) state: std::path::PathBuf,
+    /// Who leads, where this is one of several control planes.
+    pub(crate) stand: Option<watch::Receiver<Stand>>,
 }
 
 impl Api {
@@ -84,6 +90,16 @@ impl Api {
 
     pub(crate) async fn deploy(&self, call: Call) -> Result<Answer, ApiError> {
         self.ask(call).await
+    }
+
+    /// The term, while this control plane leads.
+    fn sitting(&self) -> Option<Sitting> {
+        self.shared.owner.sitting()
+    }
+
+    /// Who leads as the store says, where this is one of several control planes.
+    fn leader(&self) -> Option<Leader> {
+        self.shared.facts.stand.as_ref().and_then(|stand| stand.borrow().leader.clone())
     }
 
     fn blobs(&self) -> &Blobs {
@@ -172,7 +188,37 @@ async fn guard(
              directory",
         ));
     }
+    let path = request.uri().path();
+    if api.sitting().is_none() && !OF_EACH.contains(&path) {
+        return Ok(elsewhere(&api, request.uri()));
+    }
     Ok(next.run(request).await)
+}
+
+/// What each control plane tells of itself; the rest is the leader's.
+const OF_EACH: [&str; 3] = ["/v1/status", "/v1/openapi.json", "/metrics"];
+
+/// To the leader with it, where one is known.
+fn elsewhere(api: &Api, uri: &Uri) -> Response {
+    let leader = api.leader().filter(|leader| !leader.member.api.is_empty());
+    let message = match &leader {
+        Some(Leader { member, .. }) => {
+            format!("this control plane stands by; {} leads: http://{}", member.name, member.api)
+        }
+        None => "this control plane stands by, and nobody leads yet".to_owned(),
+    };
+    let location = leader.and_then(|leader| {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        HeaderValue::from_str(&format!("http://{}{path}", leader.member.api)).ok()
+    });
+    let Some(location) = location else {
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_leader", message)
+            .into_response();
+    };
+    let mut response =
+        ApiError::new(StatusCode::TEMPORARY_REDIRECT, "not_leader", message).into_response();
+    response.headers_mut().insert(LOCATION, location);
+    response
 }
 
 async fn no_route(uri: Uri) -> ApiError {

@@ -6,7 +6,7 @@
 //! While a deploy is on its way its artifact is pinned, so that a discard cannot overtake it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -87,35 +87,45 @@ impl From<io::Error> for PutError {
 
 impl Blobs {
     /// The artifacts in `dir`, which is made if needed; leftovers of broken uploads are removed.
-    /// What `records` do not refer to has an hour to live.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn open(dir: &Path, limit: u64, records: &Records) -> io::Result<Self> {
+    pub fn open(dir: &Path, limit: u64) -> io::Result<Self> {
         dirigent_service::state::private_dir(dir)?;
-        let mut state = State::default();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            let name = entry.file_name();
-            let digest = name.to_str().and_then(|name| format!("sha256:{name}").parse().ok());
-            if let Some(digest) = digest {
-                state.unreferenced.insert(digest, Instant::now());
-            } else if name.as_encoded_bytes().starts_with(UPLOAD.as_bytes()) {
+            if entry.file_name().as_encoded_bytes().starts_with(UPLOAD.as_bytes()) {
                 fs::remove_file(entry.path())?;
-            }
-        }
-        for revision in records.functions.iter().flat_map(|function| &function.revisions) {
-            if let Some(digest) = revision.spec.artifact {
-                state.unreferenced.remove(&digest);
             }
         }
         let shared = Shared {
             dir: dir.to_owned(),
             limit,
             uploads: AtomicU64::new(0),
-            state: Mutex::new(state),
+            state: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Office is taken: what `records` do not refer to has an hour to live from now on. Blocks on the
+    /// file system.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn refer(&self, records: &Records) -> io::Result<()> {
+        let revisions = records.functions.iter().flat_map(|function| &function.revisions);
+        let referred: BTreeSet<Digest> =
+            revisions.filter_map(|revision| revision.spec.artifact).collect();
+        let mut state = self.lock();
+        state.unreferenced.clear();
+        for entry in fs::read_dir(&self.shared.dir)? {
+            let name = entry?.file_name();
+            let digest = name.to_str().and_then(|name| format!("sha256:{name}").parse().ok());
+            if let Some(digest) = digest.filter(|digest| !referred.contains(digest)) {
+                state.unreferenced.insert(digest, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// The size of an artifact, if it is held.
@@ -320,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_what_was_named() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
         assert_eq!(blobs.put(digest(b"abcdef"), body(&["abc", "def"])).await.unwrap(), 6);
         assert_eq!(blobs.size(digest(b"abcdef")), Some(6));
 
@@ -337,7 +347,7 @@ mod tests {
     async fn what_a_full_disk_did_not_take_is_not_kept() {
         // /dev/full fails each write as a full disk does.
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
         let upload = dir.path().join(format!("{UPLOAD}0"));
         std::os::unix::fs::symlink("/dev/full", upload).unwrap();
         let error = blobs.put(digest(b"abc"), body(&["abc"])).await.unwrap_err();
@@ -348,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn a_pinned_artifact_outlives_a_discard() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
         let digest = digest(b"abc");
         blobs.put(digest, body(&["abc"])).await.unwrap();
         let mut pin = blobs.pin(digest).unwrap();
@@ -364,7 +374,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn uploads_that_nothing_refers_to_go_after_an_hour() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
         for text in ["one", "two"] {
             blobs.put(digest(text.as_bytes()), body(&[text])).await.unwrap();
         }
@@ -386,7 +396,7 @@ mod tests {
     async fn leftovers_of_uploads_are_removed_at_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".upload-7"), b"half").unwrap();
-        let blobs = Blobs::open(dir.path(), 10, &Records::default()).unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
         assert_eq!(files(dir.path()), 0);
         blobs.put(digest(b"x"), body(&["x"])).await.unwrap();
     }

@@ -14,10 +14,12 @@ pub mod blobs;
 mod bulk;
 mod compat;
 mod metrics;
+pub mod office;
 mod owner;
 mod recorder;
 pub mod store;
 mod streams;
+mod term;
 pub mod token;
 
 use std::{
@@ -30,18 +32,18 @@ use std::{
 };
 
 use dirigent_core::{
-    Office, Records, Time,
-    control::Control,
+    Epoch, Office, Records,
     frame::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
         ToWorker, ToWorkerBulk,
     },
-    recording::{Began, Entry, FORMAT},
 };
 use dirigent_service::{
     Clock, Dialer, LockError, OnCancel, OnError, StateLock, Tasks, acceptor, listen,
     listen::ListenError, state,
 };
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 pub use metrics::PageSource;
 
@@ -51,10 +53,14 @@ use crate::{
     bulk::Bulk,
     compat::Images,
     metrics::Metrics,
-    owner::{Handle, Owner},
-    recorder::Recorder,
-    store::{MemoryStore, RedbStore, Store, StoreError, Writer},
+    office::{Contest, Shared, Stand},
+    owner::{Handle, Sitting},
+    store::{
+        Counts, MemoryStore, RedbStore, Store, StoreError,
+        etcd::{self, Member},
+    },
     streams::Offers,
+    term::Chambers,
     token::{Token, TokenError},
 };
 
@@ -84,13 +90,15 @@ pub struct Config {
 }
 
 /// Where records are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum StoreKind {
     /// In the file `store.redb` of the state directory.
     #[default]
     Redb,
     /// Nowhere: they are forgotten at the end.
     Memory,
+    /// In etcd, for several control planes of which one leads.
+    Etcd(Box<Shared>),
 }
 
 impl Config {
@@ -132,8 +140,8 @@ pub struct Running {
     pub api: SocketAddr,
     /// The file with the API's token.
     pub token_path: PathBuf,
-    /// The cluster and this term of office.
-    pub office: Office,
+    /// The epoch in which it leads, while it does.
+    pub leads: watch::Receiver<Option<Epoch>>,
     /// How workers reach it.
     pub workers: Dialer<FromWorker, ToWorker>,
     /// How workers' second connections reach it.
@@ -143,7 +151,7 @@ pub struct Running {
     /// How data planes' second connections reach it.
     pub data_planes_bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
     /// What the store has done and holds.
-    pub store: store::Counts,
+    pub store: Counts,
     functions: Arc<OnceLock<SocketAddr>>,
 }
 
@@ -210,8 +218,8 @@ pub enum StartError {
 /// How often uploads that nothing refers to are looked for.
 const COLLECT: Duration = Duration::from_secs(300);
 
-/// Start a control plane: take the state directory and office, listen, and accept peers. It stops
-/// when `tasks` are told to.
+/// Start a control plane: take the state directory, listen, and take office, or stand by where others
+/// may lead; accept peers. It stops when `tasks` are told to.
 ///
 /// # Errors
 /// What is in the way, and what to do about it.
@@ -222,48 +230,37 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let dir = config.state.clone();
     let unusable = |source| StartError::State { dir: dir.clone(), source };
     state::private_dir(&dir).map_err(unusable)?;
-    let lock = StateLock::acquire(&dir, "--state")?;
+    let lock = Arc::new(StateLock::acquire(&dir, "--state")?);
     let listener = listen::bind(config.listen, &config.listen_flag).await?;
     let address = listener.local_addr().map_err(unusable)?;
     let token_path = dir.join("token");
     let token = Token::load_or_make(&token_path)?;
-    let (store, office, records) = take_office(&config).await?;
-    let blobs =
-        Blobs::open(&dir.join("blobs"), config.artifact_limit, &records).map_err(unusable)?;
+    let blobs = Blobs::open(&dir.join("blobs"), config.artifact_limit).map_err(unusable)?;
 
-    let (writer, answers) = Writer::start(store, lock, tasks);
-    let counts = writer.counts();
-    let metrics = Arc::new(Metrics::new(office.epoch, counts.clone()));
-    let (owner, inputs) = Handle::new();
-    let clock = Clock::new();
-    let (machine, recorder) = machine(&config, clock, office, records)?;
-    let owned = Owner {
-        machine,
-        recorder,
-        clock,
-        inputs,
-        writer,
-        answers,
+    let counts = Counts::default();
+    let metrics = Arc::new(Metrics::new(counts.clone()));
+    let (sits, sitting) = watch::channel(None::<Sitting>);
+    let (leading, leads) = watch::channel(None);
+    let (stand, stands) = watch::channel(Stand::default());
+    let chambers = Chambers {
+        state: dir.clone(),
+        version: config.version.clone(),
+        record: config.record.clone(),
+        clock: Clock::new(),
         blobs: blobs.clone(),
         metrics: Arc::clone(&metrics),
+        counts: counts.clone(),
+        lock,
+        sitting: sits,
+        leads: leading,
         tasks: tasks.clone(),
-        asked: std::collections::HashMap::new(),
-        speakers: std::collections::HashMap::new(),
     };
-    tasks.spawn("control machine", OnError::StopRole, OnCancel::Wait, owned.run());
+    sit(&config, address, chambers, stand, tasks).await?;
 
-    let offers = Offers::default();
-    let bulk = Bulk::default();
-    let (workers, accepted) = acceptor("worker");
-    streams::accept_workers(accepted, owner.clone(), offers.clone(), tasks);
-    let (workers_bulk, accepted) = acceptor("worker");
-    bulk.accept_workers(accepted, &blobs, tasks);
-    let (data_planes, accepted) = acceptor("data plane");
-    streams::accept_data_planes(accepted, owner.clone(), tasks);
-    let (data_planes_bulk, accepted) = acceptor("data plane");
-    bulk.accept_data_planes(accepted, tasks);
-    collect(&blobs, tasks);
-
+    let owner = Handle::new(sitting);
+    let (bulk, offers) = (Bulk::default(), Offers::default());
+    let doors = Doors::open(&owner, &offers, &bulk, &blobs, tasks);
+    collect(&blobs, owner.clone(), tasks);
     let functions = Arc::new(OnceLock::new());
     let api = api::Shared {
         owner,
@@ -275,9 +272,9 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         pages: config.pages,
         facts: Facts {
             version: config.version,
-            office,
             started_ms: Clock::wall_ms(),
             state: dir.clone(),
+            stand: matches!(config.store, StoreKind::Etcd(_)).then_some(stands),
         },
         functions: Arc::clone(&functions),
         compat: config.compat.map(Images::new),
@@ -285,10 +282,11 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     };
     api::server::serve(listener, api::router(Api { shared: Arc::new(api) }), tasks);
     announce(&dir, address, tasks).map_err(unusable)?;
+    let Doors { workers, workers_bulk, data_planes, data_planes_bulk } = doors;
     Ok(Running {
         api: address,
         token_path,
-        office,
+        leads,
         workers,
         workers_bulk,
         data_planes,
@@ -298,58 +296,74 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     })
 }
 
-async fn take_office(config: &Config) -> Result<(Box<dyn Store>, Office, Records), StartError> {
-    let path = config.state.join("store.redb");
-    let mut store: Box<dyn Store> = match config.store {
-        StoreKind::Redb => Box::new(RedbStore::new(&path)),
+/// Take office, or begin to stand by.
+async fn sit(
+    config: &Config,
+    api: SocketAddr,
+    chambers: Chambers,
+    stand: watch::Sender<Stand>,
+    tasks: &Tasks,
+) -> Result<(), StartError> {
+    let store: Box<dyn Store> = match &config.store {
+        StoreKind::Redb => Box::new(RedbStore::new(&config.state.join("store.redb"))),
         StoreKind::Memory => Box::new(MemoryStore::default()),
+        StoreKind::Etcd(shared) => {
+            let member = Member {
+                name: shared.name.clone(),
+                peers: shared.peers.to_string(),
+                api: api.to_string(),
+                version: config.version.clone(),
+                format: 0,
+            };
+            let chair = etcd::chair(&shared.etcd, member)?;
+            let (line, clock) = (Arc::clone(&shared.line), chambers.clock);
+            let contest = Contest { chair, line, clock, stand, chambers };
+            tasks.spawn("office", OnError::StopRole, OnCancel::Wait, contest.run());
+            return Ok(());
+        }
     };
+    let (store, office, records) = take_office(store).await?;
+    let begun = chambers.begin(store, office, records, CancellationToken::new()).await?;
+    chambers.open(&begun);
+    tasks.spawn("control machine", OnError::StopRole, OnCancel::Wait, async move {
+        chambers.lead(begun).await
+    });
+    Ok(())
+}
+
+async fn take_office(
+    mut store: Box<dyn Store>,
+) -> Result<(Box<dyn Store>, Office, Records), StoreError> {
     // Reading a large store takes a good part of a second.
     let taken = tokio::task::spawn_blocking(move || {
         let taken = store.take_office();
         taken.map(|(office, records)| (store, office, records))
     });
-    match taken.await {
-        Ok(taken) => Ok(taken?),
-        Err(error) => {
-            let place = path.display().to_string();
-            Err(StoreError::Io { place, source: error.into() }.into())
-        }
+    taken.await.unwrap_or_else(|panic| {
+        Err(StoreError::Io { place: "the store".to_owned(), source: panic.into() })
+    })
+}
+
+/// Where peers are accepted.
+struct Doors {
+    workers: Dialer<FromWorker, ToWorker>,
+    workers_bulk: Dialer<FromWorkerBulk, ToWorkerBulk>,
+    data_planes: Dialer<FromDataPlane, ToDataPlane>,
+    data_planes_bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
+}
+
+impl Doors {
+    fn open(owner: &Handle, offers: &Offers, bulk: &Bulk, blobs: &Blobs, tasks: &Tasks) -> Self {
+        let (workers, accepted) = acceptor("worker");
+        streams::accept_workers(accepted, owner.clone(), offers.clone(), tasks);
+        let (workers_bulk, accepted) = acceptor("worker");
+        bulk.accept_workers(accepted, blobs, tasks);
+        let (data_planes, accepted) = acceptor("data plane");
+        streams::accept_data_planes(accepted, owner.clone(), tasks);
+        let (data_planes_bulk, accepted) = acceptor("data plane");
+        bulk.accept_data_planes(accepted, tasks);
+        Self { workers, workers_bulk, data_planes, data_planes_bulk }
     }
-}
-
-/// The machine, and who records it if that is wanted.
-fn machine(
-    config: &Config,
-    clock: Clock,
-    office: Office,
-    records: Records,
-) -> Result<(Control, Option<Recorder>), StartError> {
-    let unusable = |source| StartError::State { dir: config.state.clone(), source };
-    let began = Began {
-        format: FORMAT,
-        program: config.version.clone(),
-        wall_ms: Clock::wall_ms(),
-        at: Time(clock.nanos()),
-        office,
-        seed: seed().map_err(unusable)?,
-        records,
-    };
-    let recorder = match &config.record {
-        None => None,
-        Some(dir) => Some(
-            Recorder::start(dir, Entry::Began(Box::new(began.clone())))
-                .map_err(|source| StartError::Record { dir: dir.clone(), source })?,
-        ),
-    };
-    Ok((began.machine(), recorder))
-}
-
-/// Of the machine's random source.
-fn seed() -> io::Result<u64> {
-    let mut seed = [0; 8];
-    random(&mut seed)?;
-    Ok(u64::from_le_bytes(seed))
 }
 
 /// Write the API's URL where the command line finds it, and remove it at the end.
@@ -364,16 +378,19 @@ fn announce(dir: &Path, address: SocketAddr, tasks: &Tasks) -> io::Result<()> {
     Ok(())
 }
 
-fn collect(blobs: &Blobs, tasks: &Tasks) {
-    let collecting = collecting(blobs.clone());
+fn collect(blobs: &Blobs, owner: Handle, tasks: &Tasks) {
+    let collecting = collecting(blobs.clone(), owner);
     tasks.spawn("collect artifacts", OnError::StopRole, OnCancel::Abort, collecting);
 }
 
-async fn collecting(blobs: Blobs) -> Result<(), tokio::task::JoinError> {
+async fn collecting(blobs: Blobs, owner: Handle) -> Result<(), tokio::task::JoinError> {
     loop {
         tokio::time::sleep(COLLECT).await;
-        let blobs = blobs.clone();
-        tokio::task::spawn_blocking(move || blobs.collect()).await?;
+        // Only a leader knows what is referred to.
+        if owner.sitting().is_some() {
+            let blobs = blobs.clone();
+            tokio::task::spawn_blocking(move || blobs.collect()).await?;
+        }
     }
 }
 

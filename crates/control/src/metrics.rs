@@ -53,11 +53,14 @@ pub(crate) struct Metrics {
     ready_seconds: Histogram,
     workers_lost: Counter,
     recovered: Gauge,
+    epoch: Gauge,
+    leads: Gauge,
+    detached: Gauge,
     store: Counts,
 }
 
 impl Metrics {
-    pub(crate) fn new(epoch: Epoch, store: Counts) -> Self {
+    pub(crate) fn new(store: Counts) -> Self {
         let mut registry = Registry::with_prefix("dirigent_control");
         // 0.5 ms to 16 s: a start takes from about a millisecond to the start timeout.
         let ready_seconds = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
@@ -68,6 +71,9 @@ impl Metrics {
             ready_seconds,
             workers_lost: Counter::default(),
             recovered: Gauge::default(),
+            epoch: Gauge::default(),
+            leads: Gauge::default(),
+            detached: Gauge::default(),
             store,
             registry: Registry::default(),
         };
@@ -89,10 +95,38 @@ impl Metrics {
             "1 once the leader has left its recovery",
             this.recovered.clone(),
         );
-        let term: Gauge = Gauge::default();
-        term.set(i64::try_from(epoch.0).unwrap_or(i64::MAX));
-        registry.register("epoch", "The leader's term of office", term);
+        registry.register("epoch", "The last term of this control plane", this.epoch.clone());
+        registry.register("leads", "1 while this control plane leads", this.leads.clone());
+        registry.register(
+            "detached",
+            "1 while this control plane leads and cannot reach the store",
+            this.detached.clone(),
+        );
         Self { registry, ..this }
+    }
+
+    /// A term begins.
+    pub(crate) fn took_office(&self, epoch: Epoch) {
+        self.epoch.set(i64::try_from(epoch.0).unwrap_or(i64::MAX));
+        self.recovered.set(0);
+        self.leads.set(1);
+    }
+
+    /// The term is over.
+    pub(crate) fn resigned(&self) {
+        self.leads.set(0);
+        self.recovered.set(0);
+        self.detached.set(0);
+    }
+
+    /// The leader lost its store, or has it again.
+    pub(crate) fn detached(&self, detached: bool) {
+        self.detached.set(i64::from(detached));
+    }
+
+    /// Whether the leader is without its store.
+    pub(crate) fn is_detached(&self) -> bool {
+        self.detached.get() == 1
     }
 
     pub(crate) fn measure(&self, measure: Measure) {
@@ -130,6 +164,11 @@ impl Metrics {
         self.store.writes.load(Ordering::Relaxed)
     }
 
+    /// Transactions that they took.
+    pub(crate) fn store_transactions(&self) -> u64 {
+        self.store.transactions.load(Ordering::Relaxed)
+    }
+
     /// The whole page.
     pub(crate) fn page(
         &self,
@@ -157,6 +196,8 @@ impl Metrics {
     ) -> fmt::Result {
         head(page, "control_store_writes", "counter", "Writes that the store has applied")?;
         writeln!(page, "dirigent_control_store_writes_total {}", self.store_writes())?;
+        head(page, "control_store_transactions", "counter", "Transactions that they took")?;
+        writeln!(page, "dirigent_control_store_transactions_total {}", self.store_transactions())?;
         head(page, "control_functions", "gauge", "Functions recorded")?;
         writeln!(page, "dirigent_control_functions {}", self.functions())?;
 
@@ -214,7 +255,8 @@ mod tests {
     fn the_page_has_every_part_and_one_end() {
         let store = Counts::default();
         store.writes.store(7, Ordering::Relaxed);
-        let metrics = Metrics::new(Epoch(3), store);
+        let metrics = Metrics::new(store);
+        metrics.took_office(Epoch(3));
         metrics.measure(Measure::StartDecided);
         metrics.measure(Measure::SandboxReady { took: Duration::from_millis(3) });
         metrics.measure(Measure::StartFailed { fault: Fault::Worker });
@@ -222,6 +264,7 @@ mod tests {
         let page = metrics.page(&[], &[], &[other]).unwrap();
         for line in [
             "dirigent_control_epoch 3",
+            "dirigent_control_leads 1",
             "dirigent_control_sandbox_starts_total 1",
             "dirigent_control_sandbox_ready_seconds_count 1",
             "dirigent_control_sandbox_start_failures_total{fault=\"worker\"} 1",

@@ -12,13 +12,14 @@ use std::{
 };
 
 use dirigent_core::{
-    FunctionId, FunctionName, RequestId, StreamId, Time,
+    FunctionId, FunctionName, Office, RequestId, StreamId, Time,
     control::{Answer, Call, Control, Effect, Event, Refusal},
     frame::{ToDataPlane, ToWorker},
     recording::Entry,
 };
 use dirigent_service::{Clock, OnCancel, Outbox, Tasks};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::Blobs,
@@ -60,19 +61,42 @@ const WAITING: usize = 4096;
 /// Users who wait for an answer at most; more are told that it is busy.
 const ASKING: u32 = 1000;
 
-/// How the rest of the role reaches the owner. Cheap to clone.
+/// A term of office at work: where its owner hears. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Sitting {
+    pub(crate) office: Office,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Sitting {
+    pub(crate) fn new(office: Office) -> (Self, mpsc::Receiver<Input>) {
+        let (inputs, rx) = mpsc::channel(WAITING);
+        (Self { office, inputs }, rx)
+    }
+
+    /// Tell the owner; waits while it is behind. Whether it is still there.
+    pub(crate) async fn tell(&self, input: Input) -> bool {
+        self.inputs.send(input).await.is_ok()
+    }
+}
+
+/// How the rest of the role reaches the owner, while this control plane leads. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
-    inputs: mpsc::Sender<Input>,
+    sitting: watch::Receiver<Option<Sitting>>,
     asking: Arc<Semaphore>,
     next: Arc<AtomicU64>,
 }
 
 impl Handle {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Input>) {
-        let (inputs, rx) = mpsc::channel(WAITING);
+    pub(crate) fn new(sitting: watch::Receiver<Option<Sitting>>) -> Self {
         let asking = Arc::new(Semaphore::new(ASKING as usize));
-        (Self { inputs, asking, next: Arc::new(AtomicU64::new(1)) }, rx)
+        Self { sitting, asking, next: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// The term, while this control plane leads.
+    pub(crate) fn sitting(&self) -> Option<Sitting> {
+        self.sitting.borrow().clone()
     }
 
     /// Ask the machine. Dropping the future tells it that the answer is no longer wanted.
@@ -80,10 +104,11 @@ impl Handle {
         let Ok(_permit) = self.asking.try_acquire() else {
             return Err(Refusal::Busy { limit: ASKING });
         };
+        let Some(Sitting { inputs, .. }) = self.sitting() else { return Err(Refusal::NotLeader) };
         let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
-        let mut left = Leaving { inputs: &self.inputs, id: Some(id) };
-        if self.inputs.send(Input::Ask { id, call, reply }).await.is_err() {
+        let mut left = Leaving { inputs: &inputs, id: Some(id) };
+        if inputs.send(Input::Ask { id, call, reply }).await.is_err() {
             return Err(Refusal::NotLeader);
         }
         let result = answer.await;
@@ -94,11 +119,6 @@ impl Handle {
     /// A stream's number, never used before.
     pub(crate) fn stream(&self) -> StreamId {
         StreamId(self.next.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Tell the owner; waits while it is behind. Whether it is still there.
-    pub(crate) async fn tell(&self, input: Input) -> bool {
-        self.inputs.send(input).await.is_ok()
     }
 }
 
@@ -139,6 +159,8 @@ pub(crate) struct Owner {
     pub(crate) blobs: Blobs,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: Tasks,
+    /// Cancelled when the store says that another leads.
+    pub(crate) deposed: CancellationToken,
     pub(crate) asked: HashMap<RequestId, oneshot::Sender<Result<Answer, Refusal>>>,
     pub(crate) speakers: HashMap<StreamId, Speaker>,
 }
@@ -164,6 +186,7 @@ impl Owner {
                 // deadline that has passed is older than the facts that wait.
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                () = self.deposed.cancelled() => return Err(OwnerError::Resigned),
                 answers = self.answers.recv() => {
                     let answers = answers.ok_or(OwnerError::StoreGone)?;
                     for (token, outcome) in answers.map_err(|_deposed| OwnerError::Resigned)? {

@@ -148,12 +148,12 @@ impl Writer {
     pub fn start(
         store: Box<dyn Store>,
         held: impl Send + 'static,
+        counts: Counts,
         tasks: &Tasks,
     ) -> (Self, mpsc::Receiver<Answers>) {
         let (writes, waiting) = mpsc::channel(WAITING);
         // Full: the thread waits for the owner, which always comes back to read it.
         let (answers, answered) = mpsc::channel(16);
-        let counts = Counts::default();
         counts.functions.store(store.functions(), Ordering::Relaxed);
         let counter = counts.clone();
         tasks.spawn("store", OnError::StopRole, OnCancel::Wait, async move {

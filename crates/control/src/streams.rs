@@ -13,7 +13,7 @@ use dirigent_core::{
 };
 use dirigent_service::{Acceptor, End, Limits, OnCancel, OutboxFeed, Tasks, outbox};
 
-use crate::owner::{Handle, Input, Speaker, Topic};
+use crate::owner::{Handle, Input, Sitting, Speaker, Topic};
 
 /// What attached workers say that they offer, for people to look at.
 #[derive(Clone, Debug, Default)]
@@ -41,13 +41,15 @@ pub(crate) fn accept_workers(
     offers: Offers,
     tasks: &Tasks,
 ) {
-    let spawner = tasks.clone();
+    let (spawner, numbers) = (tasks.clone(), owner.clone());
     tasks.run("accept workers", OnCancel::Abort, async move {
         while let Some((name, end)) = acceptor.accept().await {
-            let stream = owner.stream();
+            // Who comes when another leads goes there.
+            let Some(owner) = owner.sitting() else { continue };
+            let stream = numbers.stream();
             let (speaker, feed) = outbox(Limits::default());
             let speaker = Speaker::Worker(speaker);
-            let (owner, offers) = (owner.clone(), offers.clone());
+            let offers = offers.clone();
             spawner.run("worker stream", OnCancel::Abort, async move {
                 let attached = Input::Attached { stream, name: Arc::clone(&name), speaker };
                 if owner.tell(attached).await {
@@ -72,13 +74,14 @@ pub(crate) fn accept_data_planes(
     owner: Handle,
     tasks: &Tasks,
 ) {
-    let spawner = tasks.clone();
+    let (spawner, numbers) = (tasks.clone(), owner.clone());
     tasks.run("accept data planes", OnCancel::Abort, async move {
         while let Some((name, end)) = acceptor.accept().await {
-            let stream = owner.stream();
+            // Who comes when another leads goes there.
+            let Some(owner) = owner.sitting() else { continue };
+            let stream = numbers.stream();
             let (speaker, feed) = outbox(Limits::default());
             let speaker = Speaker::DataPlane(speaker);
-            let owner = owner.clone();
             spawner.run("data plane stream", OnCancel::Abort, async move {
                 if owner.tell(Input::Attached { stream, name, speaker }).await {
                     let said = |frame| Event::DataPlaneSaid { stream, frame };
@@ -94,7 +97,7 @@ async fn carry<Out: Send, In>(
     stream: StreamId,
     end: End<Out, In>,
     feed: OutboxFeed<Topic, Out>,
-    owner: &Handle,
+    owner: &Sitting,
     said: impl Fn(In) -> Event,
 ) {
     let End { tx, mut rx } = end;

@@ -19,7 +19,7 @@ use tokio::io::AsyncReadExt as _;
 use super::{path, unexpected, url};
 use crate::{
     args::{ApiArgs, DeployArgs, RollbackArgs},
-    client::{Body, Client, full, refused},
+    client::{Body, Client, refused},
     fail::{Fail, Kind, OrFail as _, Result},
     format,
     printer::Printer,
@@ -164,7 +164,7 @@ fn files(files: &Files) -> Result<Option<Packed>> {
 /// Sends the archive unless the control plane has it.
 async fn upload(client: &Client, packed: Packed, printer: Printer) -> Result {
     let place = format!("/v1/artifacts/{}", packed.digest);
-    let known = client.try_send(Method::HEAD, &place, full(Bytes::new())).await?;
+    let known = client.follow(Method::HEAD, &place, Bytes::new()).await?;
     match known.status() {
         status if status.is_success() => return Ok(()),
         StatusCode::NOT_FOUND => {}

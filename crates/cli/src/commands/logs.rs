@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::path;
 use crate::{
     args::LogsArgs,
-    client::{Lines, full},
+    client::{Lines, succeeded},
     fail::{Fail, Kind, OrFail as _, Result},
     format::{duration, wall},
     printer::{Printer, table},
@@ -35,7 +35,8 @@ pub(super) async fn logs(args: &LogsArgs, printer: Printer) -> Result {
     }
     let place = format!("{}/logs?{query}", path(name));
     let client = args.api.client()?;
-    let response = client.send(Method::GET, &place, full(bytes::Bytes::new())).await?;
+    let response = client.follow(Method::GET, &place, bytes::Bytes::new()).await?;
+    let response = succeeded(response).await?;
     let mut body = response.into_body();
     let mut lines = Lines::default();
     loop {

@@ -17,7 +17,7 @@ use dirigent_service::config::Flag;
 use crate::args::IsolationArg;
 use crate::args::{
     ControlPlaneArgs, ControlPlaneFlags, DataPlaneArgs, DataPlaneFlags, PeerFlags, ProcessFlags,
-    RuntimeArg, UpArgs, WorkerArgs, WorkerFlags,
+    RuntimeArg, SharedFlags, UpArgs, WorkerArgs, WorkerFlags,
 };
 
 /// A command's flags that are values of the configuration.
@@ -49,9 +49,10 @@ impl Flagged for ControlPlaneArgs {
     }
 
     fn flags(&self, flags: &mut Flags) {
-        let Self { process, role, peers } = self;
+        let Self { process, role, peers, shared } = self;
         flags.control_plane(role);
         flags.add("peers", "peers", *peers);
+        flags.shared(shared);
         flags.process(process);
     }
 }
@@ -116,6 +117,15 @@ impl Flags {
         self.add("record", "record", record.as_ref().map(|path| path.display()));
     }
 
+    fn shared(&mut self, flags: &SharedFlags) {
+        let SharedFlags { etcd, etcd_prefix, advertise, name, peer_token } = flags;
+        self.add("etcd", "etcd", (!etcd.is_empty()).then(|| etcd.join(",")));
+        self.add("etcd-prefix", "etcd_prefix", etcd_prefix.as_ref());
+        self.add("advertise", "advertise", *advertise);
+        self.add("name", "name", name.as_ref());
+        self.add("peer-token", "peer_token", peer_token.as_ref().map(|path| path.display()));
+    }
+
     fn data_plane(&mut self, DataPlaneFlags { listen, drain, domain }: &DataPlaneFlags) {
         self.add("listen", "listen", *listen);
         self.add("drain", "drain", drain.as_ref());
@@ -173,7 +183,18 @@ pub(crate) fn every_flag() -> Vec<Flag> {
         sandboxes: Some(1),
     };
     let all: [&dyn Flagged; 3] = [
-        &ControlPlaneArgs { role: control_plane(), peers: Some(address), process: process() },
+        &ControlPlaneArgs {
+            role: control_plane(),
+            peers: Some(address),
+            shared: SharedFlags {
+                etcd: vec!["http://x:1".to_owned()],
+                etcd_prefix: Some("/x".to_owned()),
+                advertise: Some(address),
+                name: Some("x".to_owned()),
+                peer_token: Some(PathBuf::from("x")),
+            },
+            process: process(),
+        },
         &DataPlaneArgs {
             role: data_plane(),
             admin: Some(address),

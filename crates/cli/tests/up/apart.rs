@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// A role that runs.
-struct Part {
+pub(crate) struct Part {
     child: Child,
     ready: Value,
     state: Arc<State>,
 }
 
 impl Part {
-    fn start(role: &str, state: &Arc<State>, args: &[&str]) -> Self {
+    pub(crate) fn start(role: &str, state: &Arc<State>, args: &[&str]) -> Self {
         let mut child = command(role, state).args(args).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -33,21 +33,21 @@ impl Part {
         Self { child, ready, state: Arc::clone(state) }
     }
 
-    fn told(&self, key: &str) -> String {
+    pub(crate) fn told(&self, key: &str) -> String {
         self.ready[key].as_str().unwrap().replace("http://", "")
     }
 
-    fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    fn kill(mut self) -> Arc<State> {
+    pub(crate) fn kill(mut self) -> Arc<State> {
         kill(self.pid(), Signal::KILL);
         self.child.wait().unwrap();
         Arc::clone(&self.state)
     }
 
-    fn end(mut self) -> ExitStatus {
+    pub(crate) fn end(mut self) -> ExitStatus {
         kill(self.pid(), Signal::TERM);
         let mut status = None;
         until("a role ends", || {
@@ -119,17 +119,17 @@ impl Cluster {
     }
 }
 
-fn get(data_plane: &Part, function: &str) -> std::io::Result<Response> {
+pub(crate) fn get(data_plane: &Part, function: &str) -> std::io::Result<Response> {
     call(&data_plane.told("functions"), &format!("GET / HTTP/1.1\r\nhost: {function}\r\n"))
 }
 
-fn body(data_plane: &Part, function: &str) -> String {
+pub(crate) fn body(data_plane: &Part, function: &str) -> String {
     let response = get(data_plane, function).unwrap();
     assert_eq!(response.status, 200, "{response:?}");
     response.body
 }
 
-fn ready(data_plane: &Part) -> bool {
+pub(crate) fn ready(data_plane: &Part) -> bool {
     let head = "GET /ready HTTP/1.1\r\nhost: x\r\n";
     call(&data_plane.told("admin"), head).is_ok_and(|response| response.status == 200)
 }

@@ -22,6 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
     let facts = api.facts();
+    let office = api.sitting().map(|sitting| sitting.office);
+    let role = match office {
+        None => "standby",
+        Some(_) if api.metrics().is_detached() => "detached",
+        Some(_) => "leader",
+    };
     let workers: Vec<Value> = api
         .offers()
         .into_iter()
@@ -45,8 +51,15 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
         .collect();
     Json(json!({
         "version": facts.version,
-        "cluster": format!("{:032x}", facts.office.cluster.0),
-        "epoch": facts.office.epoch,
+        "role": role,
+        "cluster": office.map(|office| format!("{:032x}", office.cluster.0)),
+        "epoch": office.map(|office| office.epoch),
+        "leader": api.leader().map(|leader| json!({
+            "name": leader.member.name,
+            "epoch": leader.epoch,
+            "api": format!("http://{}", leader.member.api),
+            "peers": leader.member.peers,
+        })),
         "started_ms": facts.started_ms,
         "state": facts.state,
         "functions_url": api.functions().map(|address| format!("http://{address}")),
@@ -55,6 +68,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
             "functions": api.metrics().functions(),
             "workers": workers.len(),
             "store_writes": api.metrics().store_writes(),
+            "store_transactions": api.metrics().store_transactions(),
         },
         "workers": workers,
     }))

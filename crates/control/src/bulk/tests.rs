@@ -1,6 +1,6 @@
 //! Second connections, with peers played on channel ends.
 
-use dirigent_core::{Epoch, FunctionId, FunctionName, Records, SandboxId};
+use dirigent_core::{Epoch, FunctionId, FunctionName, SandboxId};
 use dirigent_service::acceptor;
 use sha2::Digest as _;
 
@@ -36,7 +36,7 @@ async fn worker(bulk: &Bulk, blobs: &Blobs, tasks: &Tasks) -> End<FromWorkerBulk
 }
 
 fn blobs(dir: &tempfile::TempDir) -> Blobs {
-    Blobs::open(dir.path(), 1 << 30, &Records::default()).unwrap()
+    Blobs::open(dir.path(), 1 << 30).unwrap()
 }
 
 #[tokio::test]

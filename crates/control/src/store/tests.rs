@@ -252,7 +252,8 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
 #[tokio::test]
 async fn writes_that_wait_share_a_transaction_and_are_answered_in_order() {
     let tasks = Tasks::new();
-    let (writer, mut answers) = Writer::start(Box::new(MemoryStore::default()), (), &tasks);
+    let (writer, mut answers) =
+        Writer::start(Box::new(MemoryStore::default()), (), Counts::default(), &tasks);
     for n in 0..3000 {
         writer.write(WriteToken(n), Write::DeleteWorker(WorkerId(n))).unwrap();
     }

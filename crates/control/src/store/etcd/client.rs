@@ -89,8 +89,9 @@ impl Client {
         request: &TxnRequest,
         deadline: Instant,
     ) -> Result<Answered, EtcdError> {
-        let call = async |mut client: KvClient<Channel>| {
-            client.txn(Request::new(request.clone())).await.map(tonic::Response::into_inner)
+        let call = |mut client: KvClient<Channel>| {
+            let request = Request::new(request.clone());
+            async move { client.txn(request).await.map(tonic::Response::into_inner) }
         };
         self.ask(deadline, Again::Unreached, call).await.map(Answered)
     }
@@ -101,8 +102,9 @@ impl Client {
         request: &TxnRequest,
         deadline: Instant,
     ) -> Result<Answered, EtcdError> {
-        let call = async |mut client: KvClient<Channel>| {
-            client.txn(Request::new(request.clone())).await.map(tonic::Response::into_inner)
+        let call = |mut client: KvClient<Channel>| {
+            let request = Request::new(request.clone());
+            async move { client.txn(request).await.map(tonic::Response::into_inner) }
         };
         self.ask(deadline, Again::Doubtful, call).await.map(Answered)
     }
@@ -113,17 +115,18 @@ impl Client {
         request: &RangeRequest,
         deadline: Instant,
     ) -> Result<RangeResponse, EtcdError> {
-        let call = async |mut client: KvClient<Channel>| {
-            client.range(Request::new(request.clone())).await.map(tonic::Response::into_inner)
+        let call = |mut client: KvClient<Channel>| {
+            let request = Request::new(request.clone());
+            async move { client.range(request).await.map(tonic::Response::into_inner) }
         };
         self.ask(deadline, Again::Doubtful, call).await
     }
 
-    async fn ask<T>(
+    async fn ask<T, F: Future<Output = Result<T, Status>>>(
         &self,
         deadline: Instant,
         again: Again,
-        call: impl AsyncFn(KvClient<Channel>) -> Result<T, Status>,
+        call: impl Fn(KvClient<Channel>) -> F,
     ) -> Result<T, EtcdError> {
         // Once an attempt may have had an effect, the whole may have, however the next ones went.
         let mut doubt = None;

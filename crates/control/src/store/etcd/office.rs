@@ -121,6 +121,12 @@ impl Chair {
         self.life
     }
 
+    /// What this control plane writes as the leader of `term`.
+    #[must_use]
+    pub fn leader(&self, term: &Term) -> Leader {
+        Leader { epoch: term.office.epoch, life: self.life, member: self.member.clone() }
+    }
+
     /// How the office stands.
     ///
     /// # Errors

@@ -1,0 +1,138 @@
+//! One term of office: from records just read to whatever ends it.
+
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
+
+use dirigent_core::{
+    Epoch, Office, Records, Time,
+    recording::{Began, Entry, FORMAT},
+};
+use dirigent_service::{Clock, StateLock, Tasks};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    StartError,
+    blobs::Blobs,
+    metrics::Metrics,
+    owner::{Owner, OwnerError, Sitting},
+    random,
+    recorder::Recorder,
+    store::{Counts, Store, Writer},
+};
+
+/// What is needed for a term, again and again.
+pub(crate) struct Chambers {
+    pub(crate) state: PathBuf,
+    pub(crate) version: String,
+    /// Where terms are recorded, if they are.
+    pub(crate) record: Option<PathBuf>,
+    pub(crate) clock: Clock,
+    pub(crate) blobs: Blobs,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) counts: Counts,
+    /// The right to use the state directory, held until everything is written.
+    pub(crate) lock: Arc<StateLock>,
+    pub(crate) sitting: watch::Sender<Option<Sitting>>,
+    pub(crate) leads: watch::Sender<Option<Epoch>>,
+    pub(crate) tasks: Tasks,
+}
+
+/// A term that has begun.
+pub(crate) struct Begun {
+    owner: Owner,
+    sitting: Sitting,
+}
+
+impl Chambers {
+    /// Begins a term over what was read after taking office.
+    pub(crate) async fn begin(
+        &self,
+        store: Box<dyn Store>,
+        office: Office,
+        records: Records,
+        deposed: CancellationToken,
+    ) -> Result<Begun, StartError> {
+        let unusable = |source| StartError::State { dir: self.state.clone(), source };
+        let blobs = self.blobs.clone();
+        let began = self.began(office, records)?;
+        let recorded = self.record.is_some();
+        // Files are listed, and a machine with many functions takes its time.
+        let made = tokio::task::spawn_blocking(move || {
+            blobs.refer(&began.records)?;
+            let first = recorded.then(|| Entry::Began(Box::new(began.clone())));
+            Ok((began.machine(), first))
+        });
+        let made: io::Result<_> = made.await.map_err(|panic| unusable(panic.into()))?;
+        let (machine, first) = made.map_err(unusable)?;
+        let recorder = self.recorder(first)?;
+        let lock = Arc::clone(&self.lock);
+        let (writer, answers) = Writer::start(store, lock, self.counts.clone(), &self.tasks);
+        let (sitting, inputs) = Sitting::new(office);
+        let owner = Owner {
+            machine,
+            recorder,
+            clock: self.clock,
+            inputs,
+            writer,
+            answers,
+            blobs: self.blobs.clone(),
+            metrics: Arc::clone(&self.metrics),
+            tasks: self.tasks.clone(),
+            deposed,
+            asked: HashMap::new(),
+            speakers: HashMap::new(),
+        };
+        Ok(Begun { owner, sitting })
+    }
+
+    /// Lets everybody in.
+    pub(crate) fn open(&self, begun: &Begun) {
+        let Office { cluster, epoch } = begun.sitting.office;
+        let cluster = format!("{:032x}", cluster.0);
+        tracing::info!(epoch = epoch.0, cluster, "this control plane leads");
+        self.metrics.took_office(epoch);
+        // In this order: whoever is let in finds the owner.
+        self.sitting.send_replace(Some(begun.sitting.clone()));
+        self.leads.send_replace(Some(epoch));
+    }
+
+    /// Leads, once opened, until the role is told to stop or the term is over.
+    pub(crate) async fn lead(&self, begun: Begun) -> Result<(), OwnerError> {
+        let Begun { owner, sitting } = begun;
+        drop(sitting);
+        let ended = owner.run().await;
+        self.leads.send_replace(None);
+        self.sitting.send_replace(None);
+        self.metrics.resigned();
+        ended
+    }
+
+    /// What the machine is made of.
+    fn began(&self, office: Office, records: Records) -> Result<Began, StartError> {
+        let unusable = |source| StartError::State { dir: self.state.clone(), source };
+        Ok(Began {
+            format: FORMAT,
+            program: self.version.clone(),
+            wall_ms: Clock::wall_ms(),
+            at: Time(self.clock.nanos()),
+            office,
+            seed: seed().map_err(unusable)?,
+            records,
+        })
+    }
+
+    /// Who records it, if that is wanted.
+    fn recorder(&self, first: Option<Entry>) -> Result<Option<Recorder>, StartError> {
+        let (Some(dir), Some(first)) = (&self.record, first) else { return Ok(None) };
+        let recorder = Recorder::start(dir, first);
+        let failed = |source| StartError::Record { dir: dir.clone(), source };
+        recorder.map(Some).map_err(failed)
+    }
+}
+
+/// Of the machine's random source.
+fn seed() -> io::Result<u64> {
+    let mut seed = [0; 8];
+    random(&mut seed)?;
+    Ok(u64::from_le_bytes(seed))
+}
