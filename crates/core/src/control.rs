@@ -17,6 +17,7 @@ mod event;
 mod fairness;
 mod fleet;
 mod function;
+mod levels;
 mod lifecycle;
 mod links;
 mod peers;

@@ -77,7 +77,7 @@ impl Control {
     #[must_use]
     pub fn rests_until(&self, function: FunctionId, data_plane: DataPlaneId) -> Time {
         let active = self.functions.get(&function).and_then(|f| f.active.as_deref());
-        let level = active.and_then(|active| active.levels.get(&data_plane));
+        let level = active.and_then(|active| active.levels.get(data_plane));
         level.map_or(Time::ZERO, |level| level.rest_until)
     }
 

@@ -307,14 +307,14 @@ impl Function {
         if let Some(sandbox) = unheld {
             self.stop(c, sandbox);
         } else if self.recall_idle(c, n) == 0
-            && let Some((&holder, level)) = self
+            && let Some((holder, _)) = self
                 .activate()
                 .levels
-                .iter_mut()
-                .filter(|(id, level)| level.books > 0 && c.peers.is_attached(**id))
+                .holding()
+                .filter(|(id, _)| c.peers.is_attached(*id))
                 .max_by_key(|(_, level)| level.books)
         {
-            level.recalling += n;
+            self.level(c, holder, |level| level.recalling += n);
             c.tell(holder, ToDataPlane::Recall { function, n, idle_only: false });
         }
     }
@@ -338,9 +338,9 @@ impl Function {
         let Some(active) = self.active.as_deref() else { return };
         let mut held: Vec<(u32, DataPlaneId)> = active
             .levels
-            .iter()
-            .filter(|(id, level)| level.books > 0 && c.peers.is_attached(**id))
-            .map(|(id, level)| (level.books, *id))
+            .holding()
+            .filter(|(id, _)| c.peers.is_attached(*id))
+            .map(|(id, level)| (level.books, id))
             .collect();
         self.serve(c);
         let unheld: Vec<SandboxId> = self

@@ -69,8 +69,8 @@ impl Function {
             targets: self.record.targets.clone(),
             ready: tally.ready,
             starting: tally.starting,
-            busy: active.map_or(0, super::function::Active::busy),
-            queued: active.map_or(0, super::function::Active::queued),
+            busy: active.map_or(0, |active| active.levels.busy()),
+            queued: active.map_or(0, |active| active.levels.queued()),
             arrivals_total: active.map_or(0, |active| active.arrivals),
         }
     }

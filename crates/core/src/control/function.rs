@@ -11,13 +11,14 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, FunctionId, FunctionName, FunctionRecord, FunctionView, RequestId, RevisionId,
-    RevisionRecord, RevisionView, SandboxId, StartFailure, Time, WorkerId,
+    FunctionId, FunctionName, FunctionRecord, FunctionView, RequestId, RevisionId, RevisionRecord,
+    RevisionView, SandboxId, StartFailure, Time, WorkerId,
     control::{
         cluster::Cluster,
         deploy::Rollout,
+        levels::Levels,
         record::{Op, Writing},
-        sandbox::{Books, Level, Sandbox},
+        sandbox::{Books, Sandbox},
         timers::Timer,
     },
     frame::{Status, ToDataPlane},
@@ -59,10 +60,10 @@ pub(crate) struct Active {
     pub(crate) rollout: Option<Rollout>,
     /// Who waits for which revision.
     pub(crate) waiters: Vec<(RequestId, u32)>,
-    /// Boxed, like the levels: a map makes room for eleven at a time.
+    /// Boxed: a map makes room for eleven at a time.
     pub(crate) sandboxes: BTreeMap<SandboxId, Box<Sandbox>>,
     pub(crate) books: Books,
-    pub(crate) levels: BTreeMap<DataPlaneId, Box<Level>>,
+    pub(crate) levels: Levels,
     pub(crate) kpa: Option<Box<Kpa>>,
     /// From a start's decision to its readiness.
     pub(crate) start_time: Ewma,
@@ -255,14 +256,6 @@ impl Active {
         Some(removed)
     }
 
-    pub(crate) fn queued(&self) -> u32 {
-        self.levels.values().fold(0, |sum, level| sum.saturating_add(level.demand.queued))
-    }
-
-    pub(crate) fn busy(&self) -> u32 {
-        self.levels.values().fold(0, |sum, level| sum.saturating_add(level.demand.busy))
-    }
-
     /// Nothing goes on.
     fn is_still(&self) -> bool {
         self.sandboxes.is_empty()
@@ -270,7 +263,8 @@ impl Active {
             && self.writing.is_none()
             && self.rollout.is_none()
             && self.waiters.is_empty()
-            && self.levels.values().all(|level| level.demand.queued == 0 && level.demand.busy == 0)
+            && self.levels.queued() == 0
+            && self.levels.busy() == 0
     }
 
     /// Nothing was learned either.
@@ -362,7 +356,8 @@ impl Function {
         let id = self.id();
         let Some(active) = self.active.as_deref_mut() else { return };
         let going = u32::try_from(active.sandboxes.len()).unwrap_or(u32::MAX);
-        let load = active.queued().saturating_add(active.busy()).saturating_add(going);
+        let load =
+            active.levels.queued().saturating_add(active.levels.busy()).saturating_add(going);
         let load = (load > 0).then_some(load);
         if active.load != load {
             if let Some(before) = active.load {
@@ -393,10 +388,11 @@ impl Function {
     pub(crate) fn forget(&mut self, c: &mut Cluster) {
         let id = self.id();
         let Some(active) = self.active.take() else { return };
-        for data_plane in active.levels.keys() {
-            if let Some(peer) = c.peers.get_mut(*data_plane) {
+        for (data_plane, _) in active.levels.iter() {
+            if let Some(peer) = c.peers.get_mut(data_plane) {
                 peer.functions.remove(&id);
             }
+            c.timers.cancel(Timer::Silent(id, data_plane));
         }
         if let Some(since) = active.spare_since {
             c.spare.remove(&(since, id));
@@ -406,9 +402,6 @@ impl Function {
         }
         c.lent = c.lent.saturating_sub(active.lent);
         c.starved.remove(&id);
-        for data_plane in active.levels.keys() {
-            c.timers.cancel(Timer::Silent(id, *data_plane));
-        }
         for timer in [
             Timer::Windows(id),
             Timer::Probe(id),
@@ -471,8 +464,9 @@ impl Function {
             books.enter(sandbox);
         }
         assert_eq!(books, active.books, "the books of {} are out of step", self.record.name);
-        for (data_plane, level) in &active.levels {
-            let held: u32 = active.sandboxes.values().map(|s| s.held_by(*data_plane)).sum();
+        active.levels.check();
+        for (data_plane, level) in active.levels.iter() {
+            let held: u32 = active.sandboxes.values().map(|s| s.held_by(data_plane)).sum();
             assert_eq!(held, level.books, "{data_plane} at {}", self.record.name);
         }
         let going = self.record.revisions.iter().filter(|r| Rollout::is_going(r.state)).count();

@@ -156,8 +156,8 @@ impl Function {
         let busy: Vec<DataPlaneId> = active
             .levels
             .iter()
-            .filter(|(id, level)| level.demand.busy > 0 && entry.held_by(**id) == 0)
-            .map(|(id, _)| *id)
+            .filter(|(id, level)| level.demand.busy > 0 && entry.held_by(*id) == 0)
+            .map(|(id, _)| id)
             .filter(|id| c.peers.may_hold(*id))
             .collect();
         for data_plane in busy {

@@ -602,7 +602,7 @@ impl Function {
     fn hush(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         let now = c.now;
         let Some(active) = self.active.as_deref_mut() else { return };
-        if let Some(level) = active.levels.get_mut(&data_plane) {
+        active.levels.change(data_plane, |level| {
             level.demand.queued = 0;
             // What it holds cannot be called back, so nothing of it is to spare.
             level.demand.idle = 0;
@@ -612,7 +612,7 @@ impl Function {
             level.owed = 0;
             level.told = None;
             level.at = now;
-        }
+        });
         if let Some(kpa) = active.kpa.as_mut() {
             kpa.forget(now, data_plane);
         }
@@ -622,9 +622,8 @@ impl Function {
     /// A data plane attached: only what it says now counts.
     fn hear_anew(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         self.hush(c, data_plane);
-        let level = self.active.as_deref_mut().and_then(|a| a.levels.get_mut(&data_plane));
-        if let Some(level) = level {
-            level.demand = nothing(level.demand.function);
+        if let Some(active) = self.active.as_deref_mut() {
+            active.levels.change(data_plane, |level| level.demand = nothing(level.demand.function));
         }
     }
 

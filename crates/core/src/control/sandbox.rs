@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     Address, DataPlaneId, Protocol, RevisionId, SandboxId, Serial, StartPhases, Target, Time,
-    WorkerId,
-    frame::{Demand, Share, Status},
+    WorkerId, frame::Share,
 };
 
 /// The life of a sandbox.
@@ -246,76 +245,5 @@ impl Books {
                 starting: sum.starting + tally.starting,
             },
         )
-    }
-}
-
-/// What one data plane wants and uses of one function.
-#[derive(Debug)]
-pub(crate) struct Level {
-    pub(crate) demand: Demand,
-    /// When that was heard.
-    pub(crate) at: Time,
-    /// Slots that it holds by our books; open grants count one each.
-    pub(crate) books: u32,
-    /// Of those, recalled by number and not answered yet.
-    pub(crate) recalling: u32,
-    /// Of those, asked for although nothing had been said of their being idle.
-    pub(crate) hoped: u32,
-    /// It kept some: it tells at once when it has idle ones.
-    pub(crate) sought: bool,
-    /// Of the busy ones, asked to be given back as they become free.
-    pub(crate) owed: u32,
-    /// Slots that were moved here rest until then.
-    pub(crate) rest_until: Time,
-    /// It has been silent for long: workers make sure that nothing of it is left.
-    pub(crate) settling: bool,
-    /// What it was told last; `None` if what it believes is not known.
-    pub(crate) told: Option<Status>,
-}
-
-impl Level {
-    pub(crate) fn new(at: Time, demand: Demand) -> Self {
-        Self {
-            demand,
-            at,
-            books: 0,
-            recalling: 0,
-            hoped: 0,
-            sought: false,
-            owed: 0,
-            rest_until: Time::ZERO,
-            settling: false,
-            told: Some(Status::Flowing),
-        }
-    }
-
-    /// Invocations queued there for which no slot is on its way.
-    pub(crate) const fn unserved(&self, open: bool) -> u32 {
-        let coming = self.books.saturating_sub(self.demand.held);
-        if open && coming > 0 { 0 } else { self.demand.queued.saturating_sub(coming) }
-    }
-
-    /// When the longest waiting invocation came.
-    pub(crate) fn waits_since(&self) -> Time {
-        self.at.before(self.demand.oldest_wait)
-    }
-
-    /// So many of those recalled by number were given back, or kept. Whether some of them were given
-    /// back by the busy.
-    pub(crate) fn answered(&mut self, slots: u32) -> bool {
-        let by_the_busy = slots.saturating_sub(self.recalling).min(self.owed);
-        self.recalling = self.recalling.saturating_sub(slots);
-        self.demand.idle = self.demand.idle.saturating_sub(slots);
-        self.hoped = self.hoped.min(self.recalling);
-        self.owed -= by_the_busy;
-        by_the_busy > 0
-    }
-
-    /// Slots that nothing uses there, as far as is known.
-    pub(crate) fn idle(&self) -> u32 {
-        if self.demand.queued > 0 {
-            return 0;
-        }
-        self.books.min(self.demand.idle).saturating_sub(self.recalling)
     }
 }

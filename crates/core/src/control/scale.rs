@@ -12,6 +12,7 @@ use crate::{
     control::{
         cluster::Cluster,
         function::{Decided, Function, Grounds},
+        levels::Level,
         sandbox::{Reason, Tally},
         timers::Timer,
     },
@@ -44,21 +45,22 @@ impl Function {
         fresh: bool,
     ) {
         let now = c.now;
-        let level = self.level(c, from);
-        let first = level.demand.elapsed == 0;
-        if fresh || (first && demand.elapsed > NEWBORN) {
-            // What it was told by an earlier leader, or before a silence, is not known.
-            level.told = None;
-        }
-        if demand.busy == 0 {
-            // Only busy slots are owed.
-            level.owed = 0;
-        }
-        let before = std::mem::replace(&mut level.demand, *demand);
-        level.at = now;
-        if demand.queued == 0 && demand.idle > 0 {
-            level.sought = false;
-        }
+        let before = self.level(c, from, |level| {
+            let first = level.demand.elapsed == 0;
+            if fresh || (first && demand.elapsed > NEWBORN) {
+                // What it was told by an earlier leader, or before a silence, is not known.
+                level.told = None;
+            }
+            if demand.busy == 0 {
+                // Only busy slots are owed.
+                level.owed = 0;
+            }
+            if demand.queued == 0 && demand.idle > 0 {
+                level.sought = false;
+            }
+            level.at = now;
+            std::mem::replace(&mut level.demand, *demand)
+        });
         let active = self.activate();
         let counters = !fresh && before.elapsed <= demand.elapsed;
         if counters {
@@ -94,13 +96,14 @@ impl Function {
 
     /// Data planes with a queue, the longest waiting first.
     fn waiting(&self, c: &Cluster) -> Vec<Waiting> {
-        let Some(active) = self.active.as_deref() else { return Vec::new() };
+        let active = self.active.as_deref().filter(|active| active.levels.queued() > 0);
+        let Some(active) = active else { return Vec::new() };
         let open = self.target_concurrency() == 0;
         let mut waiting: Vec<(Time, Waiting)> = active
             .levels
-            .iter()
-            .filter(|(id, level)| level.demand.queued > 0 && c.peers.may_hold(**id))
-            .map(|(&data_plane, level)| {
+            .uneasy()
+            .filter(|(id, level)| level.demand.queued > 0 && c.peers.may_hold(*id))
+            .map(|(data_plane, level)| {
                 let unserved = level.unserved(open);
                 (level.waits_since(), Waiting { data_plane, unserved })
             })
@@ -178,7 +181,7 @@ impl Function {
         if missing.is_empty() || self.active.as_ref().is_none_or(|active| active.levels.len() < 2) {
             return missing;
         }
-        let mut coming = self.recalling();
+        let mut coming = self.coming();
         for waiting in &mut missing {
             let served = waiting.unserved.min(coming);
             coming -= served;
@@ -324,16 +327,19 @@ impl Function {
         let function = self.id();
         let status = self.status();
         let Some(active) = self.active.as_deref_mut() else { return };
-        for (data_plane, level) in &mut active.levels {
-            let waits = level.demand.queued > 0;
-            // Who does not wait only needs to hear that an earlier obstacle is gone, or that
-            // callers are to be answered at once.
-            let told = level.told.as_ref();
-            let matters =
-                waits || told != Some(&Status::Flowing) || matches!(status, Status::CrashLoop(_));
-            if matters && told != Some(&status) && c.peers.is_attached(*data_plane) {
-                level.told = Some(status.clone());
-                c.tell(*data_plane, ToDataPlane::Status { function, status: status.clone() });
+        let levels = &mut active.levels;
+        // Who does not wait only needs to hear that an earlier obstacle is gone, or that callers
+        // are to be answered at once.
+        let stale = |(_, level): &(DataPlaneId, &Level)| level.told.as_ref() != Some(&status);
+        let to: Vec<DataPlaneId> = if matches!(status, Status::CrashLoop(_)) {
+            levels.iter().filter(stale).map(|(id, _)| id).collect()
+        } else {
+            levels.uneasy().filter(stale).map(|(id, _)| id).collect()
+        };
+        for data_plane in to {
+            if c.peers.is_attached(data_plane) {
+                levels.change(data_plane, |level| level.told = Some(status.clone()));
+                c.tell(data_plane, ToDataPlane::Status { function, status: status.clone() });
             }
         }
     }
@@ -341,12 +347,12 @@ impl Function {
     /// Sandboxes that could go for others: idle, and above `min`.
     pub(crate) fn spare(&self) -> u32 {
         let Some(active) = self.active.as_deref() else { return 0 };
-        if active.queued() > 0 || active.lent > 0 || active.rollout.is_some() {
+        if active.levels.queued() > 0 || active.lent > 0 || active.rollout.is_some() {
             return 0;
         }
         let concurrency = self.target_concurrency().max(1);
         let ready = active.books.tally_of(&self.record.targets).ready;
-        let idle: u32 = active.levels.values().map(|level| level.idle()).sum();
+        let idle = active.levels.idle();
         let unheld = u32::try_from(active.books.unheld.len()).unwrap_or(u32::MAX);
         (idle / concurrency + unheld).min(ready.saturating_sub(self.record.settings.min))
     }
@@ -401,11 +407,12 @@ impl Function {
         let Some(active) = self.active.as_deref_mut() else { return };
         let tally = active.books.tally_of(&self.record.targets);
         let several = tally.ready + tally.starting > self.record.settings.min.max(1);
-        if active.kpa.is_some() && (several || active.queued() > 0) {
+        if active.kpa.is_some() && (several || active.levels.queued() > 0) {
             c.timers.start(Timer::Windows(id), c.now.after(EVALUATION_INTERVAL));
         } else {
             c.timers.cancel(Timer::Windows(id));
-            if tally == Tally::default() && active.queued() == 0 && active.busy() == 0 {
+            if tally == Tally::default() && active.levels.queued() == 0 && active.levels.busy() == 0
+            {
                 active.kpa = None;
             }
         }
@@ -430,7 +437,7 @@ impl Function {
             self.explain(c, tally, grow_to - tally.ready, Grounds::Windows(desired));
         } else if want < tally.ready && !c.recovering && c.now >= c.steady_from {
             let slots = (tally.ready - want).saturating_mul(concurrency.max(1));
-            let asked = self.recall_idle(c, slots.saturating_sub(self.recalling()));
+            let asked = self.recall_idle(c, slots.saturating_sub(self.coming()));
             if asked > 0 {
                 let fewer = asked.div_ceil(concurrency.max(1));
                 let after = Tally { ready: tally.ready.saturating_sub(fewer), ..tally };
@@ -443,17 +450,16 @@ impl Function {
     }
 
     /// Slots that were recalled by number and are on their way, as far as is known.
-    fn recalling(&self) -> u32 {
-        let levels = self.active.iter().flat_map(|active| active.levels.values());
-        levels.map(|level| level.recalling - level.hoped).sum()
+    fn coming(&self) -> u32 {
+        self.active.as_ref().map_or(0, |active| active.levels.coming())
     }
 
     fn busiest_holder(&self) -> Option<DataPlaneId> {
         let active = self.active.as_deref()?;
         let busiest = active.levels.iter().max_by_key(|(id, level)| {
-            (level.demand.queued.saturating_add(level.demand.busy), Reverse(**id))
+            (level.demand.queued.saturating_add(level.demand.busy), Reverse(*id))
         });
-        busiest.map(|(id, _)| *id)
+        busiest.map(|(id, _)| id)
     }
 }
 

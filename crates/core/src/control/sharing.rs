@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::{
-    SandboxId, Time,
+    DataPlaneId, SandboxId, Time,
     control::{cluster::Cluster, function::Function, sandbox::Stage, timers::Timer},
     frame::ToDataPlane,
 };
@@ -38,22 +38,25 @@ impl Function {
         let Some(active) = self.active.as_deref_mut() else { return };
         let queues: Vec<(Time, u32)> = active
             .levels
-            .values()
-            .map(|level| (level.waits_since(), level.unserved(false)))
+            .uneasy()
+            .map(|(_, level)| (level.waits_since(), level.unserved(false)))
             .filter(|(_, unserved)| *unserved > 0)
             .collect();
-        for (data_plane, level) in &mut active.levels {
-            if !c.peers.is_attached(*data_plane) {
+        let holding: Vec<DataPlaneId> = active.levels.holding().map(|(id, _)| id).collect();
+        for data_plane in holding {
+            if !c.peers.is_attached(data_plane) {
                 continue;
             }
-            let own = if level.demand.queued > 0 { level.waits_since() } else { c.now };
-            let older = queues.iter().filter(|(since, _)| *since < own);
-            let wanted = older.fold(0_u32, |sum, (_, unserved)| sum.saturating_add(*unserved));
-            let n = wanted.min(level.books).saturating_sub(level.owed + level.recalling);
-            if n > 0 {
-                level.owed += n;
-                c.tell(*data_plane, ToDataPlane::Recall { function, n, idle_only: false });
-            }
+            active.levels.change(data_plane, |level| {
+                let own = if level.demand.queued > 0 { level.waits_since() } else { c.now };
+                let older = queues.iter().filter(|(since, _)| *since < own);
+                let wanted = older.fold(0_u32, |sum, (_, unserved)| sum.saturating_add(*unserved));
+                let n = wanted.min(level.books).saturating_sub(level.owed + level.recalling);
+                if n > 0 {
+                    level.owed += n;
+                    c.tell(data_plane, ToDataPlane::Recall { function, n, idle_only: false });
+                }
+            });
         }
     }
 

@@ -13,10 +13,7 @@
 use crate::{
     DataPlaneId, SandboxId, Time,
     control::{
-        RECOVERY,
-        cluster::Cluster,
-        function::Function,
-        sandbox::{Level, Stage},
+        RECOVERY, cluster::Cluster, function::Function, levels::Level, sandbox::Stage,
         timers::Timer,
     },
     policy::kpa::STABLE_WINDOW,
@@ -34,8 +31,9 @@ impl Function {
     /// It attached again. What workers were asked to bar it from is of no use to it any more.
     pub(crate) fn spoke_again(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         c.timers.cancel(Timer::Silent(self.id(), data_plane));
-        let level = self.active.as_deref_mut().and_then(|a| a.levels.get_mut(&data_plane));
-        if level.is_some_and(|level| std::mem::take(&mut level.settling)) {
+        let settling = |level: &mut Level| std::mem::take(&mut level.settling);
+        let active = self.active.as_deref_mut();
+        if active.and_then(|active| active.levels.change(data_plane, settling)) == Some(true) {
             for sandbox in self.held_by(data_plane) {
                 self.recall(c, sandbox);
             }
@@ -49,9 +47,11 @@ impl Function {
             c.timers.set(Timer::Silent(self.id(), data_plane), c.now.after(RECOVERY));
             return;
         }
-        let level = self.active.as_deref_mut().and_then(|a| a.levels.get_mut(&data_plane));
-        let Some(level) = level.filter(|_| !c.peers.is_attached(data_plane)) else { return };
-        level.settling = true;
+        let Some(active) = self.active.as_deref_mut() else { return };
+        let settling = |level: &mut Level| level.settling = true;
+        if c.peers.is_attached(data_plane) || active.levels.change(data_plane, settling).is_none() {
+            return;
+        }
         for sandbox in self.held_by(data_plane) {
             self.make_sure(c, sandbox);
         }
@@ -138,7 +138,7 @@ impl Function {
     }
 
     fn level_of(&self, data_plane: DataPlaneId) -> Option<&Level> {
-        self.active.as_ref()?.levels.get(&data_plane).map(Box::as_ref)
+        self.active.as_ref()?.levels.get(data_plane)
     }
 
     fn held_by(&self, data_plane: DataPlaneId) -> Vec<SandboxId> {

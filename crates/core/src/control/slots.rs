@@ -12,7 +12,8 @@ use crate::{
         Measure,
         cluster::{Claim, Cluster},
         function::{Decided, Function, Grounds},
-        sandbox::{Holder, Level, Sandbox, Stage},
+        levels::Level,
+        sandbox::{Holder, Sandbox, Stage},
         timers::Timer,
     },
     frame::{Demand, Grant, Returned, Share, ToDataPlane, WhyReturned},
@@ -23,15 +24,22 @@ use crate::{
 const REST: Duration = Duration::from_millis(10);
 
 impl Function {
-    /// The level of a data plane, made if there is none.
-    pub(crate) fn level(&mut self, c: &mut Cluster, data_plane: DataPlaneId) -> &mut Level {
+    /// Changes the level of a data plane, made if there is none.
+    pub(crate) fn level<R>(
+        &mut self,
+        c: &mut Cluster,
+        data_plane: DataPlaneId,
+        change: impl FnOnce(&mut Level) -> R,
+    ) -> R {
         let id = self.id();
-        let now = c.now;
-        if let Some(peer) = c.peers.get_mut(data_plane) {
-            peer.functions.insert(id);
+        let levels = &mut self.activate().levels;
+        if !levels.contains(data_plane) {
+            levels.insert(data_plane, Level::new(c.now, nothing(id)));
+            if let Some(peer) = c.peers.get_mut(data_plane) {
+                peer.functions.insert(id);
+            }
         }
-        let new = || Box::new(Level::new(now, nothing(id)));
-        self.activate().levels.entry(data_plane).or_insert_with(new)
+        levels.change(data_plane, change).expect("it was there or was made")
     }
 
     /// Gives slots of a ready sandbox to a data plane that is attached.
@@ -46,7 +54,7 @@ impl Function {
         let Some(peer) = c.peers.get_mut(to) else { return };
         let serial = peer.next_serial();
         peer.holds.insert(sandbox);
-        self.level(c, to).books += slots;
+        self.level(c, to, |level| level.books += slots);
         c.timers.cancel(Timer::Idle(sandbox));
         let active = self.activate();
         let frame = active.change(sandbox, |entry| {
@@ -119,9 +127,8 @@ impl Function {
     pub(crate) fn returned(&mut self, c: &mut Cluster, from: DataPlaneId, returned: &Returned) {
         let sandbox = returned.sandbox;
         let Some(share) = self.take_back(c, from, sandbox, Some(returned.share)) else { return };
-        let level = self.level(c, from);
-        let recalled = level.recalling > 0;
-        let shared = level.answered(share);
+        let (recalled, shared) =
+            self.level(c, from, |level| (level.recalling > 0, level.answered(share)));
         self.settle_lent(c);
         if matches!(returned.why, WhyReturned::Unreachable | WhyReturned::Closing) {
             self.recall(c, sandbox);
@@ -142,7 +149,7 @@ impl Function {
 
     /// Slots that a data plane gave back are not in these books; it may have been asked for some.
     pub(crate) fn answered(&mut self, c: &mut Cluster, from: DataPlaneId, slots: u32) {
-        self.level(c, from).answered(slots);
+        self.level(c, from, |level| level.answered(slots));
         self.settle_lent(c);
     }
 
@@ -175,9 +182,7 @@ impl Function {
             }
             Some((taken, held - taken))
         })??;
-        if let Some(level) = active.levels.get_mut(&from) {
-            level.books -= taken;
-        }
+        active.levels.change(from, |level| level.books -= taken);
         if left == 0
             && let Some(peer) = c.peers.get_mut(from)
         {
@@ -263,22 +268,23 @@ impl Function {
     /// An answer to a recall by number: so many were in use after all.
     pub(crate) fn kept(&mut self, c: &mut Cluster, from: DataPlaneId, n: u32) {
         let now = c.now;
-        let level = self.level(c, from);
-        level.answered(n);
-        level.sought = true;
-        // The level heard last is out of date: nothing there counts as idle until the next one.
-        level.demand.idle = 0;
-        // Those who wait have waited for longer since it was heard.
-        let since = level.waits_since();
-        level.demand.oldest_wait = now.since(since);
-        level.at = now;
+        self.level(c, from, |level| {
+            level.answered(n);
+            level.sought = true;
+            // The level heard last is out of date: nothing there counts as idle until the next one.
+            level.demand.idle = 0;
+            // Those who wait have waited for longer since it was heard.
+            let since = level.waits_since();
+            level.demand.oldest_wait = now.since(since);
+            level.at = now;
+        });
         self.settle_lent(c);
     }
 
     /// What was lent to make room is back, or was kept.
     pub(crate) fn settle_lent(&mut self, c: &mut Cluster) {
         let Some(active) = self.active.as_deref_mut() else { return };
-        if active.lent > 0 && active.levels.values().all(|level| level.recalling == 0) {
+        if active.lent > 0 && active.levels.iter().all(|(_, level)| level.recalling == 0) {
             c.lent = c.lent.saturating_sub(active.lent);
             active.lent = 0;
             c.reclaim = true;
@@ -287,12 +293,12 @@ impl Function {
 
     /// Data planes of which slots may be called back, those with the most idle ones first.
     fn lenders(&self, c: &Cluster, spared: Option<DataPlaneId>) -> Vec<DataPlaneId> {
-        let levels = self.active.iter().flat_map(|active| &active.levels);
+        let levels = self.active.iter().flat_map(|active| active.levels.holding());
         let mut lenders: Vec<(u32, DataPlaneId)> = levels
             .filter(|(id, level)| {
-                Some(**id) != spared && level.rest_until <= c.now && c.peers.is_attached(**id)
+                Some(*id) != spared && level.rest_until <= c.now && c.peers.is_attached(*id)
             })
-            .map(|(id, level)| (level.idle(), *id))
+            .map(|(id, level)| (level.idle(), id))
             .collect();
         lenders.sort_unstable_by(|a, b| b.cmp(a));
         lenders.into_iter().map(|(_, id)| id).collect()
@@ -302,7 +308,7 @@ impl Function {
     pub(crate) fn recall_idle(&mut self, c: &mut Cluster, slots: u32) -> u32 {
         let mut missing = slots;
         for lender in self.lenders(c, None) {
-            let n = self.level(c, lender).idle().min(missing);
+            let n = self.level(c, lender, |level| level.idle()).min(missing);
             missing -= n;
             self.recall_from(c, lender, n, 0);
         }
@@ -320,10 +326,12 @@ impl Function {
     ) -> u32 {
         let mut missing = slots;
         for lender in self.lenders(c, Some(waits)) {
-            let level = self.level(c, lender);
-            let known = level.idle().min(missing);
-            let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
-            let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
+            let (known, hoped) = self.level(c, lender, |level| {
+                let known = level.idle().min(missing);
+                let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
+                let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
+                (known, hoped)
+            });
             missing -= known;
             self.recall_from(c, lender, known, hoped);
         }
@@ -333,9 +341,10 @@ impl Function {
     fn recall_from(&mut self, c: &mut Cluster, lender: DataPlaneId, known: u32, hoped: u32) {
         let n = known + hoped;
         if n > 0 {
-            let level = self.level(c, lender);
-            level.recalling += n;
-            level.hoped += hoped;
+            self.level(c, lender, |level| {
+                level.recalling += n;
+                level.hoped += hoped;
+            });
             let function = self.id();
             c.tell(lender, ToDataPlane::Recall { function, n, idle_only: true });
         }
@@ -348,14 +357,16 @@ impl Function {
             .as_ref()
             .and_then(|active| active.service_time.get())
             .map_or(REST, |service| service.max(REST));
-        self.level(c, data_plane).rest_until = c.now.after(rest);
+        let until = c.now.after(rest);
+        self.level(c, data_plane, |level| level.rest_until = until);
         self.time_rests(c);
     }
 
     /// The next rest that ends.
     pub(crate) fn time_rests(&mut self, c: &mut Cluster) {
-        let levels = self.active.iter().flat_map(|active| active.levels.values());
-        if let Some(next) = levels.map(|level| level.rest_until).filter(|at| *at > c.now).min() {
+        let levels = self.active.iter().flat_map(|active| active.levels.iter());
+        if let Some(next) = levels.map(|(_, level)| level.rest_until).filter(|at| *at > c.now).min()
+        {
             c.timers.set(Timer::Rested(self.id()), next);
         }
     }
@@ -525,7 +536,7 @@ impl Function {
         });
         let Some((slots, leaving)) = claimed else { return };
         if slots > 0 {
-            self.level(c, by).books += slots;
+            self.level(c, by, |level| level.books += slots);
             if let Some(peer) = c.peers.get_mut(by) {
                 peer.holds.insert(sandbox);
             }

@@ -171,8 +171,8 @@ fn slots_that_were_never_booked_answer_a_recall_too() {
     world.demand(PLANE, demand(function, 0, 0, 1));
     world.give_back(PLANE, strange, WhyReturned::Idle);
     let function = &world.control.functions[&function];
-    let levels = function.active.as_ref().unwrap().levels.values();
-    assert!(levels.into_iter().all(|level| level.recalling == 0));
+    let levels = function.active.as_ref().unwrap().levels.iter();
+    assert!(levels.into_iter().all(|(_, level)| level.recalling == 0));
 }
 
 #[test]
