@@ -181,12 +181,12 @@ impl Control {
             Timer::Rewrite(id) => self.with(id, Function::write),
             Timer::Quiet(id) => self.with(id, Function::quiet),
             Timer::Drained(sandbox) => {
-                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                if let Some(home) = self.cluster.fleet.home(sandbox) {
                     self.with(home, |f, c| f.stop(c, sandbox));
                 }
             }
             Timer::Idle(sandbox) => {
-                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                if let Some(home) = self.cluster.fleet.home(sandbox) {
                     self.with(home, |f, c| f.idled(c, sandbox));
                 }
             }

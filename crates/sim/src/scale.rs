@@ -53,7 +53,8 @@ pub struct Big {
     size: Size,
     now: Time,
     revision: u64,
-    ports: u16,
+    /// Sandboxes that had an address.
+    addresses: u32,
     /// What every data plane said of each function.
     arrivals: BTreeMap<(StreamId, FunctionId), u64>,
     started: Vec<Started>,
@@ -131,7 +132,7 @@ impl Big {
             size,
             now,
             revision: 0,
-            ports: 0,
+            addresses: 0,
             arrivals: BTreeMap::new(),
             started: Vec::new(),
             held: Vec::new(),
@@ -236,9 +237,10 @@ impl Big {
 
     /// A sandbox listens. Gives back what was granted.
     pub fn ready(&mut self, started: Started) -> Vec<Held> {
-        self.ports = self.ports.wrapping_add(1);
-        let worker = u32::try_from(started.worker.0).unwrap_or(u32::MAX);
-        let address = Address::Tcp((Ipv4Addr::from_bits(worker), self.ports).into());
+        self.addresses = self.addresses.wrapping_add(1);
+        let [high, low, port @ ..] = self.addresses.to_be_bytes();
+        let address = (Ipv4Addr::new(127, high, low, 1), u16::from_be_bytes(port));
+        let address = Address::Tcp(address.into());
         let (sandbox, phases) = (started.sandbox, StartPhases::default());
         let frame = FromWorker::SandboxReady { sandbox, address, phases };
         self.tell(Event::WorkerSaid { stream: started.worker, frame });
@@ -278,7 +280,7 @@ impl Big {
     /// Sandboxes in the books.
     #[must_use]
     pub fn live(&self) -> usize {
-        self.control.remembered().homes
+        self.control.remembered().sandboxes
     }
 
     /// The id of the nth function.

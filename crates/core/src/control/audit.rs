@@ -29,8 +29,8 @@ pub struct Booked {
 pub struct Remembered {
     /// Functions with active state.
     pub active: usize,
-    /// Sandboxes by their function.
-    pub homes: usize,
+    /// Sandboxes.
+    pub sandboxes: usize,
     /// Slots claimed of sandboxes that no worker reported.
     pub claims: usize,
     /// Addresses of sandboxes that are in the books.
@@ -86,10 +86,10 @@ impl Control {
     pub fn remembered(&self) -> Remembered {
         Remembered {
             active: self.functions.values().filter(|f| f.active.is_some()).count(),
-            homes: self.cluster.homes.len(),
+            sandboxes: self.cluster.fleet.known(),
             addresses: {
-                let homes = &self.cluster.homes;
-                self.cluster.addresses.values().filter(|id| homes.contains_key(id)).count()
+                let fleet = &self.cluster.fleet;
+                self.cluster.addresses.values().filter(|id| fleet.home(**id).is_some()).count()
             },
             claims: self.cluster.claims.len(),
             left_behind: self.cluster.left_behind.values().map(BTreeSet::len).sum(),

@@ -1,5 +1,5 @@
-//! What all functions share: peers, fleet, timers, the way out, and the indexes that lead from a
-//! sandbox, a worker or a write back to a function.
+//! What all functions share: peers, fleet, timers, the way out, and what leads from a write or a
+//! caller back to a function.
 //!
 //! It decides nothing about a single function; a [`super::function::Function`] is handed it with
 //! each event. Every map here is bounded by what is active, never by how many functions exist,
@@ -59,10 +59,6 @@ pub(crate) struct Cluster {
     pub(crate) fleet: Fleet,
     pub(crate) peers: Peers,
     pub(crate) timers: Timers,
-    /// Which function a sandbox belongs to.
-    pub(crate) homes: BTreeMap<SandboxId, FunctionId>,
-    /// Sandboxes by the worker that has them.
-    pub(crate) on_worker: BTreeMap<WorkerId, BTreeSet<SandboxId>>,
     /// Whose each address of a worker is: of a sandbox that is gone too, as long as slots of it may
     /// be held.
     pub(crate) addresses: BTreeMap<(WorkerId, Address), SandboxId>,
@@ -117,8 +113,6 @@ impl Cluster {
             fleet,
             peers,
             timers: Timers::default(),
-            homes: BTreeMap::new(),
-            on_worker: BTreeMap::new(),
             addresses: BTreeMap::new(),
             kept_addresses: VecDeque::new(),
             claims: BTreeMap::new(),
@@ -183,7 +177,7 @@ impl Cluster {
             self.kept_addresses.pop_front_if(|(until, _, _)| *until <= self.now)
         {
             // It may have come back with its worker.
-            if !self.homes.contains_key(&owner) && self.addresses.get(&old) == Some(&owner) {
+            if self.fleet.home(owner).is_none() && self.addresses.get(&old) == Some(&owner) {
                 self.addresses.remove(&old);
             }
         }

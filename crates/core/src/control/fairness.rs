@@ -57,17 +57,17 @@ impl Control {
     fn victims(&self, worker: WorkerId, missing: &Resources) -> Vec<(FunctionId, SandboxId)> {
         let mut coming = Room::default();
         let mut present: BTreeMap<FunctionId, Vec<(SandboxId, Resources)>> = BTreeMap::new();
-        for sandbox in self.cluster.on_worker.get(&worker).into_iter().flatten() {
-            let Some(home) = self.cluster.homes.get(sandbox) else { continue };
-            let Some(function) = self.functions.get(home) else { continue };
-            let entry = function.active.as_ref().and_then(|active| active.sandboxes.get(sandbox));
+        for sandbox in self.cluster.fleet.on(worker) {
+            let Some(home) = self.cluster.fleet.home(sandbox) else { continue };
+            let Some(function) = self.functions.get(&home) else { continue };
+            let entry = function.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
             let Some(entry) = entry else { continue };
             let revision = function.revision(entry.revision.number);
             let resources = revision.map(|r| r.spec.resources).unwrap_or_default();
             match entry.stage {
                 Stage::Recalling | Stage::Stopping => coming.add(&resources),
                 Stage::Ready if !entry.lost && function.is_target(entry.revision.number) => {
-                    present.entry(*home).or_default().push((*sandbox, resources));
+                    present.entry(home).or_default().push((sandbox, resources));
                 }
                 Stage::Wanted | Stage::Starting | Stage::Ready | Stage::Gone => {}
             }

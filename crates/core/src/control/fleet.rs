@@ -1,9 +1,10 @@
 //! The workers: who is there, what each has room for, and where a sandbox is started.
 //!
-//! The fleet books memory, processors, a place and a start token for each sandbox from its
-//! placement on. It knows nothing of demand, slots or revisions' lives: it is told which sandboxes
-//! are wanted and says which worker got the order. It never gives up a booking by itself: a sandbox
-//! is gone when the control machine says so, also on a worker that is lost.
+//! The fleet is the register of sandboxes: whose each is, and where. It books memory, processors, a
+//! place and a start token for each from its placement on. It knows nothing of demand, slots or
+//! revisions' lives: it is told which sandboxes are wanted and says which worker got the order. It
+//! never gives up a booking by itself: a sandbox is gone, and forgotten, when the control machine
+//! says so, also on a worker that is lost.
 //!
 //! The work of one call is bounded: what a freed worker makes possible beyond that is done by
 //! `expire`, for which `deadline` asks at once.
@@ -74,8 +75,8 @@ pub(crate) struct Want {
 /// What the fleet has to say, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// A worker said what it has; what the books have there and is not reported is gone.
-    Joined { worker: WorkerId, sandboxes: Vec<SandboxReport> },
+    /// A worker said what it has, and what of it is missing by the books.
+    Joined { worker: WorkerId, sandboxes: Vec<SandboxReport>, missing: BTreeSet<SandboxId> },
     /// A wanted sandbox has a worker; the order to start it was sent just before.
     Placed { sandbox: SandboxId, worker: WorkerId, waited: Duration },
     /// A function waits because no worker has room.
@@ -101,17 +102,17 @@ pub(crate) struct Promise {
     pub(crate) missing: Resources,
 }
 
-/// A sandbox in the books.
+/// A sandbox that was given a worker.
 #[derive(Debug)]
 struct Booking {
     worker: WorkerId,
     function: FunctionId,
     memory: u64,
-    cpu: u64,
+    cpu: u32,
     /// It has a start token.
     starting: bool,
-    /// It was told to stop: said again if its worker returns with it.
-    stop: Option<Duration>,
+    /// It takes no room any more.
+    gone: bool,
 }
 
 /// See the module.
@@ -127,7 +128,9 @@ pub(crate) struct Fleet {
     /// Streams without a `Hello`, oldest first, and until when they may be.
     greetings: VecDeque<(Time, StreamId)>,
     sandboxes: BTreeMap<SandboxId, Booking>,
-    /// Sandboxes in the books by function.
+    /// Those that were told to stop and are not gone: said again if their worker returns with them.
+    stops: BTreeMap<SandboxId, Duration>,
+    /// Sandboxes that take room, by function.
     functions: BTreeMap<FunctionId, u32>,
     pools: Pools,
     waiting: Waiting,
@@ -163,6 +166,7 @@ impl Fleet {
             connections: BTreeMap::new(),
             greetings: VecDeque::new(),
             sandboxes: BTreeMap::new(),
+            stops: BTreeMap::new(),
             functions: BTreeMap::new(),
             pools: Pools::default(),
             waiting: Waiting::default(),
@@ -243,10 +247,44 @@ impl Fleet {
         self.pump(now);
     }
 
+    /// It leaves the books of the control machine.
+    pub(crate) fn forget(&mut self, sandbox: SandboxId) {
+        if let Some(booking) = self.sandboxes.remove(&sandbox) {
+            debug_assert!(booking.gone, "{sandbox} still takes room");
+            if let Some(worker) = self.workers.get_mut(&booking.worker) {
+                worker.sandboxes.remove(&sandbox);
+            }
+        }
+    }
+
+    /// Whose a sandbox is, from its being wanted to its being forgotten.
+    pub(crate) fn home(&self, sandbox: SandboxId) -> Option<FunctionId> {
+        let placed = self.sandboxes.get(&sandbox).map(|booking| booking.function);
+        placed.or_else(|| self.waiting.home(sandbox))
+    }
+
+    /// Whose a sandbox is, if this worker was given it.
+    pub(crate) fn home_on(&self, worker: WorkerId, sandbox: SandboxId) -> Option<FunctionId> {
+        let booking = self.sandboxes.get(&sandbox)?;
+        (booking.worker == worker).then_some(booking.function)
+    }
+
+    /// The sandboxes that a worker was given, those included that are gone and not forgotten.
+    pub(crate) fn on(&self, worker: WorkerId) -> impl Iterator<Item = SandboxId> + '_ {
+        self.workers.get(&worker).into_iter().flat_map(|worker| worker.sandboxes.iter().copied())
+    }
+
+    /// How many sandboxes are not forgotten.
+    pub(crate) fn known(&self) -> usize {
+        self.sandboxes.len() + self.waiting.len()
+    }
+
     /// Tells a sandbox to stop: now, or when its worker returns with it.
     pub(crate) fn stop(&mut self, sandbox: SandboxId, grace: Duration) {
-        let Some(booking) = self.sandboxes.get_mut(&sandbox) else { return };
-        booking.stop = Some(grace);
+        let Some(booking) = self.sandboxes.get(&sandbox).filter(|booking| !booking.gone) else {
+            return;
+        };
+        self.stops.insert(sandbox, grace);
         if let Some(stream) = self.workers.get(&booking.worker).and_then(|worker| worker.stream) {
             let frame = ToWorker::StopSandbox { sandbox, grace };
             self.outputs.push_back(Output::Send { stream, frame });
@@ -255,8 +293,8 @@ impl Fleet {
 
     /// Has a data plane barred from a sandbox; if its worker is away, that is said when it returns.
     pub(crate) fn settle(&mut self, sandbox: SandboxId, data_plane: DataPlaneId) {
-        let worker = self.sandboxes.get(&sandbox).map(|booking| booking.worker);
-        let worker = worker.and_then(|worker| self.workers.get(&worker));
+        let booking = self.sandboxes.get(&sandbox).filter(|booking| !booking.gone);
+        let worker = booking.and_then(|booking| self.workers.get(&booking.worker));
         if let Some(stream) = worker.and_then(|worker| worker.stream) {
             let frame = ToWorker::Settle { sandbox, data_plane };
             self.outputs.push_back(Output::Send { stream, frame });

@@ -311,6 +311,10 @@ impl Function {
         self.record.revisions.iter().find(|revision| revision.number == number)
     }
 
+    pub(crate) fn has(&self, sandbox: SandboxId) -> bool {
+        self.active.as_ref().is_some_and(|active| active.sandboxes.contains_key(&sandbox))
+    }
+
     /// Whether invocations may go to it; nothing of a deleted function is a target.
     pub(crate) fn is_target(&self, number: u32) -> bool {
         !self.is_deleted() && self.record.targets.iter().any(|target| target.revision == number)

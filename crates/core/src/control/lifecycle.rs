@@ -44,7 +44,6 @@ impl Function {
             urgent: reason == Reason::Queued,
             decided: c.now,
         };
-        c.homes.insert(id, revision.function);
         self.activate().insert(Sandbox {
             id,
             revision,
@@ -68,21 +67,12 @@ impl Function {
     }
 
     /// The fleet found a worker for it.
-    pub(crate) fn placed(
-        &mut self,
-        c: &mut Cluster,
-        sandbox: SandboxId,
-        worker: WorkerId,
-        waited: Duration,
-    ) {
-        let placed = self.activate().change(sandbox, |entry| {
+    pub(crate) fn placed(&mut self, sandbox: SandboxId, worker: WorkerId, waited: Duration) {
+        self.activate().change(sandbox, |entry| {
             entry.stage = Stage::Starting;
             entry.worker = Some(worker);
             entry.phases = Some(Box::new(StartPhases { place: waited, ..StartPhases::default() }));
         });
-        if placed.is_some() {
-            c.on_worker.entry(worker).or_default().insert(sandbox);
-        }
     }
 
     /// It listens.
@@ -335,8 +325,6 @@ impl Function {
         if let Some(address) = &report.address {
             c.address((worker, address.clone()), sandbox);
         }
-        c.homes.insert(sandbox, report.revision.function);
-        c.on_worker.entry(worker).or_default().insert(sandbox);
         self.activate().insert(Sandbox {
             id: sandbox,
             revision: report.revision,

@@ -55,11 +55,11 @@ impl Control {
 
     fn returned(&mut self, from: DataPlaneId, returned: &Returned) {
         let sandbox = returned.sandbox;
-        if let Some(&home) = self.cluster.homes.get(&sandbox) {
+        if let Some(home) = self.cluster.fleet.home(sandbox) {
             self.with(home, |f, c| f.returned(c, from, returned));
         } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
             // Nobody has it, or its worker has not attached: dropped on the holder's evidence.
-            let (mut left, mut of) = (false, None);
+            let mut of = None;
             claims.retain_mut(|claim| {
                 if claim.by != from {
                     return true;
@@ -69,7 +69,6 @@ impl Control {
                 match (&mut claim.share, returned.share) {
                     (Share::Slots(held), Share::Slots(back)) if back < *held => {
                         *held -= back;
-                        left = true;
                     }
                     (Share::Slots(_) | Share::Open, Share::Slots(_) | Share::Open) => return false,
                 }
@@ -82,9 +81,6 @@ impl Control {
             if spoilt && !self.cluster.fleet.all_recorded_attached() {
                 // Its worker may still report it: then it is not to be used again.
                 self.cluster.condemned.insert(sandbox);
-            }
-            if let Some(peer) = self.cluster.peers.get_mut(from).filter(|_| !left) {
-                peer.holds.remove(&sandbox);
             }
             if let Some(function) = of {
                 let slots = match returned.share {
@@ -244,18 +240,20 @@ impl Control {
     ) -> BTreeSet<FunctionId> {
         let mut touched = BTreeSet::new();
         let mut pinned = BTreeSet::new();
-        let Some(peer) = self.cluster.peers.get_mut(by) else { return touched };
-        let before = std::mem::take(&mut peer.holds);
+        let Some(peer) = self.cluster.peers.get(by) else { return touched };
         let mut freed: BTreeMap<FunctionId, BTreeSet<SandboxId>> = BTreeMap::new();
-        for sandbox in before {
-            if let Some(&home) = self.cluster.homes.get(&sandbox) {
-                if let Some(function) = self.functions.get_mut(&home) {
-                    function.take_back(&mut self.cluster, by, sandbox, None);
-                }
-                freed.entry(home).or_default().insert(sandbox);
-            } else if let Some(claims) = self.cluster.claims.get_mut(&sandbox) {
-                claims.retain(|claim| claim.by != by);
+        for home in peer.functions.clone() {
+            let Some(function) = self.functions.get_mut(&home) else { continue };
+            let held = function.held_by(by);
+            for &sandbox in &held {
+                function.take_back(by, sandbox, None);
             }
+            if !held.is_empty() {
+                freed.insert(home, held.into_iter().collect());
+            }
+        }
+        for claims in self.cluster.claims.values_mut() {
+            claims.retain(|claim| claim.by != by);
         }
         for holding in holdings {
             let sandbox = holding.sandbox;
@@ -265,7 +263,7 @@ impl Control {
                 share: holding.share,
                 pinned: holding.pinned,
             };
-            match self.cluster.homes.get(&sandbox).copied() {
+            match self.cluster.fleet.home(sandbox) {
                 Some(home) => {
                     if let Some(freed) = freed.get_mut(&home) {
                         freed.remove(&sandbox);
@@ -278,7 +276,10 @@ impl Control {
                         pinned.insert(home);
                     }
                 }
-                None => self.claim_unknown(sandbox, claim),
+                None => {
+                    self.cluster.saw_sandbox(sandbox);
+                    self.cluster.claims.entry(sandbox).or_default().push(claim);
+                }
             }
         }
         self.cluster.claims.retain(|_, claims| !claims.is_empty());
@@ -295,14 +296,6 @@ impl Control {
             }
         }
         touched
-    }
-
-    fn claim_unknown(&mut self, sandbox: SandboxId, claim: Claim) {
-        self.cluster.saw_sandbox(sandbox);
-        self.cluster.claims.entry(sandbox).or_default().push(claim);
-        if let Some(peer) = self.cluster.peers.get_mut(claim.by) {
-            peer.holds.insert(sandbox);
-        }
     }
 
     /// The demands of a `Hello` replace what was heard before.
@@ -327,7 +320,7 @@ impl Control {
     fn sure_if_all_heard(&mut self) {
         if !self.cluster.unsure.is_empty() && self.cluster.peers.all_heard() {
             for sandbox in std::mem::take(&mut self.cluster.unsure) {
-                if let Some(&home) = self.cluster.homes.get(&sandbox) {
+                if let Some(home) = self.cluster.fleet.home(sandbox) {
                     self.with(home, |f, c| f.sure(c, sandbox));
                 }
             }
@@ -395,11 +388,7 @@ impl Control {
         call: impl FnOnce(&mut Function, &mut Cluster),
     ) {
         let Some(worker) = self.cluster.fleet.worker_of(stream) else { return };
-        let there = self.cluster.on_worker.get(&worker);
-        if !there.is_some_and(|there| there.contains(&sandbox)) {
-            return;
-        }
-        if let Some(&home) = self.cluster.homes.get(&sandbox) {
+        if let Some(home) = self.cluster.fleet.home_on(worker, sandbox) {
             self.with(home, call);
         }
     }
@@ -418,10 +407,10 @@ impl Control {
                     self.cluster.effects.push_back(Effect::Close { stream, reason });
                 }
                 Output::Placed { sandbox, worker, waited } => {
-                    if let Some(&home) = self.cluster.homes.get(&sandbox)
+                    if let Some(home) = self.cluster.fleet.home(sandbox)
                         && let Some(function) = self.functions.get_mut(&home)
                     {
-                        function.placed(&mut self.cluster, sandbox, worker, waited);
+                        function.placed(sandbox, worker, waited);
                     }
                 }
                 Output::NoRoom { function, .. } => {
@@ -436,28 +425,32 @@ impl Control {
                     self.cluster.starved.remove(&function);
                     self.with(function, |f, _| f.room_again());
                 }
-                Output::Joined { worker, sandboxes } => self.joined(worker, sandboxes),
-                Output::Lost { worker, sandboxes } => self.lost(worker, sandboxes),
+                Output::Joined { worker, sandboxes, missing } => {
+                    self.joined(worker, sandboxes, missing);
+                }
+                Output::Lost { sandboxes, .. } => self.lost(sandboxes),
             }
         }
     }
 
     /// A worker said everything that it has.
-    fn joined(&mut self, worker: WorkerId, reports: Vec<SandboxReport>) {
-        let mut missing = self.cluster.on_worker.get(&worker).cloned().unwrap_or_default();
+    fn joined(
+        &mut self,
+        worker: WorkerId,
+        reports: Vec<SandboxReport>,
+        missing: BTreeSet<SandboxId>,
+    ) {
         for report in reports {
-            missing.remove(&report.sandbox);
-            match self.cluster.homes.get(&report.sandbox).copied() {
-                Some(home) => self.with(home, |f, c| f.found(c, report.sandbox, &report)),
-                None => {
-                    let home = report.revision.function;
-                    self.functions.entry(home).or_insert_with(|| Function::ghost(home));
-                    self.with(home, |f, c| f.adopt(c, worker, &report));
-                }
+            let home = report.revision.function;
+            let function = self.functions.entry(home).or_insert_with(|| Function::ghost(home));
+            if function.has(report.sandbox) {
+                self.with(home, |f, c| f.found(c, report.sandbox, &report));
+            } else {
+                self.with(home, |f, c| f.adopt(c, worker, &report));
             }
         }
         for sandbox in missing {
-            if let Some(&home) = self.cluster.homes.get(&sandbox) {
+            if let Some(home) = self.cluster.fleet.home(sandbox) {
                 self.with(home, |f, c| f.missed(c, sandbox));
             }
         }
@@ -466,12 +459,10 @@ impl Control {
         self.deny_claims();
     }
 
-    fn lost(&mut self, worker: WorkerId, sandboxes: Vec<SandboxId>) {
+    fn lost(&mut self, sandboxes: Vec<SandboxId>) {
         self.cluster.measure(Measure::WorkerLost);
-        let mut there = self.cluster.on_worker.get(&worker).cloned().unwrap_or_default();
-        there.extend(sandboxes);
-        for sandbox in there {
-            if let Some(&home) = self.cluster.homes.get(&sandbox) {
+        for sandbox in sandboxes {
+            if let Some(home) = self.cluster.fleet.home(sandbox) {
                 self.with(home, |f, c| f.lost(c, sandbox));
             }
         }
@@ -531,9 +522,6 @@ impl Control {
             if claims.is_empty() {
                 self.cluster.claims.remove(&sandbox);
             }
-        }
-        if let Some(peer) = self.cluster.peers.get_mut(by) {
-            peer.holds.remove(&sandbox);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The data planes: who they are, what they are subscribed to, which sandboxes they hold slots of.
+//! The data planes: who they are, what they are subscribed to, which functions know of them.
 //!
 //! A data plane whose stream broke is *silent*: it keeps its slots, since invocations may still
 //! run in them. They come free when it attaches again and does not list them.
@@ -9,8 +9,7 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, Serial, StreamId,
-    frame::Incarnation,
+    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, Serial, StreamId, frame::Incarnation,
 };
 
 /// Names that a data plane may be subscribed to. It bounds its own negative answers far below;
@@ -25,8 +24,6 @@ pub(crate) struct Peer {
     pub(crate) incarnation: Incarnation,
     /// What it is told changes of, known or not.
     pub(crate) names: BTreeSet<FunctionName>,
-    /// Sandboxes of which it holds slots, claims included.
-    pub(crate) holds: BTreeSet<SandboxId>,
     /// Functions that keep a level of it.
     pub(crate) functions: BTreeSet<FunctionId>,
     /// Whether it attached since this leader took office.
@@ -44,7 +41,6 @@ impl Peer {
             stream: None,
             incarnation: Incarnation::default(),
             names: BTreeSet::new(),
-            holds: BTreeSet::new(),
             functions: BTreeSet::new(),
             heard: false,
             recorded: false,

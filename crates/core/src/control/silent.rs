@@ -120,7 +120,7 @@ impl Function {
             // It says itself what it holds.
             return;
         }
-        let taken = self.take_back(c, from, sandbox, None);
+        let taken = self.take_back(from, sandbox, None);
         let Some(active) = self.active.as_deref_mut() else { return };
         let sure = active.change(sandbox, |entry| {
             entry.astray |= taken.is_some() || entry.unsure;
@@ -141,9 +141,12 @@ impl Function {
         self.active.as_ref()?.levels.get(data_plane)
     }
 
-    fn held_by(&self, data_plane: DataPlaneId) -> Vec<SandboxId> {
-        let sandboxes = self.active.iter().flat_map(|active| active.sandboxes.values());
-        sandboxes
+    /// The sandboxes of which a data plane holds slots.
+    pub(crate) fn held_by(&self, data_plane: DataPlaneId) -> Vec<SandboxId> {
+        let holds = self.level_of(data_plane).is_some_and(|level| level.books > 0);
+        let active = self.active.iter().filter(|_| holds);
+        active
+            .flat_map(|active| active.sandboxes.values())
             .filter(|sandbox| sandbox.held_by(data_plane) > 0)
             .map(|sandbox| sandbox.id)
             .collect()

@@ -53,7 +53,6 @@ impl Function {
         let pinned = self.is_one_of_min();
         let Some(peer) = c.peers.get_mut(to) else { return };
         let serial = peer.next_serial();
-        peer.holds.insert(sandbox);
         self.level(c, to, |level| level.books += slots);
         c.timers.cancel(Timer::Idle(sandbox));
         let active = self.activate();
@@ -126,7 +125,7 @@ impl Function {
     /// Slots came back.
     pub(crate) fn returned(&mut self, c: &mut Cluster, from: DataPlaneId, returned: &Returned) {
         let sandbox = returned.sandbox;
-        let Some(share) = self.take_back(c, from, sandbox, Some(returned.share)) else { return };
+        let Some(share) = self.take_back(from, sandbox, Some(returned.share)) else { return };
         let (recalled, shared) =
             self.level(c, from, |level| (level.recalling > 0, level.answered(share)));
         self.settle_lent(c);
@@ -162,13 +161,12 @@ impl Function {
     /// Takes slots off a holder's account: all of them if `share` is `None`. `None` if it had none.
     pub(crate) fn take_back(
         &mut self,
-        c: &mut Cluster,
         from: DataPlaneId,
         sandbox: SandboxId,
         share: Option<Share>,
     ) -> Option<u32> {
         let active = self.active.as_deref_mut()?;
-        let (taken, left) = active.change(sandbox, |entry| {
+        let taken = active.change(sandbox, |entry| {
             let at = entry.holders.iter().position(|(id, _)| *id == from)?;
             let (_, holder) = entry.holders.get_mut(at)?;
             let held = holder.slots;
@@ -180,14 +178,9 @@ impl Function {
             if holder.slots == 0 {
                 entry.holders.swap_remove(at);
             }
-            Some((taken, held - taken))
+            Some(taken)
         })??;
         active.levels.change(from, |level| level.books -= taken);
-        if left == 0
-            && let Some(peer) = c.peers.get_mut(from)
-        {
-            peer.holds.remove(&sandbox);
-        }
         (taken > 0).then_some(taken)
     }
 
@@ -537,9 +530,6 @@ impl Function {
         let Some((slots, leaving)) = claimed else { return };
         if slots > 0 {
             self.level(c, by, |level| level.books += slots);
-            if let Some(peer) = c.peers.get_mut(by) {
-                peer.holds.insert(sandbox);
-            }
             if !c.peers.is_attached(by) {
                 // It fell silent before the worker attached that has what it claimed.
                 self.fell_silent(c, by);
@@ -560,7 +550,7 @@ impl Function {
 fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
     let sandbox = entry.id;
     let astray = entry.astray || entry.unsure;
-    c.homes.remove(&sandbox);
+    c.fleet.forget(sandbox);
     c.unsure.remove(&sandbox);
     if let Some(place) = entry.worker.zip(entry.address.clone())
         && c.addresses.get(&place) == Some(&sandbox)
@@ -573,16 +563,8 @@ fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
     }
     c.timers.cancel(Timer::Drained(sandbox));
     c.timers.cancel(Timer::Idle(sandbox));
-    if let Some(worker) = entry.worker {
-        if let Some(there) = c.on_worker.get_mut(&worker) {
-            there.remove(&sandbox);
-            if there.is_empty() {
-                c.on_worker.remove(&worker);
-            }
-        }
-        if entry.stage != Stage::Ready && !astray {
-            c.fleet.release_address(sandbox, worker);
-        }
+    if let Some(worker) = entry.worker.filter(|_| entry.stage != Stage::Ready && !astray) {
+        c.fleet.release_address(sandbox, worker);
     }
 }
 

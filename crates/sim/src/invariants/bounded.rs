@@ -17,8 +17,8 @@ impl World {
         // What runs on a worker that left stays with whoever holds slots of it and never tries.
         let booked = machine.booked();
         let lost = booked.iter().filter(|b| b.lost && !b.holders.is_empty()).count();
-        let holds = remembered.homes <= running + lost
-            && remembered.addresses <= remembered.homes
+        let holds = remembered.sandboxes <= running + lost
+            && remembered.addresses <= remembered.sandboxes
             && (remembered.claims == 0 || !self.left.is_empty())
             && (remembered.left_behind == 0 || !self.left.is_empty())
             && remembered.writes == 0

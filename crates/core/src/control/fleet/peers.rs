@@ -1,13 +1,13 @@
 //! Workers that come, are heard, fall silent and return.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use super::{
     Booking, Fleet, Output, TOKEN_BIT,
     worker::{Health, QUARANTINE_FIRST, Worker},
 };
 use crate::{
-    StreamId, Time, WorkerId, WorkerRecord, Write, WriteToken,
+    SandboxId, StreamId, Time, WorkerId, WorkerRecord, Write, WriteToken,
     control::Outcome,
     frame::{Load, PROTOCOL, SandboxReport, ToWorker, Welcome, WorkerHello},
 };
@@ -90,8 +90,12 @@ impl Fleet {
         let welcome = Welcome { cluster: self.office.cluster, epoch: self.office.epoch };
         let frame = ToWorker::Welcome { welcome, you: id };
         self.outputs.push_back(Output::Send { stream, frame });
+        let mut missing: BTreeSet<SandboxId> = self.on(id).collect();
+        for report in &hello.sandboxes {
+            missing.remove(&report.sandbox);
+        }
         self.adopt(id, stream, &hello.sandboxes);
-        self.outputs.push_back(Output::Joined { worker: id, sandboxes: hello.sandboxes });
+        self.outputs.push_back(Output::Joined { worker: id, sandboxes: hello.sandboxes, missing });
         self.rearm(id);
         self.touched(id);
         self.weather(now);
@@ -176,27 +180,28 @@ impl Fleet {
     fn adopt(&mut self, id: WorkerId, stream: StreamId, reports: &[SandboxReport]) {
         for report in reports {
             let sandbox = report.sandbox;
-            let elsewhere = self.sandboxes.get(&sandbox).is_none_or(|known| known.worker != id);
-            if elsewhere {
+            let booked = |known: &Booking| known.worker == id && !known.gone;
+            if !self.sandboxes.get(&sandbox).is_some_and(booked) {
                 self.forget_waiting(sandbox);
                 if let Some(other) = self.unbook(sandbox) {
                     self.touched(other);
                 }
+                self.forget(sandbox);
                 self.book(
                     sandbox,
                     Booking {
                         worker: id,
                         function: report.revision.function,
                         memory: report.memory.0,
-                        cpu: u64::from(report.cpu.0),
+                        cpu: report.cpu.0,
                         starting: report.address.is_none() && !report.stopping,
-                        stop: None,
+                        gone: false,
                     },
                 );
                 continue;
             }
             let Some(known) = self.sandboxes.get_mut(&sandbox) else { continue };
-            if let Some(grace) = known.stop.filter(|_| !report.stopping) {
+            if let Some(&grace) = self.stops.get(&sandbox).filter(|_| !report.stopping) {
                 let frame = ToWorker::StopSandbox { sandbox, grace };
                 self.outputs.push_back(Output::Send { stream, frame });
             }

@@ -92,9 +92,9 @@ impl Fleet {
                 worker: id,
                 function: revision.function,
                 memory: need.memory,
-                cpu: need.cpu,
+                cpu: spec.resources.cpu.0,
                 starting: true,
-                stop: None,
+                gone: false,
             },
         );
         let stream = self.workers.get(&id).and_then(|worker| worker.stream);
@@ -109,7 +109,7 @@ impl Fleet {
     pub(super) fn book(&mut self, sandbox: SandboxId, booking: Booking) {
         if let Some(worker) = self.workers.get_mut(&booking.worker) {
             worker.used.memory = worker.used.memory.saturating_add(booking.memory);
-            worker.used.cpu = worker.used.cpu.saturating_add(booking.cpu);
+            worker.used.cpu = worker.used.cpu.saturating_add(u64::from(booking.cpu));
             worker.used.sandboxes += 1;
             worker.used.starting += u32::from(booking.starting);
             worker.sandboxes.insert(sandbox);
@@ -122,27 +122,29 @@ impl Fleet {
         self.sandboxes.insert(sandbox, booking);
     }
 
-    /// Takes a sandbox out of the books; the worker that it was on.
+    /// A sandbox takes no room any more; the worker that it was on.
     pub(super) fn unbook(&mut self, sandbox: SandboxId) -> Option<WorkerId> {
-        let booking = self.sandboxes.remove(&sandbox)?;
+        let booking = self.sandboxes.get_mut(&sandbox).filter(|booking| !booking.gone)?;
+        booking.gone = true;
+        self.stops.remove(&sandbox);
         if let Some(worker) = self.workers.get_mut(&booking.worker) {
             worker.used.memory = worker.used.memory.saturating_sub(booking.memory);
-            worker.used.cpu = worker.used.cpu.saturating_sub(booking.cpu);
+            worker.used.cpu = worker.used.cpu.saturating_sub(u64::from(booking.cpu));
             worker.used.sandboxes = worker.used.sandboxes.saturating_sub(1);
             let token = u32::from(booking.starting);
             worker.used.starting = worker.used.starting.saturating_sub(token);
-            worker.sandboxes.remove(&sandbox);
         }
-        if let Some(count) = self.functions.get_mut(&booking.function) {
+        let (id, function) = (booking.worker, booking.function);
+        if let Some(count) = self.functions.get_mut(&function) {
             *count -= 1;
             if *count == 0 {
-                self.functions.remove(&booking.function);
-                self.waiting.set_later(booking.function, false);
+                self.functions.remove(&function);
+                self.waiting.set_later(function, false);
                 // It may go now where others may not.
                 self.changed.extend(self.earmarked.iter().copied());
             }
         }
-        Some(booking.worker)
+        Some(id)
     }
 
     /// Gives what waits to the workers that changed, up to a bound.

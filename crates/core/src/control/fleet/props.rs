@@ -124,12 +124,14 @@ impl World {
                 if let Some(sandbox) = self.nth(pick) {
                     self.placed.remove(&sandbox);
                     self.fleet.failed(now, sandbox, fault);
+                    self.fleet.forget(sandbox);
                 }
             }
             Step::Gone { pick } => {
                 if let Some(sandbox) = self.nth(pick) {
                     self.placed.remove(&sandbox);
                     self.fleet.gone(now, sandbox);
+                    self.fleet.forget(sandbox);
                 }
             }
             Step::Stop { pick } => {
@@ -170,6 +172,7 @@ impl World {
             if forgetful && self.fleet.sandboxes.get(&sandbox).is_some_and(|b| !b.starting) {
                 self.placed.remove(&sandbox);
                 self.fleet.gone(now, sandbox);
+                self.fleet.forget(sandbox);
             }
         }
     }
@@ -246,11 +249,14 @@ impl Fleet {
             *functions.entry(booking.function).or_default() += 1;
             let used = used.entry(booking.worker).or_default();
             used.memory += booking.memory;
-            used.cpu += booking.cpu;
+            used.cpu += u64::from(booking.cpu);
             used.sandboxes += 1;
             used.starting += u32::from(booking.starting);
         }
         assert_eq!(functions, self.functions);
+        let there = self.sandboxes.iter().map(|(sandbox, booking)| (booking.worker, *sandbox));
+        let listed = self.workers.keys().flat_map(|id| self.on(*id).map(|sandbox| (*id, sandbox)));
+        assert_eq!(there.collect::<BTreeSet<_>>(), listed.collect::<BTreeSet<_>>());
         for (id, worker) in &self.workers {
             assert_eq!(used.get(id).copied().unwrap_or_default(), worker.used, "{id}");
             let Some(capacity) = &worker.capacity else { continue };

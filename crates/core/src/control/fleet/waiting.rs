@@ -103,6 +103,15 @@ impl Waiting {
         self.places.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whose a start that waits is.
+    pub(super) fn home(&self, sandbox: SandboxId) -> Option<FunctionId> {
+        self.places.get(&sandbox).map(|((revision, _), _)| revision.function)
+    }
+
     #[cfg(test)]
     pub(super) fn contains(&self, sandbox: SandboxId) -> bool {
         self.places.contains_key(&sandbox)
