@@ -212,37 +212,38 @@ impl Control {
         }
     }
 
-    /// Calls a function, if there is such a one, and settles it.
+    /// Calls a function, if there is such a one, and brings it in line with what is known now.
     fn with(&mut self, id: FunctionId, call: impl FnOnce(&mut Function, &mut Cluster)) {
-        if let Some(function) = self.functions.get_mut(&id) {
-            call(function, &mut self.cluster);
-            self.settle(id);
+        let Some(function) = self.functions.get_mut(&id) else { return };
+        call(function, &mut self.cluster);
+        function.settle(&mut self.cluster);
+        #[cfg(any(test, debug_assertions))]
+        function.check();
+        if function.active.as_ref().is_some_and(|active| active.deleted || active.unborn) {
+            self.part_with(id);
         }
     }
 
-    /// Brings a function that was touched in line with what is known now.
+    /// Settles a function that was touched.
     fn settle(&mut self, id: FunctionId) {
+        self.with(id, |_, _| {});
+    }
+
+    /// A function that was deleted, or is not recorded yet: what is left of it goes.
+    fn part_with(&mut self, id: FunctionId) {
         let Some(function) = self.functions.get_mut(&id) else { return };
-        function.settle(&mut self.cluster);
-        if function.active.as_ref().is_some_and(|active| active.deleted) {
-            let name = function.record.name.clone();
-            if self.names.get(&name) == Some(&id) {
-                self.names.remove(&name);
-                let ops = function.take_ops();
-                self.pass_on(&name, ops);
-            }
+        let name = function.record.name.clone();
+        if function.is_deleted() && self.names.get(&name) == Some(&id) {
+            self.names.remove(&name);
+            let ops = function.take_ops();
+            self.pass_on(&name, ops);
         }
-        let Some(function) = self.functions.get_mut(&id) else { return };
-        #[cfg(any(test, debug_assertions))]
-        function.check();
-        if function.is_over() {
-            function.forget(&mut self.cluster);
-            let name = function.record.name.clone();
-            if self.names.get(&name) == Some(&id) {
-                self.names.remove(&name);
-            }
-            self.functions.remove(&id);
+        let Some(function) = self.functions.get_mut(&id).filter(|f| f.is_over()) else { return };
+        function.forget(&mut self.cluster);
+        if self.names.get(&name) == Some(&id) {
+            self.names.remove(&name);
         }
+        self.functions.remove(&id);
     }
 
     /// After any event: what the fleet decided meanwhile, and room for those that wait for it.

@@ -33,7 +33,7 @@ pub struct Remembered {
     pub sandboxes: usize,
     /// Slots claimed of sandboxes that no worker reported.
     pub claims: usize,
-    /// Addresses of sandboxes that are in the books.
+    /// Addresses that rest, of sandboxes that are in the books.
     pub addresses: usize,
     /// Sandboxes that were to end on workers that are away.
     pub left_behind: usize,
@@ -53,12 +53,12 @@ impl Control {
     /// Every sandbox in the books.
     #[must_use]
     pub fn booked(&self) -> Vec<Booked> {
-        let active = self.functions.values().filter_map(|function| function.active.as_deref());
+        let active = self.functions.iter().filter_map(|(id, f)| Some((*id, f.active.as_deref()?)));
         active
-            .flat_map(|active| active.sandboxes.values())
-            .map(|entry| Booked {
+            .flat_map(|(function, active)| active.sandboxes.values().map(move |s| (function, s)))
+            .map(|(function, entry)| Booked {
                 sandbox: entry.id,
-                revision: entry.revision,
+                revision: RevisionId { function, number: entry.number },
                 concurrency: entry.concurrency,
                 stage: entry.stage.name(),
                 lost: entry.lost,

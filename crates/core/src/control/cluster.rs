@@ -18,6 +18,7 @@ use crate::{
         Answer, Effect, Measure, Refusal,
         fleet::Fleet,
         peers::Peers,
+        sandbox::Sandbox,
         timers::{Timer, Timers},
     },
     frame::{Share, ToDataPlane},
@@ -59,8 +60,8 @@ pub(crate) struct Cluster {
     pub(crate) fleet: Fleet,
     pub(crate) peers: Peers,
     pub(crate) timers: Timers,
-    /// Whose each address of a worker is: of a sandbox that is gone too, as long as slots of it may
-    /// be held.
+    /// Addresses that rest: their sandbox does not run at its worker any more, as far as is known,
+    /// and slots of it may be held.
     pub(crate) addresses: BTreeMap<(WorkerId, Address), SandboxId>,
     /// Those of them whose sandbox left the books while a data plane may still know the address, and
     /// until when they are kept: as long as their worker keeps them.
@@ -166,22 +167,53 @@ impl Cluster {
         }
     }
 
+    /// An address is not to be used by another sandbox.
+    pub(crate) fn rest_address(&mut self, place: (WorkerId, Address), sandbox: SandboxId) {
+        self.addresses.entry(place).or_insert(sandbox);
+    }
+
     /// Somebody may still know the address of a sandbox that leaves the books.
     pub(crate) fn keep_address(&mut self, place: (WorkerId, Address), sandbox: SandboxId) {
+        self.rest_address(place.clone(), sandbox);
         self.kept_addresses.push_back((self.now.after(ADDRESS_REST), sandbox, place));
     }
 
-    /// Whose an address is: from now on `sandbox`'s, if it is nobody's.
-    pub(crate) fn address(&mut self, place: (WorkerId, Address), sandbox: SandboxId) -> SandboxId {
+    /// Nobody knows the address of a sandbox any more.
+    pub(crate) fn free_address(&mut self, place: &(WorkerId, Address), sandbox: SandboxId) {
+        if self.addresses.get(place) == Some(&sandbox) {
+            self.addresses.remove(place);
+        }
+    }
+
+    /// Whether an address is not that of another sandbox, which somebody may mean by it.
+    pub(crate) fn is_address_free(
+        &mut self,
+        place: &(WorkerId, Address),
+        sandbox: SandboxId,
+    ) -> bool {
         while let Some((_, owner, old)) =
             self.kept_addresses.pop_front_if(|(until, _, _)| *until <= self.now)
         {
             // It may have come back with its worker.
-            if self.fleet.home(owner).is_none() && self.addresses.get(&old) == Some(&owner) {
-                self.addresses.remove(&old);
+            if self.fleet.home(owner).is_none() {
+                self.free_address(&old, owner);
             }
         }
-        *self.addresses.entry(place).or_insert(sandbox)
+        self.addresses.get(place).is_none_or(|owner| *owner == sandbox)
+    }
+
+    /// Sets a timer of a sandbox.
+    pub(crate) fn time(&mut self, entry: &mut Sandbox, timer: Timer, at: Time) {
+        self.timers.set(timer, at);
+        entry.timed = true;
+    }
+
+    /// Cancels the timers of a sandbox. Most have none.
+    pub(crate) fn untime(&mut self, entry: &mut Sandbox) {
+        if std::mem::take(&mut entry.timed) {
+            self.timers.cancel(Timer::Drained(entry.id));
+            self.timers.cancel(Timer::Idle(entry.id));
+        }
     }
 
     pub(crate) fn persist(&mut self, author: Author, write: Write) -> WriteToken {

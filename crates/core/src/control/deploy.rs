@@ -81,7 +81,7 @@ impl Function {
             },
             (RevisionState::Retired, _)
                 if active.is_some_and(|active| {
-                    active.sandboxes.values().any(|s| s.revision.number == revision.number)
+                    active.sandboxes.values().any(|s| s.number == revision.number)
                 }) =>
             {
                 RevisionState::Retiring
@@ -388,7 +388,7 @@ impl Function {
             .values()
             .filter(|s| matches!(s.stage, Stage::Ready | Stage::Starting | Stage::Wanted))
             .filter(|s| {
-                let number = s.revision.number;
+                let number = s.number;
                 !self.is_target(number) && !self.is_rolling_out(number)
             })
             .map(|s| s.id)

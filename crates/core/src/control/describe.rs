@@ -100,7 +100,7 @@ impl Function {
                 .take(MAX_LIMIT as usize)
                 .map(|sandbox| SandboxDescription {
                     id: sandbox.id,
-                    revision: sandbox.revision.number,
+                    revision: sandbox.number,
                     state: sandbox.stage.name().to_owned(),
                     worker: sandbox.worker,
                     address: sandbox.address.clone(),

@@ -62,11 +62,11 @@ impl Control {
             let Some(function) = self.functions.get(&home) else { continue };
             let entry = function.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
             let Some(entry) = entry else { continue };
-            let revision = function.revision(entry.revision.number);
+            let revision = function.revision(entry.number);
             let resources = revision.map(|r| r.spec.resources).unwrap_or_default();
             match entry.stage {
                 Stage::Recalling | Stage::Stopping => coming.add(&resources),
-                Stage::Ready if !entry.lost && function.is_target(entry.revision.number) => {
+                Stage::Ready if !entry.lost && function.is_target(entry.number) => {
                     present.entry(home).or_default().push((sandbox, resources));
                 }
                 Stage::Wanted | Stage::Starting | Stage::Ready | Stage::Gone => {}

@@ -80,8 +80,16 @@ pub(crate) struct Active {
     pub(crate) lent: u32,
     /// Its entry among those with sandboxes to spare.
     pub(crate) spare_since: Option<Time>,
+    pub(crate) armed: Armed,
     /// Its entry among the busiest.
     pub(crate) load: Option<u32>,
+}
+
+/// Which of its timers are set, of those that are looked at with each event.
+#[derive(Debug, Default)]
+pub(crate) struct Armed {
+    pub(crate) quiet: bool,
+    pub(crate) windows: bool,
 }
 
 /// Starts that failed in a row.
@@ -373,17 +381,21 @@ impl Function {
             active.load = load;
         }
         if active.deleted || active.unborn || !active.is_still() {
-            c.timers.cancel(Timer::Quiet(id));
+            if std::mem::take(&mut active.armed.quiet) {
+                c.timers.cancel(Timer::Quiet(id));
+            }
         } else if active.is_blank() {
             self.forget(c);
-        } else {
-            c.timers.start(Timer::Quiet(id), c.now.after(QUIET));
+        } else if !std::mem::replace(&mut active.armed.quiet, true) {
+            c.timers.set(Timer::Quiet(id), c.now.after(QUIET));
         }
     }
 
     /// It was silent for long: what was learned is dropped.
     pub(crate) fn quiet(&mut self, c: &mut Cluster) {
-        if self.active.as_ref().is_some_and(|active| active.is_still()) {
+        let Some(active) = self.active.as_deref_mut() else { return };
+        active.armed.quiet = false;
+        if active.is_still() {
             self.forget(c);
         }
     }

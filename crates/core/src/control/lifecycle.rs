@@ -1,6 +1,8 @@
 //! Sandboxes of one function as their workers see them: placed, ready, gone, lost, found again.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
+
+use smallvec::SmallVec;
 
 use crate::{
     Address, Cause, DataPlaneId, Fault, RevisionId, SandboxId, StartFailure, StartPhases, WorkerId,
@@ -46,7 +48,7 @@ impl Function {
         };
         self.activate().insert(Sandbox {
             id,
-            revision,
+            number,
             concurrency: spec.concurrency,
             protocol: spec.sandbox.protocol,
             stage: Stage::Wanted,
@@ -55,12 +57,12 @@ impl Function {
             decided: c.now,
             address: None,
             phases: None,
-            holders: Vec::new(),
+            holders: SmallVec::new(),
             cause,
             lost: false,
-            unsure: false,
-            settled: BTreeSet::new(),
+            unsure: None,
             astray: false,
+            timed: false,
         });
         c.measure(Measure::StartDecided);
         c.fleet.want(c.now, want);
@@ -87,9 +89,9 @@ impl Function {
         c.fleet.ready(now, sandbox);
         let Some(active) = self.active.as_deref_mut() else { return };
         let worker = active.sandboxes.get(&sandbox).and_then(|entry| entry.worker);
-        let place = worker.map(|worker| (worker, address.clone()));
-        let before = place.map_or(sandbox, |place| c.address(place, sandbox));
-        if before != sandbox {
+        if let Some(worker) = worker
+            && !c.is_address_free(&(worker, address.clone()), sandbox)
+        {
             // Its worker forgot, as after a reboot, that the address is not free yet: who holds slots
             // of the one before would reach this one.
             active.change(sandbox, |entry| entry.address = Some(address));
@@ -105,7 +107,7 @@ impl Function {
                 let measured = StartPhases { place, ..phases };
                 let wire = now.since(entry.decided).saturating_sub(measured.total());
                 entry.phases = Some(Box::new(StartPhases { wire, ..measured }));
-                (entry.decided, entry.revision.number)
+                (entry.decided, entry.number)
             })
         });
         // Else it was told to stop meanwhile, and that order is on its way.
@@ -159,7 +161,7 @@ impl Function {
     pub(crate) fn refused(&mut self, c: &mut Cluster, sandbox: SandboxId, why: String) {
         let Some(active) = self.active.as_deref_mut() else { return };
         if let Some(entry) = active.sandboxes.get(&sandbox) {
-            let (worker, number) = (entry.worker, entry.revision.number);
+            let (worker, number) = (entry.worker, entry.number);
             let cause = Cause::CreateFailed { message: why.clone() };
             let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
             // It is tried again until it is taken or nobody wants it: told once.
@@ -183,7 +185,7 @@ impl Function {
         let id = self.id();
         let Some(active) = self.active.as_deref_mut() else { return };
         let Some(entry) = active.sandboxes.get(&sandbox) else { return };
-        let (stage, worker, number) = (entry.stage, entry.worker, entry.revision.number);
+        let (stage, worker, number) = (entry.stage, entry.worker, entry.number);
         let age = c.now.since(entry.decided);
         let remembered = Failure { at: c.now, sandbox, worker, failure: failure.clone() };
         match stage {
@@ -247,6 +249,7 @@ impl Function {
         match entry.stage {
             Stage::Ready | Stage::Recalling if held => {
                 active.change(sandbox, |entry| entry.lost = true);
+                self.rest_address(c, sandbox);
             }
             Stage::Wanted | Stage::Gone => {}
             Stage::Starting | Stage::Ready | Stage::Recalling | Stage::Stopping => {
@@ -286,7 +289,7 @@ impl Function {
                 self.recall(c, sandbox);
             }
             (Stage::Ready, _) if was_lost == Some(true) => {
-                let (number, unheld) = (entry.revision.number, entry.holders.is_empty());
+                let (number, unheld) = (entry.number, entry.holders.is_empty());
                 if unheld {
                     self.put_to_use(c, sandbox, number);
                 }
@@ -322,12 +325,9 @@ impl Function {
             c.unsure.insert(sandbox);
         }
         c.saw_sandbox(sandbox);
-        if let Some(address) = &report.address {
-            c.address((worker, address.clone()), sandbox);
-        }
         self.activate().insert(Sandbox {
             id: sandbox,
-            revision: report.revision,
+            number,
             concurrency,
             protocol,
             stage,
@@ -336,12 +336,12 @@ impl Function {
             decided: c.now,
             address: report.address.clone(),
             phases: None,
-            holders: Vec::new(),
+            holders: SmallVec::new(),
             cause: None,
             lost: false,
-            unsure,
-            settled: BTreeSet::new(),
+            unsure: unsure.then(Vec::new),
             astray: false,
+            timed: false,
         });
         for claim in claims {
             self.claim(c, sandbox, claim);
@@ -399,7 +399,7 @@ impl Function {
     pub(crate) fn sure(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         c.unsure.remove(&sandbox);
         if let Some(active) = self.active.as_deref_mut() {
-            active.change(sandbox, |entry| entry.unsure = false);
+            active.change(sandbox, |entry| entry.unsure = None);
             c.look_at(self.id());
             self.after_sure(c, sandbox);
         }

@@ -440,6 +440,13 @@ impl Control {
         reports: Vec<SandboxReport>,
         missing: BTreeSet<SandboxId>,
     ) {
+        // Before anything else is put to use there.
+        for &sandbox in &missing {
+            let home = self.cluster.fleet.home(sandbox);
+            if let Some(function) = home.and_then(|home| self.functions.get(&home)) {
+                function.rest_address(&mut self.cluster, sandbox);
+            }
+        }
         for report in reports {
             let home = report.revision.function;
             let function = self.functions.entry(home).or_insert_with(|| Function::ghost(home));

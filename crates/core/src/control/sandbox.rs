@@ -4,9 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use smallvec::SmallVec;
+
 use crate::{
-    Address, DataPlaneId, Protocol, RevisionId, SandboxId, Serial, StartPhases, Target, Time,
-    WorkerId, frame::Share,
+    Address, DataPlaneId, Protocol, SandboxId, StartPhases, Target, Time, WorkerId, frame::Share,
 };
 
 /// The life of a sandbox.
@@ -63,8 +64,6 @@ pub(crate) enum Reason {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Holder {
     pub(crate) slots: u32,
-    /// Of the last grant.
-    pub(crate) serial: Serial,
     /// Keep-alive does not apply there, as far as is known.
     pub(crate) pinned: bool,
 }
@@ -73,7 +72,8 @@ pub(crate) struct Holder {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
-    pub(crate) revision: RevisionId,
+    /// Its revision's.
+    pub(crate) number: u32,
     /// 0 is no limit.
     pub(crate) concurrency: u32,
     pub(crate) protocol: Protocol,
@@ -84,31 +84,26 @@ pub(crate) struct Sandbox {
     pub(crate) address: Option<Address>,
     /// Told with its first grant.
     pub(crate) phases: Option<Box<StartPhases>>,
-    /// Small: one entry per data plane that holds slots.
-    pub(crate) holders: Vec<(DataPlaneId, Holder)>,
+    /// One entry per data plane that holds slots: nearly always one.
+    pub(crate) holders: SmallVec<[(DataPlaneId, Holder); 1]>,
     /// Whose demand made it.
     pub(crate) cause: Option<DataPlaneId>,
     /// Its worker was lost: no capacity, but who holds slots may still reach it.
     pub(crate) lost: bool,
-    /// Somebody that has not attached yet may hold slots of it.
-    pub(crate) unsure: bool,
-    /// Of whom, though they have not attached, its worker has made sure that nothing is left there.
-    pub(crate) settled: BTreeSet<DataPlaneId>,
+    /// Somebody that has not attached yet may hold slots of it: not those of whom its worker has
+    /// made sure that nothing is left there.
+    pub(crate) unsure: Option<Vec<DataPlaneId>>,
     /// A data plane from which its slots were taken without its saying so may still know the
     /// address.
     pub(crate) astray: bool,
+    /// It may have a timer.
+    pub(crate) timed: bool,
 }
 
 impl Sandbox {
     /// Nobody holds slots of it, nor can somebody who has not attached yet.
     pub(crate) fn is_unheld(&self) -> bool {
-        self.holders.is_empty() && !self.unsure
-    }
-
-    pub(crate) fn hold(&mut self, by: DataPlaneId, holder: Holder) {
-        // Nearly always the only one.
-        self.holders.reserve_exact(1);
-        self.holders.push((by, holder));
+        self.holders.is_empty() && self.unsure.is_none()
     }
 
     pub(crate) fn held(&self) -> u32 {
@@ -121,7 +116,7 @@ impl Sandbox {
 
     /// Slots that can be granted. An open sandbox always has one, for who does not hold it.
     pub(crate) fn free(&self) -> u32 {
-        if self.stage != Stage::Ready || self.lost || self.unsure {
+        if self.stage != Stage::Ready || self.lost || self.unsure.is_some() {
             0
         } else if self.concurrency == 0 {
             1
@@ -180,7 +175,7 @@ pub(crate) struct Books {
 
 impl Books {
     pub(crate) fn enter(&mut self, sandbox: &Sandbox) {
-        let number = sandbox.revision.number;
+        let number = sandbox.number;
         match Self::kind(sandbox) {
             Some(true) => self.tally_mut(number).ready += 1,
             Some(false) => self.tally_mut(number).starting += 1,
@@ -198,7 +193,7 @@ impl Books {
     }
 
     pub(crate) fn strike(&mut self, sandbox: &Sandbox) {
-        let number = sandbox.revision.number;
+        let number = sandbox.number;
         match Self::kind(sandbox) {
             Some(true) => self.tally_mut(number).ready -= 1,
             Some(false) => self.tally_mut(number).starting -= 1,

@@ -261,7 +261,7 @@ impl Function {
             .iter()
             .filter(|id| {
                 active.sandboxes.get(id).is_some_and(|sandbox| {
-                    let number = sandbox.revision.number;
+                    let number = sandbox.number;
                     sandbox.reason != Reason::Queued
                         && self.record.targets.iter().any(|target| target.revision == number)
                 })
@@ -408,9 +408,13 @@ impl Function {
         let tally = active.books.tally_of(&self.record.targets);
         let several = tally.ready + tally.starting > self.record.settings.min.max(1);
         if active.kpa.is_some() && (several || active.levels.queued() > 0) {
-            c.timers.start(Timer::Windows(id), c.now.after(EVALUATION_INTERVAL));
+            if !std::mem::replace(&mut active.armed.windows, true) {
+                c.timers.set(Timer::Windows(id), c.now.after(EVALUATION_INTERVAL));
+            }
         } else {
-            c.timers.cancel(Timer::Windows(id));
+            if std::mem::take(&mut active.armed.windows) {
+                c.timers.cancel(Timer::Windows(id));
+            }
             if tally == Tally::default() && active.levels.queued() == 0 && active.levels.busy() == 0
             {
                 active.kpa = None;
@@ -422,7 +426,11 @@ impl Function {
     pub(crate) fn read_windows(&mut self, c: &mut Cluster) {
         let concurrency = self.target_concurrency();
         let (min, max) = (self.record.settings.min.max(1), self.record.settings.max);
-        let Some(active) = self.active.as_deref_mut().filter(|a| !a.deleted) else { return };
+        let Some(active) = self.active.as_deref_mut() else { return };
+        active.armed.windows = false;
+        if active.deleted {
+            return;
+        }
         let tally = active.books.tally_of(&self.record.targets);
         let looping = active.crashes.looping();
         let Some(kpa) = active.kpa.as_mut() else { return };

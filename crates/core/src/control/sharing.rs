@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::{
     DataPlaneId, SandboxId, Time,
-    control::{cluster::Cluster, function::Function, sandbox::Stage, timers::Timer},
+    control::{cluster::Cluster, function::Function, sandbox::Stage},
     frame::ToDataPlane,
 };
 
@@ -66,7 +66,7 @@ impl Function {
     pub(crate) fn keep_shared(&mut self, c: &mut Cluster, sandbox: SandboxId) -> bool {
         let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
         let stays = entry.is_some_and(|entry| {
-            entry.stage == Stage::Ready && !entry.lost && self.is_target(entry.revision.number)
+            entry.stage == Stage::Ready && !entry.lost && self.is_target(entry.number)
         });
         let calm = self.active.as_ref().is_some_and(|a| a.rollout.is_none() && !a.deleted);
         if !stays || !calm {
@@ -76,7 +76,7 @@ impl Function {
         let unheld =
             self.active.as_ref().is_some_and(|active| active.books.unheld.contains(&sandbox));
         if unheld {
-            c.timers.set(Timer::Idle(sandbox), c.now.after(self.record.settings.keep_alive));
+            self.keep(c, sandbox);
         }
         true
     }

@@ -62,7 +62,7 @@ impl Function {
     pub(crate) fn doubt(&mut self, c: &mut Cluster) {
         let Some(active) = self.active.as_deref() else { return };
         let unsure: Vec<SandboxId> =
-            active.sandboxes.values().filter(|s| s.unsure).map(|s| s.id).collect();
+            active.sandboxes.values().filter(|s| s.unsure.is_some()).map(|s| s.id).collect();
         if unsure.is_empty() {
             return;
         }
@@ -89,11 +89,11 @@ impl Function {
         let mut silent: Vec<DataPlaneId> =
             entry.holders.iter().map(|(id, _)| *id).filter(settling).collect();
         let mut alone = silent.len() == entry.holders.len();
-        if entry.unsure {
+        if let Some(settled) = &entry.unsure {
             if c.now < self.doubted_from(c) {
                 alone = false;
             } else {
-                silent.extend(c.peers.unheard().filter(|id| !entry.settled.contains(id)));
+                silent.extend(c.peers.unheard().filter(|id| !settled.contains(id)));
             }
         }
         if silent.is_empty() {
@@ -123,11 +123,13 @@ impl Function {
         let taken = self.take_back(from, sandbox, None);
         let Some(active) = self.active.as_deref_mut() else { return };
         let sure = active.change(sandbox, |entry| {
-            entry.astray |= taken.is_some() || entry.unsure;
-            if entry.unsure {
-                entry.settled.insert(from);
-            }
-            entry.unsure && c.peers.unheard().all(|id| entry.settled.contains(&id))
+            entry.astray |= taken.is_some() || entry.unsure.is_some();
+            entry.unsure.as_mut().is_some_and(|settled| {
+                if !settled.contains(&from) {
+                    settled.push(from);
+                }
+                c.peers.unheard().all(|id| settled.contains(&id))
+            })
         });
         if sure == Some(true) {
             self.sure(c, sandbox);

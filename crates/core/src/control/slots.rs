@@ -7,7 +7,7 @@
 use std::{cmp::Reverse, time::Duration};
 
 use crate::{
-    DataPlaneId, FunctionId, SandboxId,
+    DataPlaneId, FunctionId, RevisionId, SandboxId,
     control::{
         Measure,
         cluster::{Claim, Cluster},
@@ -54,21 +54,21 @@ impl Function {
         let Some(peer) = c.peers.get_mut(to) else { return };
         let serial = peer.next_serial();
         self.level(c, to, |level| level.books += slots);
-        c.timers.cancel(Timer::Idle(sandbox));
+        let function = self.id();
         let active = self.activate();
         let frame = active.change(sandbox, |entry| {
+            c.untime(entry);
             debug_assert!(slots > 0 && slots <= entry.free(), "granted more than is free");
             match entry.holders.iter_mut().find(|(id, _)| *id == to) {
                 Some((_, holder)) => {
                     holder.slots += slots;
-                    holder.serial = serial;
                     holder.pinned = pinned;
                 }
-                None => entry.hold(to, Holder { slots, serial, pinned }),
+                None => entry.holders.push((to, Holder { slots, pinned })),
             }
             Some(Grant {
                 sandbox,
-                revision: entry.revision,
+                revision: RevisionId { function, number: entry.number },
                 address: entry.address.clone()?,
                 protocol: entry.protocol,
                 share: entry.share(slots),
@@ -99,7 +99,7 @@ impl Function {
             return;
         };
         let (free, cause) = (entry.free(), entry.cause);
-        if free == 0 || !entry.holders.is_empty() || !self.is_target(entry.revision.number) {
+        if free == 0 || !entry.holders.is_empty() || !self.is_target(entry.number) {
             return;
         }
         let to = cause
@@ -108,8 +108,14 @@ impl Function {
         if let Some(to) = to {
             self.grant(c, sandbox, to, free);
         } else if !self.is_one_of_min() {
-            c.timers.set(Timer::Idle(sandbox), c.now.after(self.record.settings.keep_alive));
+            self.keep(c, sandbox);
         }
+    }
+
+    /// A sandbox that nobody holds goes at the end of its keep-alive.
+    pub(crate) fn keep(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let until = c.now.after(self.record.settings.keep_alive);
+        self.activate().change(sandbox, |entry| c.time(entry, Timer::Idle(sandbox), until));
     }
 
     /// A sandbox that nobody held was idle for its keep-alive.
@@ -388,7 +394,10 @@ impl Function {
                 if self.activate().sandboxes.get(&sandbox).is_some_and(|s| s.is_unheld()) {
                     self.stop(c, sandbox);
                 } else {
-                    c.timers.set(Timer::Drained(sandbox), c.now.after(limit));
+                    let until = c.now.after(limit);
+                    self.activate().change(sandbox, |entry| {
+                        c.time(entry, Timer::Drained(sandbox), until);
+                    });
                 }
             }
             Stage::Recalling | Stage::Stopping | Stage::Gone => {}
@@ -402,7 +411,7 @@ impl Function {
         let pinned: Vec<SandboxId> = active
             .sandboxes
             .values()
-            .filter(|s| s.stage == Stage::Ready && self.is_target(s.revision.number))
+            .filter(|s| s.stage == Stage::Ready && self.is_target(s.number))
             .filter(|s| s.holders.iter().any(|(_, holder)| holder.pinned))
             .map(|s| s.id)
             .skip(min)
@@ -430,7 +439,7 @@ impl Function {
             .sandboxes
             .values()
             .filter(|s| matches!(s.stage, Stage::Wanted | Stage::Starting | Stage::Ready))
-            .filter(|s| !s.lost && self.is_target(s.revision.number))
+            .filter(|s| !s.lost && self.is_target(s.number))
             .map(|s| (s.stage == Stage::Ready, !s.is_unheld(), Reverse(s.id)))
             .collect();
         present.sort_unstable();
@@ -460,14 +469,11 @@ impl Function {
             return;
         }
         let before = active.change(sandbox, |entry| {
-            let before = entry.stage;
-            entry.stage = Stage::Stopping;
-            before
+            c.untime(entry);
+            std::mem::replace(&mut entry.stage, Stage::Stopping)
         });
         let Some(before) = before else { return };
         debug_assert!(!matches!(before, Stage::Wanted | Stage::Gone), "nothing to stop");
-        c.timers.cancel(Timer::Drained(sandbox));
-        c.timers.cancel(Timer::Idle(sandbox));
         if before != Stage::Stopping {
             c.stopping += 1;
             c.measure(Measure::SandboxStopped);
@@ -475,20 +481,28 @@ impl Function {
         c.fleet.stop(sandbox, grace);
     }
 
+    /// Its worker does not run it any more, as far as is known, and slots of it are held.
+    pub(crate) fn rest_address(&self, c: &mut Cluster, sandbox: SandboxId) {
+        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        if let Some(place) = entry.and_then(|entry| entry.worker.zip(entry.address.clone())) {
+            c.rest_address(place, sandbox);
+        }
+    }
+
     /// It runs no more: it leaves the books when nobody holds slots of it.
     pub(crate) fn bury(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         let Some(active) = self.active.as_deref_mut() else { return };
-        let Some(entry) = active.sandboxes.get(&sandbox) else { return };
+        let Some(entry) = active.sandboxes.get_mut(&sandbox) else { return };
         let (stage, held) = (entry.stage, !entry.holders.is_empty());
         if stage == Stage::Stopping {
             c.stopping = c.stopping.saturating_sub(1);
         }
-        c.timers.cancel(Timer::Drained(sandbox));
-        c.timers.cancel(Timer::Idle(sandbox));
+        c.untime(entry);
         c.fleet.gone(c.now, sandbox);
         c.reclaim = true;
         if held {
             active.change(sandbox, |entry| entry.stage = Stage::Gone);
+            self.rest_address(c, sandbox);
             self.tell_holders(c, sandbox);
             self.make_sure(c, sandbox);
         } else {
@@ -498,10 +512,11 @@ impl Function {
 
     /// It leaves the books.
     pub(crate) fn drop_sandbox(&mut self, c: &mut Cluster, sandbox: SandboxId) {
-        let Some(entry) = self.active.as_deref_mut().and_then(|active| active.remove(sandbox))
+        let Some(mut entry) = self.active.as_deref_mut().and_then(|active| active.remove(sandbox))
         else {
             return;
         };
+        c.untime(&mut entry);
         let to_end = matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone);
         if let Some(worker) = entry.worker.filter(|worker| to_end && c.fleet.is_away(*worker)) {
             c.left_behind.entry(worker).or_default().insert(sandbox);
@@ -522,8 +537,7 @@ impl Function {
             // More than there is room for is what it was granted by nobody: it is not believed.
             let slots = slots.min(room);
             if slots > 0 {
-                let holder = Holder { slots, serial: crate::Serial(0), pinned };
-                entry.hold(by, holder);
+                entry.holders.push((by, Holder { slots, pinned }));
             }
             (slots, matches!(entry.stage, Stage::Recalling | Stage::Stopping | Stage::Gone))
         });
@@ -549,20 +563,16 @@ impl Function {
 /// The indexes forget a sandbox; its address may be used again, unless somebody may still know it.
 fn forget_sandbox(c: &mut Cluster, entry: &Sandbox) {
     let sandbox = entry.id;
-    let astray = entry.astray || entry.unsure;
+    let astray = entry.astray || entry.unsure.is_some();
     c.fleet.forget(sandbox);
     c.unsure.remove(&sandbox);
-    if let Some(place) = entry.worker.zip(entry.address.clone())
-        && c.addresses.get(&place) == Some(&sandbox)
-    {
+    if let Some(place) = entry.worker.zip(entry.address.clone()) {
         if astray {
             c.keep_address(place, sandbox);
         } else {
-            c.addresses.remove(&place);
+            c.free_address(&place, sandbox);
         }
     }
-    c.timers.cancel(Timer::Drained(sandbox));
-    c.timers.cancel(Timer::Idle(sandbox));
     if let Some(worker) = entry.worker.filter(|_| entry.stage != Stage::Ready && !astray) {
         c.fleet.release_address(sandbox, worker);
     }

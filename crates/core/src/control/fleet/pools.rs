@@ -28,50 +28,86 @@ struct Pool {
     ready_by_memory: BTreeSet<(u64, WorkerId)>,
 }
 
-/// Where a worker stands in the indexes; absent if it is not ready.
-#[derive(Debug, PartialEq, Eq)]
+/// A worker in the indexes; absent if it is not ready.
+#[derive(Debug)]
 struct Entry {
     kinds: Vec<RuntimeKind>,
+    place: Place,
+}
+
+/// Where it stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    /// Free memory.
     free: u64,
     open: bool,
+}
+
+impl Pool {
+    fn put(&mut self, id: WorkerId, old: Option<Place>, new: Option<Place>) {
+        reorder(&mut self.ready_by_memory, id, old, new);
+        let open = |place: &Place| place.open;
+        let (old, new) = (old.filter(open), new.filter(open));
+        reorder(&mut self.open_by_memory, id, old, new);
+        // One that stays open keeps its number: nothing else moves then.
+        match (old, new) {
+            (None, Some(_)) => {
+                self.open.insert(id);
+            }
+            (Some(_), None) => {
+                self.open.swap_remove(&id);
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+    }
+}
+
+fn reorder(
+    order: &mut BTreeSet<(u64, WorkerId)>,
+    id: WorkerId,
+    old: Option<Place>,
+    new: Option<Place>,
+) {
+    let (old, new) = (old.map(|place| place.free), new.map(|place| place.free));
+    if old != new {
+        old.map(|free| order.remove(&(free, id)));
+        new.map(|free| order.insert((free, id)));
+    }
 }
 
 impl Pools {
     /// Brings a worker's place up to date.
     pub(super) fn update(&mut self, worker: &Worker) {
         let id = worker.record.id;
-        let entry = worker.capacity.as_ref().filter(|_| worker.is_ready()).map(|capacity| Entry {
-            kinds: capacity.runtimes.iter().map(|(kind, _)| *kind).collect(),
-            free: worker.memory_free(),
-            open: worker.is_open(),
-        });
-        if self.entries.get(&id) == entry.as_ref() {
+        let offer = worker.capacity.as_ref().filter(|_| worker.is_ready());
+        let kinds = || offer.into_iter().flat_map(|offer| &offer.runtimes).map(|(kind, _)| *kind);
+        let new = offer.map(|_| Place { free: worker.memory_free(), open: worker.is_open() });
+        if let Some(entry) = self.entries.get_mut(&id)
+            && let Some(new) = new
+            && entry.kinds.iter().copied().eq(kinds())
+        {
+            let old = std::mem::replace(&mut entry.place, new);
+            for kind in entry.kinds.iter().filter(|_| old != new) {
+                if let Some(pool) = self.pools.get_mut(kind) {
+                    pool.put(id, Some(old), Some(new));
+                }
+            }
             return;
         }
-        if let Some(old) = self.entries.remove(&id) {
-            for kind in &old.kinds {
+        let old = self.entries.remove(&id);
+        if let Some(entry) = &old {
+            for kind in &entry.kinds {
+                let stays = new.filter(|_| kinds().any(|other| other == *kind));
                 if let Some(pool) = self.pools.get_mut(kind) {
-                    pool.ready_by_memory.remove(&(old.free, id));
-                    // One that stays open keeps its number: nothing else moves then.
-                    let stays =
-                        entry.as_ref().is_some_and(|new| new.open && new.kinds.contains(kind));
-                    if old.open && !stays {
-                        pool.open.swap_remove(&id);
-                    }
-                    pool.open_by_memory.remove(&(old.free, id));
+                    pool.put(id, Some(entry.place), stays);
                 }
             }
         }
-        let Some(entry) = entry else { return };
-        for kind in &entry.kinds {
-            let pool = self.pools.entry(*kind).or_default();
-            pool.ready_by_memory.insert((entry.free, id));
-            if entry.open {
-                pool.open.insert(id);
-                pool.open_by_memory.insert((entry.free, id));
-            }
+        let Some(place) = new else { return };
+        for kind in kinds().filter(|kind| !old.iter().any(|old| old.kinds.contains(kind))) {
+            self.pools.entry(kind).or_default().put(id, None, Some(place));
         }
-        self.entries.insert(id, entry);
+        self.entries.insert(id, Entry { kinds: kinds().collect(), place });
     }
 
     /// An artifact is held by a worker, or no longer.
@@ -107,7 +143,7 @@ impl Pools {
 
     /// Every worker to which a start may be sent now.
     pub(super) fn open(&self) -> impl Iterator<Item = WorkerId> {
-        self.entries.iter().filter(|(_, entry)| entry.open).map(|(id, _)| *id)
+        self.entries.iter().filter(|(_, entry)| entry.place.open).map(|(id, _)| *id)
     }
 
     pub(super) fn view<'a>(

@@ -188,7 +188,7 @@ impl Worker {
     /// How it looks to a placement policy.
     pub(super) fn candidate(&self, artifact: Option<&Digest>) -> Candidate {
         let milli = |part: u64, whole: u64| {
-            let share = u128::from(part) * 1000 / u128::from(whole.max(1));
+            let share = part.saturating_mul(1000) / whole.max(1);
             u32::try_from(share).unwrap_or(u32::MAX)
         };
         let (memory, cpu, cores, sandboxes) =
