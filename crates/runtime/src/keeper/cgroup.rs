@@ -322,6 +322,12 @@ fn locate(mounts: &str, own: &str, controller: &str) -> Option<Place> {
     })
 }
 
+/// Of a group whose processes had to make room.
+const LEAF: &str = "dirigent.processes";
+
+/// How often it is tried to empty a group of which new processes come.
+const EVACUATIONS: u32 = 16;
+
 /// Make the keeper's directory for a controller, below our own group or else below the root.
 fn make_parent(place: &Place, name: &str, controller: &str) -> io::Result<PathBuf> {
     make_parent_in(&place.own, place.version, name, controller).or_else(
@@ -338,23 +344,78 @@ fn make_parent_in(
     name: &str,
     controller: &str,
 ) -> io::Result<PathBuf> {
-    let path = below.join(name);
+    // An earlier keeper made room here, and we were started by one of those who moved.
+    let below = match below.parent() {
+        Some(parent) if below.ends_with(LEAF) => parent,
+        _ => below,
+    };
     if version == Version::V2 {
-        // Refused where a group other than the root has processes of its own.
-        fs::write(below.join("cgroup.subtree_control"), format!("+{controller}"))?;
+        hand_down(below, controller)?;
     }
-    match fs::create_dir(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    let path = below.join(name);
+    let made = match fs::create_dir(&path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    let tried = try_parent(&path, version, controller);
+    if tried.is_err()
+        && made
+        && let Err(error) = fs::remove_dir(&path)
+    {
+        tracing::debug!(path = %path.display(), %error, "cgroup stays");
     }
+    tried.map(|()| path)
+}
+
+/// A directory may be there and still not be ours to use.
+fn try_parent(path: &Path, version: Version, controller: &str) -> io::Result<()> {
     if version == Version::V2 {
         fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"))?;
     }
-    // A directory may be there and still not be ours to use.
     let probe = path.join("probe");
     fs::create_dir(&probe)?;
-    fs::remove_dir(&probe)?;
-    Ok(path)
+    fs::remove_dir(&probe)
+}
+
+/// Let groups below this one have a controller. Version 2 refuses that where a group other than the
+/// root has processes of its own: they make room if the group is ours. As root it usually is not,
+/// but the service manager's, which counts on finding its processes there.
+fn hand_down(below: &Path, controller: &str) -> io::Result<()> {
+    for _ in 0..EVACUATIONS {
+        match fs::write(below.join("cgroup.subtree_control"), format!("+{controller}")) {
+            // Again after that: a process that was just being made keeps the group busy.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_ours(below) => {
+                evacuate(below)?;
+            }
+            handed => return handed,
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
+}
+
+/// Move the processes of a group to a leaf beside the keeper's directory.
+fn evacuate(group: &Path) -> io::Result<()> {
+    let leaf = group.join(LEAF);
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for pid in fs::read_to_string(group.join("cgroup.procs"))?.lines() {
+        match fs::write(leaf.join("cgroup.procs"), pid) {
+            // It has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            moved => moved?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether the processes of a group may be moved: it is the top of what we see, as in a container,
+/// or we are an ordinary user, who can write to it only because it was delegated.
+fn is_ours(group: &Path) -> bool {
+    let is_top = || !group.parent().is_some_and(|above| above.join("cgroup.procs").exists());
+    !rustix::process::geteuid().is_root() || is_top()
 }
 
 #[cfg(test)]
@@ -384,6 +445,46 @@ mod tests {
         let mounts = "35 31 0:32 /service /mnt/memory rw - cgroup cgroup rw,memory\n";
         let place = locate(mounts, OWN, "memory").expect("is there");
         assert_eq!(place.own, Path::new("/mnt/memory/one"));
+    }
+
+    /// Needs a hierarchy of version 2 with a controller, whichever, that may be written to.
+    #[test]
+    fn processes_of_our_own_group_make_room_in_version_2() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let own = fs::read_to_string("/proc/self/cgroup").expect("groups");
+        let found = ["hugetlb", "pids", "memory", "cpu"].into_iter().find_map(|controller| {
+            let place = locate(&mounts, &own, controller)?;
+            let group = place.root.join(format!("dirigent-test-{}", std::process::id()));
+            let all = place.root.join("cgroup.subtree_control");
+            let made = place.version == Version::V2
+                && fs::write(all, format!("+{controller}")).is_ok()
+                && fs::create_dir(&group).is_ok();
+            made.then_some((group, controller))
+        });
+        let Some((group, controller)) = found else {
+            println!("skip: no cgroup of version 2 with a controller can be made here");
+            return;
+        };
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().expect("sleeps");
+        let pid = process.id().to_string();
+        fs::write(group.join("cgroup.procs"), &pid).expect("joins");
+        let busy = hand_down(&group, controller).expect_err("it is a group of others");
+        assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+        evacuate(&group).expect("makes room");
+        let moved = fs::read_to_string(group.join(LEAF).join("cgroup.procs")).expect("a leaf");
+        assert_eq!(moved.trim(), pid);
+        // The same for those who are where the group's processes are now.
+        let leaf = group.join(LEAF);
+        for below in [&group, &leaf] {
+            let made = make_parent_in(below, Version::V2, "keeper", controller).expect("is made");
+            assert_eq!(made, group.join("keeper"));
+            let handed = fs::read_to_string(made.join("cgroup.subtree_control")).expect("reads");
+            assert_eq!(handed.trim(), controller);
+        }
+        process.kill().and_then(|()| process.wait()).expect("ends");
+        let mut left = Group::left(vec![group.join("keeper"), leaf, group]);
+        left.remove_within(Duration::from_secs(5));
+        assert!(left.directories.is_empty(), "{left:?}");
     }
 
     #[test]
