@@ -63,8 +63,13 @@ pub(crate) async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
         End::Close => process.close(),
         End::Detach => process.detach(),
     });
-    if let Err(error) = left.await {
-        tracing::error!(%error, "the runtime did not end well");
+    match tokio::time::timeout(STOP_TASKS, left).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the runtime did not end well"),
+        // A process that cannot be killed, as on a dead file system, or a keeper that was stopped.
+        Err(_elapsed) => tracing::error!(
+            "the keeper did not end in {STOP_TASKS:?}; the next start sees to what is left"
+        ),
     }
 }
 

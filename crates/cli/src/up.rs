@@ -52,7 +52,7 @@ async fn up(config: &Config, begin: Instant, printer: Printer) -> Result {
     let mut signals = Signals::new()?;
     let dir = config.state_dir();
     let tasks = Tasks::new();
-    let roles = match Roles::start(config, &dir, &tasks).await {
+    let roles = match start(config, &dir, &tasks, &mut signals).await {
         Ok(roles) => roles,
         Err(fail) => {
             tasks.stop();
@@ -74,6 +74,21 @@ async fn up(config: &Config, begin: Instant, printer: Printer) -> Result {
         tracing::warn!("some tasks did not end in {:?}", roles::STOP_TASKS);
     }
     result
+}
+
+/// Starts the roles. A signal meanwhile ends what is started once it is, so that nothing is left; a
+/// second one does not wait for that.
+async fn start(config: &Config, dir: &Path, tasks: &Tasks, signals: &mut Signals) -> Result<Roles> {
+    let mut starting = std::pin::pin!(Roles::start(config, dir, tasks));
+    tokio::select! {
+        started = &mut starting => return started,
+        () = signals.next() => {}
+    }
+    tokio::select! {
+        started = starting => started?.end(End::Close).await,
+        () = signals.next() => {}
+    }
+    Err(Fail::interrupted())
 }
 
 /// Waits for the end and makes it an orderly one.

@@ -66,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) log_total: u64,
     /// How long a keeper with neither sandboxes nor worker stays.
     pub(crate) idle_ms: u64,
+    /// How long sandboxes may go on without a worker.
+    pub(crate) abandoned_ms: u64,
     /// Whether `basic` may be used at all.
     pub(crate) basic: bool,
     /// Ports on loopback that sandboxes must not reach.
@@ -207,5 +209,9 @@ fn raise_open_files() {
 impl Options {
     pub(crate) fn idle(&self) -> Duration {
         Duration::from_millis(self.idle_ms)
+    }
+
+    pub(crate) fn abandoned(&self) -> Duration {
+        Duration::from_millis(self.abandoned_ms)
     }
 }

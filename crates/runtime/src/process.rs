@@ -71,6 +71,8 @@ pub struct ProcessConfig {
     pub log_total: Bytes,
     /// How long a keeper stays that has neither sandboxes nor a worker.
     pub keeper_idle: Duration,
+    /// How long sandboxes go on without a worker: nobody stops, counts or describes them.
+    pub abandoned_after: Duration,
     /// Ports of this machine that sandboxes must not reach, such as the API's.
     pub protected_ports: Vec<u16>,
     /// Ports of sandboxes, first and last: neither other hosts nor other sandboxes reach them.
@@ -94,6 +96,7 @@ impl ProcessConfig {
             log_file: Bytes::mib(8),
             log_total: Bytes::mib(512),
             keeper_idle: Duration::from_secs(600),
+            abandoned_after: Duration::from_secs(3600),
             protected_ports: Vec::new(),
             ports: (20_000, 29_999),
             rules_every: Duration::from_secs(60),
@@ -109,6 +112,7 @@ impl ProcessConfig {
             log_file: self.log_file.0,
             log_total: self.log_total.0,
             idle_ms: milliseconds(self.keeper_idle),
+            abandoned_ms: milliseconds(self.abandoned_after),
             basic: self.max_isolation >= Isolation::Basic,
             protected_ports: self.protected_ports.clone(),
             ports: self.ports,

@@ -401,6 +401,21 @@ fn strict_is_refused_with_a_reason() {
 }
 
 #[test]
+fn sandboxes_that_no_worker_comes_back_for_end() {
+    for level in levels(&Rig::new(|_| {})) {
+        let mut rig = Rig::new(|config| {
+            config.keeper_idle = Duration::from_millis(50);
+            config.abandoned_after = Duration::from_millis(300);
+        });
+        rig.serve(level);
+        rig.runtime.detach();
+        until("the keeper's end", || keeper_of(&rig).is_empty());
+        let left = std::fs::read_dir(rig.directory.path().join("sandboxes")).expect("lists");
+        assert_eq!(left.count(), 0);
+    }
+}
+
+#[test]
 fn a_keeper_that_nobody_needs_goes_and_leaves_nothing() {
     let rig = Rig::new(|config| config.keeper_idle = Duration::from_millis(50));
     assert!(!keeper_of(&rig).is_empty());

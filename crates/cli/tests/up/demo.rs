@@ -92,17 +92,19 @@ fn with_json_a_demo_prints_values_and_nothing_else() {
 }
 
 #[test]
-fn a_demo_that_is_interrupted_leaves_nothing() {
-    let state = State::new();
-    let out = tempfile::tempdir().unwrap();
-    let mut command = demo(&state, out.path(), &[]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // Sandboxes run.
-    until("it is under way", || state.processes().len() > 12);
-    kill(pid(&child), Signal::INT);
-    let begun = Instant::now();
-    assert_eq!(ended(&mut child, PATIENCE).code(), Some(130));
-    println!("ended {:?} after Ctrl-C", begun.elapsed());
-    nothing_is_left(&state);
-    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+fn a_demo_that_is_interrupted_or_loses_its_terminal_leaves_nothing() {
+    for signal in [Signal::INT, Signal::HUP] {
+        let state = State::new();
+        let out = tempfile::tempdir().unwrap();
+        let mut command = demo(&state, out.path(), &[]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Sandboxes run.
+        until("it is under way", || state.processes().len() > 12);
+        kill(pid(&child), signal);
+        let begun = Instant::now();
+        assert_eq!(ended(&mut child, PATIENCE).code(), Some(130));
+        println!("ended {:?} after {signal:?}", begun.elapsed());
+        nothing_is_left(&state);
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+    }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::process::ExitStatusExt as _,
+    process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -140,13 +141,18 @@ fn a_hundred_sandboxes_made_and_gone_leave_nothing() {
     until("nothing is left", || marks.count().is_gone());
 }
 
-/// Kills the keeper of a directory, and what it keeps dies with it.
-fn kill_keeper(state: &State) {
+/// Sends a signal to the keeper of a directory, and those of its children that have done nothing.
+fn signal_keeper(state: &State, signal: Signal) {
     let is_keeper = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).any(|word| word == b"keeper")
     };
-    state.processes().into_iter().filter(is_keeper).for_each(|pid| kill(pid, Signal::KILL));
+    state.processes().into_iter().filter(is_keeper).for_each(|pid| kill(pid, signal));
+}
+
+/// Kills the keeper of a directory, and what it keeps dies with it.
+fn kill_keeper(state: &State) {
+    signal_keeper(state, Signal::KILL);
     until("all its processes are gone", || state.processes().is_empty());
 }
 
@@ -177,4 +183,29 @@ fn what_a_dead_one_left_is_removed_by_another_and_what_a_living_one_has_stays() 
     assert!(living.body("hello", "/").starts_with("Hello"));
     another.signal(Signal::TERM);
     assert!(another.wait().success(), "{}", another.said());
+}
+
+#[test]
+fn a_start_that_hangs_can_be_interrupted() {
+    let mut up = Up::start(&[]);
+    let state = Arc::clone(&up.state);
+    up.signal(Signal::KILL);
+    up.wait();
+    // It takes connections and says nothing.
+    signal_keeper(&state, Signal::STOP);
+    let api = || fs::read_to_string(state.path().join("api")).unwrap_or_default();
+    let former = api();
+    let mut command = Up::command(&state, &[]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the control plane is there", || api() != former);
+    let mut status = None;
+    until("it ends", || {
+        // The second one does not wait for what is being started.
+        kill(i32::try_from(child.id()).unwrap(), Signal::INT);
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    // Not given up on the keeper, which would be an error.
+    assert_eq!(status.unwrap().code(), Some(130));
+    kill_keeper(&state);
 }

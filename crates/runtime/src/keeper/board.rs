@@ -50,6 +50,9 @@ const SWEEP_EVERY: Duration = Duration::from_millis(10);
 /// How often memory is looked at where the kernel does not limit it.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
+/// What sandboxes get to end well in when no worker comes back.
+const ABANDONED_GRACE: Duration = Duration::from_secs(10);
+
 /// Something to do later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Alarm {
@@ -139,6 +142,8 @@ pub(crate) struct Board {
     renewal: Option<OwnedFd>,
     /// Since when there is neither a sandbox nor a worker.
     idle_since: Option<Instant>,
+    /// Since when there is no worker; `None` also once its sandboxes were told to end for that.
+    alone_since: Option<Instant>,
     /// Alarms that are set already, of those that need ringing only once.
     due: BTreeSet<Alarm>,
     exiting: bool,
@@ -175,6 +180,7 @@ impl Board {
             has_rules: found.has_rules,
             renewal: None,
             idle_since: None,
+            alone_since: Some(Instant::now()),
             due: BTreeSet::new(),
             exiting: false,
         };
@@ -212,7 +218,7 @@ impl Board {
 
     /// Serve until told to exit, or until nobody needs it.
     pub(crate) fn serve(&mut self) -> io::Result<()> {
-        self.schedule(Duration::ZERO, Alarm::Idle);
+        self.schedule_once(Duration::ZERO, Alarm::Idle);
         self.schedule_once(Duration::from_millis(self.options.rules_ms), Alarm::Rules);
         self.refill();
         let mut events = Vec::with_capacity(256);
@@ -349,18 +355,30 @@ impl Board {
         }
     }
 
-    /// A keeper that nobody needs goes.
+    /// A keeper that nobody needs goes, and sandboxes that nobody comes back for.
     fn look_idle(&mut self, now: Instant) {
+        let abandoned = self.options.abandoned();
+        if self.alone_since.is_some_and(|since| now.duration_since(since) >= abandoned) {
+            self.alone_since = None;
+            let sandboxes: Vec<_> = self.by_sandbox.keys().copied().collect();
+            if !sandboxes.is_empty() {
+                tracing::warn!(count = sandboxes.len(), ?abandoned, "no worker: sandboxes end");
+            }
+            for sandbox in sandboxes {
+                self.stop(sandbox, ABANDONED_GRACE);
+            }
+        }
         if self.worker.is_some() || !self.by_sandbox.is_empty() {
             self.idle_since = None;
         } else if self.idle_since.is_none() {
             self.idle_since = Some(now);
         }
         let idle = self.options.idle();
+        let look = (idle.min(abandoned) / 2).max(Duration::from_millis(10));
         if self.idle_since.is_some_and(|since| now.duration_since(since) >= idle) {
             self.exit();
         } else {
-            self.schedule((idle / 2).max(Duration::from_millis(10)), Alarm::Idle);
+            self.schedule_once(look, Alarm::Idle);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dirigent_core::{StartFailure, worker::Adopted};
@@ -46,6 +46,7 @@ impl Board {
         if registered {
             let (inbox, outbox) = (Inbox::default(), Vec::new());
             self.worker = Some(Connection { stream, inbox, outbox, greeted: false });
+            self.alone_since = None;
         }
     }
 
@@ -169,6 +170,7 @@ impl Board {
             tracing::debug!(%error, "was not waited for");
         }
         self.idle_since = None;
-        self.schedule(Duration::ZERO, Alarm::Idle);
+        self.alone_since = Some(Instant::now());
+        self.schedule_once(Duration::ZERO, Alarm::Idle);
     }
 }
