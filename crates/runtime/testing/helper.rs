@@ -131,6 +131,12 @@ fn answer(mut connection: TcpStream) {
             eat(rest);
             "ok".to_owned()
         }
+        // From now on, beside what comes next.
+        "hold" => {
+            let mib = rest.to_owned();
+            std::thread::spawn(move || hold(&mib));
+            "ok".to_owned()
+        }
         "connect" => match TcpStream::connect(rest) {
             Ok(_) => "connected".to_owned(),
             Err(error) => format!("refused: {error}"),

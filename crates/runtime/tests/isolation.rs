@@ -396,7 +396,23 @@ fn temporary_space_is_limited() {
         assert!(answer.contains("No space left"), "{answer}");
         run(port, &format!("rm {place}/full"));
     }
+    // Empty files take no space and memory all the same.
+    let answer = refused(port, "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); : > /tmp/$i; done");
+    assert!(answer.contains("No space left"), "{answer}");
     rig.destroy(sandbox);
+}
+
+#[test]
+fn files_in_temporary_space_count_as_memory() {
+    let Some(mut rig) = rig() else { return };
+    let create = with(server(rig.basic()), |spec| spec.resources.memory = Bytes::mib(64));
+    let (sandbox, port) = (create.order.sandbox, create.port);
+    rig.runtime.create(create);
+    rig.listening(sandbox);
+    run(port, "head -c 30m /dev/zero > /tmp/files");
+    // Neither is too much alone.
+    ask(port, "hold 45");
+    assert_eq!(rig.gone(sandbox).cause, Cause::OutOfMemory { limit: Bytes::mib(64) });
 }
 
 #[test]

@@ -34,7 +34,7 @@ use super::{
     root::Template,
     rules, seccomp,
 };
-use crate::sys::process::{Forked, exit_now, fork};
+use crate::sys::process::{Forked, close_from, exit_now, fork};
 use cell::Cell;
 use worker::Connection;
 
@@ -49,6 +49,10 @@ const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 /// How often memory is looked at where the kernel does not limit it.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Beyond standard input and output. A child that holds copies of the others keeps connections and
+/// pipes open that are closed here, and the poll set speaks of them until it ends.
+const FIRST_OF_OURS: i32 = 3;
 
 /// What sandboxes get to end well in when no worker comes back.
 const ABANDONED_GRACE: Duration = Duration::from_secs(10);
@@ -404,6 +408,7 @@ impl Board {
         }
         match fork(0) {
             Ok(Forked::Child) => {
+                close_from(FIRST_OF_OURS);
                 let made = rules::make(&self.options, &self.name.table());
                 if let Err(reason) = &made {
                     tracing::warn!(%reason, "the network rules could not be made anew");

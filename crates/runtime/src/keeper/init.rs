@@ -21,8 +21,8 @@ use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
     process::{
-        DumpableBehavior, Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper,
-        set_dumpable_behavior, setsid, umask, wait,
+        DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process,
+        set_child_subreaper, set_dumpable_behavior, setsid, umask, wait,
     },
     thread::{CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set},
 };
@@ -234,17 +234,11 @@ impl Init<'_> {
     fn bury(&mut self) {
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if Some(pid) == self.main => {
-                    let exit = match status.terminating_signal() {
-                        Some(signal) => Exit::Signal(signal),
-                        None => Exit::Code(status.exit_status().unwrap_or(-1)),
-                    };
-                    say(&self.socket, &FromInit::Exited(exit));
-                    if self.state == State::Running {
+                Ok(Some((pid, status))) => {
+                    if self.has_ended(pid, status) && self.state == State::Running {
                         self.state = State::Over;
                     }
                 }
-                Ok(Some(_orphan)) => {}
                 Ok(None) | Err(Errno::INTR) => return,
                 Err(_nobody_left) => {
                     if self.main.is_some() {
@@ -254,6 +248,19 @@ impl Init<'_> {
                 }
             }
         }
+    }
+
+    /// Tell of the function's own process; whether it is that.
+    fn has_ended(&self, pid: Pid, status: WaitStatus) -> bool {
+        if Some(pid) != self.main {
+            return false;
+        }
+        let exit = match status.terminating_signal() {
+            Some(signal) => Exit::Signal(signal),
+            None => Exit::Code(status.exit_status().unwrap_or(-1)),
+        };
+        say(&self.socket, &FromInit::Exited(exit));
+        true
     }
 
     /// In `basic` the kernel kills everybody when this process ends.
@@ -266,7 +273,9 @@ impl Init<'_> {
             signal_all(&descendants(getpid()), Signal::KILL);
             loop {
                 match wait(WaitOptions::NOHANG) {
-                    Ok(Some(_)) | Err(Errno::INTR) => {}
+                    // The keeper looks everywhere for what is left of one that does not tell.
+                    Ok(Some((pid, status))) => drop(self.has_ended(pid, status)),
+                    Err(Errno::INTR) => {}
                     Ok(None) => break,
                     Err(_nobody_left) => return,
                 }

@@ -69,6 +69,10 @@ pub(crate) const BUILTIN: &str = "/.dirigent/dirigent";
 /// The working directory of a sandbox.
 pub(crate) const WORK: &str = "/app";
 
+/// A file costs the kernel about this much beside its bytes: of many small ones it is what counts.
+const BYTES_PER_INODE: u64 = 1024;
+const MIN_INODES: u64 = 1024;
+
 /// A sandbox's own temporary space.
 const OWN: &str = "/.sandbox";
 
@@ -227,7 +231,8 @@ impl Template {
     ) -> io::Result<()> {
         let root = if uid.is_some() { Path::new("/") } else { &self.root };
         let own = root.join(&OWN[1..]);
-        let size = CString::new(format!("size={temporary}"))?;
+        let inodes = (temporary / BYTES_PER_INODE).max(MIN_INODES);
+        let size = CString::new(format!("size={temporary},nr_inodes={inodes}"))?;
         mount_remount(&own, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str())
             .map_err(at(&own))?;
         if let Some(artifact) = artifact {

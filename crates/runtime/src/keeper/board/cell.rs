@@ -9,7 +9,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, Bytes, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted,
+    Address, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
@@ -22,7 +22,7 @@ use rustix::{
     process::{Pid, Signal, Uid, getgid, getuid, pidfd_send_signal},
 };
 
-use super::{Alarm, Board, REFILL_AFTER, SWEEP_EVERY, Source, WATCH_EVERY, machine};
+use super::{Alarm, Board, FIRST_OF_OURS, REFILL_AFTER, SWEEP_EVERY, Source, WATCH_EVERY, machine};
 use crate::{
     keeper::{
         cgroup::Group,
@@ -31,7 +31,7 @@ use crate::{
         output::{Output, Which},
         protocol::{Exit, FromInit, FromKeeper, Run, Start, ToInit},
     },
-    sys::process::{Forked, exit_now, fork},
+    sys::process::{Forked, close_from, exit_now, fork},
 };
 
 /// How long a sandbox that was told to die may take before it is killed without its help.
@@ -165,9 +165,19 @@ impl Board {
         drop(theirs);
         let key = self.next_key;
         self.next_key += 1;
-        for (fd, source) in [(&ours, Source::Socket(key)), (&pidfd, Source::End(key))] {
+        let heard = [(&ours, Source::Socket(key)), (&pidfd, Source::End(key))];
+        let heard = heard.into_iter().try_for_each(|(fd, source)| {
             let data = epoll::EventData::new_u64(source.token());
-            epoll::add(&self.poll, fd, data, epoll::EventFlags::IN)?;
+            epoll::add(&self.poll, fd, data, epoll::EventFlags::IN)
+        });
+        if let Err(error) = heard {
+            // Nobody would hear of its end.
+            if let Err(error) = pidfd_send_signal(&pidfd, Signal::KILL) {
+                tracing::debug!(%error, "has ended already");
+            }
+            self.dead_groups.extend(group.take());
+            self.sweep_groups();
+            return Err(error.into());
         }
         let directory = leftover::directory(&self.options.directory.join("sandboxes"), &id);
         if let Err(error) = Record::of(pid).and_then(|record| record.write(&directory)) {
@@ -460,6 +470,7 @@ impl Board {
         // It left files, maybe many: others do not wait for that.
         match fork(0) {
             Ok(Forked::Child) => {
+                close_from(FIRST_OF_OURS);
                 let code = i32::from(fs::remove_dir_all(&directory).is_err());
                 exit_now(code)
             }
@@ -483,7 +494,7 @@ impl Board {
                 continue;
             }
             any = true;
-            if used(cell.init) > assigned.adopted.report.memory {
+            if used(cell.init, cell.isolation) > assigned.adopted.report.memory.0 {
                 assigned.over_memory = true;
                 over.push(*key);
             }
@@ -524,11 +535,13 @@ fn cause(assigned: &Assigned, cell: &Cell) -> (Cause, Fault) {
     (cause, Fault::Function)
 }
 
-/// What a sandbox's processes use alone or share only in memory: not the files that they map.
-fn used(init: i32) -> Bytes {
-    let Some(init) = Pid::from_raw(init) else { return Bytes(0) };
-    let kibibytes: u64 = descendants(init)
-        .into_iter()
+/// What a sandbox's processes use alone or share only in memory, not the files that they map, and
+/// what its files in temporary space take.
+fn used(init: i32, isolation: Isolation) -> u64 {
+    let Some(init) = Pid::from_raw(init) else { return 0 };
+    let processes = descendants(init);
+    let kibibytes: u64 = processes
+        .iter()
         .map(|pid| {
             let status = format!("/proc/{}/status", pid.as_raw_nonzero());
             let status = fs::read_to_string(status).unwrap_or_default();
@@ -541,7 +554,19 @@ fn used(init: i32) -> Bytes {
                 .sum::<u64>()
         })
         .sum();
-    Bytes(kibibytes << 10)
+    let files = match isolation {
+        Isolation::Basic => processes.iter().filter_map(|pid| temporary(*pid)).max(),
+        // On the host's disk.
+        Isolation::Plain | Isolation::Strict => None,
+    };
+    (kibibytes << 10) + files.unwrap_or(0)
+}
+
+/// Bytes of files in the temporary space that a process sees; not of init, which may not be looked
+/// at once it has changed who it is.
+fn temporary(pid: Pid) -> Option<u64> {
+    let space = rustix::fs::statvfs(format!("/proc/{}/root/tmp", pid.as_raw_nonzero())).ok()?;
+    Some((space.f_blocks - space.f_bfree) * space.f_frsize)
 }
 
 /// The program `dirigent`, as a sandbox finds it.

@@ -39,7 +39,7 @@ impl Board {
             // The former worker is dead, or this would not be its state directory's new one. What
             // it said before its death still counts.
             self.hear_worker(epoll::EventFlags::IN);
-            self.worker = None;
+            self.lose_worker();
             let data = epoll::EventData::new_u64(Source::Worker.token());
             epoll::add(&self.poll, &stream, data, epoll::EventFlags::IN).is_ok()
         };
