@@ -84,7 +84,8 @@ impl Logs {
         }
     }
 
-    /// Keep all files together within their bound: the longest untouched go first. Costs a directory listing at most once per tenth of the bound written.
+    /// Keep all files together within their bound: the longest untouched go first, those of removed
+    /// functions among them. Costs a directory listing at most once per tenth of the bound written.
     pub(crate) fn tidy(&mut self) {
         if *self.unchecked.borrow() < self.bounds.total / 10 {
             return;
@@ -96,7 +97,7 @@ impl Logs {
             .flatten()
             .filter_map(|entry| {
                 let metadata = entry.metadata().ok()?;
-                Some((metadata.modified().ok()?, metadata.len(), entry.path()))
+                Some((metadata.modified().ok()?, on_disk(metadata.len()), entry.path()))
             })
             .collect();
         files.sort_unstable();
@@ -135,6 +136,9 @@ impl LogFile {
         if self.file.is_none() {
             let file = open(&self.path)?;
             self.length = file.metadata().map_or(0, |m| m.len());
+            if self.length == 0 {
+                *self.unchecked.borrow_mut() += on_disk(0);
+            }
             self.file = Some(file);
         }
         let Some(file) = &mut self.file else { return Ok(()) };
@@ -150,6 +154,12 @@ impl LogFile {
         *self.unchecked.borrow_mut() += length;
         Ok(())
     }
+}
+
+/// What a file takes, be it ever so short: many functions that say one line each are bounded too.
+const fn on_disk(length: u64) -> u64 {
+    const BLOCK: u64 = 4096;
+    (length / BLOCK + 1) * BLOCK
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -435,6 +445,21 @@ mod tests {
             .sum();
         assert!(total <= BOUNDS.total, "{total}");
         assert!(!directory.path().join("fn_1_9.log").exists(), "the oldest goes first");
+    }
+
+    #[test]
+    fn many_short_files_are_bounded_too() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut logs = Logs::new(directory.path().to_owned(), BOUNDS);
+        for number in 1..=300 {
+            let file = logs.of(FunctionId::new(Epoch(1), number));
+            file.borrow_mut().append(b"a line\n").expect("writes");
+            drop(file);
+            logs.forget_closed();
+            logs.tidy();
+        }
+        let files = std::fs::read_dir(directory.path()).expect("lists").count();
+        assert!(files <= 60, "{files}");
     }
 
     #[test]

@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dirigent_core::{
-    Address, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted,
-};
+use dirigent_core::{Address, Cause, Fault, Isolation, SandboxId, StartFailure, worker::Adopted};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
     io::Errno,
