@@ -48,10 +48,23 @@ struct Heard {
     connection: u64,
     lines: Vec<LogLine>,
     end: bool,
+    missing: Option<String>,
+}
+
+/// What a reader of logs gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// Lines of one worker, oldest first.
+    Lines(Vec<LogLine>),
+    /// Lines are missing, and why.
+    Missing(String),
 }
 
 /// The largest piece of an artifact.
 const PIECE: usize = 256 << 10;
+
+/// Pieces that wait for one worker: the connection holds far more messages, but not of this size.
+const PIECES: usize = 16;
 
 /// Batches of lines that wait for a reader.
 const BATCHES: usize = 64;
@@ -106,8 +119,15 @@ impl Bulk {
                         send_artifact(&blobs, digest, offset, &tx).await;
                     }));
                 }
-                FromWorkerBulk::LogLines { id, lines, end } => {
-                    self.hand_out(id, Heard { connection, lines, end }).await;
+                FromWorkerBulk::LogLines { id, lines, end, missing } => {
+                    let heard = Heard { connection, lines, end, missing };
+                    // Nobody wants these: the worker may not have heard that its reader left.
+                    if !self.hand_out(id, heard).await
+                        && !end
+                        && tx.send(ToWorkerBulk::StopLogs { id }).await.is_err()
+                    {
+                        break;
+                    }
                 }
             }
         }
@@ -117,18 +137,20 @@ impl Bulk {
             state.readers.keys().copied().collect()
         };
         for id in readers {
-            self.hand_out(id, Heard { connection, lines: Vec::new(), end: true }).await;
+            let missing = Some("a worker has left or connects anew".to_owned());
+            self.hand_out(id, Heard { connection, lines: Vec::new(), end: true, missing }).await;
         }
     }
 
-    /// Give lines to their reader; one who does not take them is given up.
-    async fn hand_out(&self, id: u64, heard: Heard) {
+    /// Give lines to their reader, if there is one. Who does not take them is given up.
+    async fn hand_out(&self, id: u64, heard: Heard) -> bool {
         let reader = self.lock().readers.get(&id).cloned();
-        if let Some(reader) = reader
-            && reader.send_timeout(heard, SLOW_READER).await.is_err()
-        {
+        let Some(reader) = reader else { return false };
+        let taken = reader.send_timeout(heard, SLOW_READER).await.is_ok();
+        if !taken {
             self.lock().readers.remove(&id);
         }
+        taken
     }
 
     /// Read logs of all workers.
@@ -141,11 +163,14 @@ impl Bulk {
             state.readers.insert(id, tx);
             state.workers.clone()
         };
-        let mut reader = LogReader { bulk: self.clone(), id, rx, waiting: BTreeSet::new() };
+        let (waiting, missing) = (BTreeSet::new(), None);
+        let mut reader = LogReader { bulk: self.clone(), id, rx, waiting, missing };
         for (connection, worker) in workers {
             let question = ToWorkerBulk::ReadLogs(query.clone());
             if worker.send_timeout(question, SLOW_READER).await.is_ok() {
                 reader.waiting.insert(connection);
+            } else {
+                reader.missing = Some("a worker is too busy to be asked".to_owned());
             }
         }
         reader
@@ -230,21 +255,34 @@ pub(crate) struct LogReader {
     rx: mpsc::Receiver<Heard>,
     /// Connections that have not said that they are through.
     waiting: BTreeSet<u64>,
+    /// To be told next.
+    missing: Option<String>,
 }
 
 impl LogReader {
-    /// The next lines of some worker, oldest first; `None` when all are through.
-    pub(crate) async fn next(&mut self) -> Option<Vec<LogLine>> {
-        while !self.waiting.is_empty() {
-            let Heard { connection, lines, end } = self.rx.recv().await?;
+    /// What comes next from some worker; `None` when all are through. Cancellation safe.
+    pub(crate) async fn next(&mut self) -> Option<Read> {
+        loop {
+            if let Some(why) = self.missing.take() {
+                return Some(Read::Missing(why));
+            }
+            // Of one that has left, only that is of interest.
+            if self.waiting.is_empty() {
+                return None;
+            }
+            let Some(Heard { connection, lines, end, missing }) = self.rx.recv().await else {
+                self.waiting.clear();
+                return Some(Read::Missing("they were read too slowly".to_owned()));
+            };
+            let awaited = self.waiting.contains(&connection);
             if end {
                 self.waiting.remove(&connection);
             }
+            self.missing = missing.filter(|_| awaited);
             if !lines.is_empty() {
-                return Some(lines);
+                return Some(Read::Lines(lines));
             }
         }
-        None
     }
 }
 
@@ -289,7 +327,13 @@ async fn pieces(
         let mut data = Vec::with_capacity(PIECE);
         (&mut file).take(PIECE as u64).read_to_end(&mut data).await?;
         let end = data.is_empty();
-        if tx.send(ToWorkerBulk::Chunk { digest, data, end }).await.is_err() || end {
+        // Room for one, once no more than that wait.
+        let room = tx.max_capacity().saturating_sub(PIECES - 1).max(1);
+        let Ok(mut room) = tx.reserve_many(room).await else { return Ok(()) };
+        if let Some(room) = room.next() {
+            room.send(ToWorkerBulk::Chunk { digest, data, end });
+        }
+        if end {
             return Ok(());
         }
     }

@@ -507,6 +507,8 @@ pub enum FromWorkerBulk {
         lines: Vec<LogLine>,
         /// No more will come.
         end: bool,
+        /// Why lines are missing, where they are.
+        missing: Option<String>,
     },
 }
 

@@ -21,7 +21,7 @@ use crate::{
     fetch::{Fetched, Incoming, Piece},
 };
 
-/// Log queries at once; each holds a thread. One more is answered with nothing.
+/// Log queries at once; each holds a thread. One more is turned away.
 const MAX_READERS: usize = 32;
 /// Batches of lines between the thread that reads them and the connection.
 const BATCHES: usize = 4;
@@ -182,7 +182,11 @@ impl Readers {
         } else {
             tracing::warn!(readers = MAX_READERS, "too many log readers: one is turned away");
             self.running.spawn(async move {
-                say(&tx, id, Vec::new(), true).await;
+                let why = format!("{MAX_READERS} others read logs of this worker: try again later");
+                let (lines, missing) = (Vec::new(), Some(why));
+                let frame = FromWorkerBulk::LogLines { id, lines, end: true, missing };
+                // Nobody to tell where the connection is over.
+                drop(tx.send(frame).await);
                 id
             })
         };
@@ -237,5 +241,6 @@ async fn read(
 
 /// Whether anybody hears.
 async fn say(tx: &mpsc::Sender<FromWorkerBulk>, id: u64, lines: Vec<LogLine>, end: bool) -> bool {
-    tx.send(FromWorkerBulk::LogLines { id, lines, end }).await.is_ok()
+    let frame = FromWorkerBulk::LogLines { id, lines, end, missing: None };
+    tx.send(frame).await.is_ok()
 }

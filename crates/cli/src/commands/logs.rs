@@ -39,19 +39,38 @@ pub(super) async fn logs(args: &LogsArgs, printer: Printer) -> Result {
     let response = succeeded(response).await?;
     let mut body = response.into_body();
     let mut lines = Lines::default();
+    let mut complete = true;
     loop {
         let frame = tokio::select! {
             // The way to end `-f`: no failure.
             interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
             frame = body.frame() => frame,
         };
-        let Some(frame) = frame else { return Ok(()) };
+        let Some(frame) = frame else { return whole(complete) };
         let frame = frame.or_fail(Kind::Unavailable, || "the log was cut")?;
         for line in lines.push(frame.data_ref().map_or(&[][..], |data| data)) {
-            let line: LogLine = serde_json::from_slice(&line)?;
-            print(&line, printer)?;
+            match serde_json::from_slice(&line)? {
+                Said::Line(line) => print(&line, printer)?,
+                Said::Missing { missing } => {
+                    complete = false;
+                    printer.problem(&format!("warning: lines are missing: {missing}"));
+                }
+            }
         }
     }
+}
+
+/// What the control plane says of a log.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Line(LogLine),
+    Missing { missing: String },
+}
+
+/// Programs that read what was printed must not take a part for all of it.
+fn whole(complete: bool) -> Result {
+    if complete { Ok(()) } else { Err(Fail::unavailable("the log is not complete")) }
 }
 
 fn print(line: &LogLine, printer: Printer) -> Result {
@@ -68,6 +87,8 @@ fn print(line: &LogLine, printer: Printer) -> Result {
 struct Found {
     record: InvocationRecord,
     lines: Vec<LogLine>,
+    /// Why some lines are not there.
+    missing: Vec<String>,
 }
 
 async fn record(args: &LogsArgs, id: &str, printer: Printer) -> Result {
@@ -86,7 +107,11 @@ async fn record(args: &LogsArgs, id: &str, printer: Printer) -> Result {
     if !found.lines.is_empty() {
         printer.line(&"")?;
     }
-    found.lines.iter().try_for_each(|line| print(line, printer))
+    found.lines.iter().try_for_each(|line| print(line, printer))?;
+    for why in &found.missing {
+        printer.problem(&format!("warning: lines are missing: {why}"));
+    }
+    whole(found.missing.is_empty())
 }
 
 fn record_text(record: &InvocationRecord) -> String {

@@ -16,11 +16,11 @@ use dirigent_core::{
 };
 use futures_util::stream;
 use http::{StatusCode, Uri, header::CONTENT_TYPE};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Api, ApiError, functions::name, query};
-use crate::bulk::LogReader;
+use crate::bulk::{LogReader, Read};
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -62,18 +62,28 @@ pub(super) async fn logs(
         None => None,
     };
     let function = id(&api, name(path)?).await?;
-    let tail = tail.min(LINES);
+    if tail > LINES {
+        let message =
+            format!("`tail` is {LINES} at most; ask for parts by `since_ms` and `until_ms`");
+        return Err(ApiError::bad_request(message));
+    }
     let wanted = LogQuery { id: 0, function, sandbox, since_ms, until_ms, tail, follow };
     let mut reader = api.bulk().read_logs(wanted).await;
     let body = if follow {
         let shutdown = api.shutdown().clone();
         Body::from_stream(stream::unfold((reader, shutdown), |(mut reader, shutdown)| async {
             // A reader that follows for ever must not hold up the end of the role.
-            let lines = shutdown.run_until_cancelled(reader.next()).await.flatten()?;
-            Some((Ok::<_, Infallible>(ndjson(&lines)), (reader, shutdown)))
+            let text = match shutdown.run_until_cancelled(reader.next()).await.flatten()? {
+                Read::Lines(lines) => ndjson(&lines),
+                Read::Missing(missing) => ndjson(&[Missing { missing }]),
+            };
+            Some((Ok::<_, Infallible>(Bytes::from(text)), (reader, shutdown)))
         }))
     } else {
-        Body::from(ndjson(&collect(&mut reader, tail).await))
+        let (lines, missing) = collect(&mut reader, tail).await;
+        let mut text = ndjson(&lines);
+        text.extend(ndjson(&missing));
+        Body::from(text)
     };
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
@@ -89,23 +99,35 @@ async fn id(api: &Api, name: FunctionName) -> Result<FunctionId, ApiError> {
     }
 }
 
-/// The newest `tail` lines of all workers in the order of their times, as far as they come in time.
-async fn collect(reader: &mut LogReader, tail: u32) -> Vec<LogLine> {
+/// In place of a line: some are missing.
+#[derive(Debug, Serialize)]
+struct Missing {
+    /// Why.
+    missing: String,
+}
+
+/// The newest `tail` lines of all workers in the order of their times, as far as they come in time,
+/// and why some do not.
+async fn collect(reader: &mut LogReader, tail: u32) -> (Vec<LogLine>, Vec<Missing>) {
     let tail = usize::try_from(tail).unwrap_or(usize::MAX);
-    let mut lines = Vec::new();
+    let (mut lines, mut problems) = (Vec::new(), Vec::new());
     let all = async {
-        while let Some(more) = reader.next().await {
-            lines.extend(more);
+        while let Some(read) = reader.next().await {
+            match read {
+                Read::Lines(more) => lines.extend(more),
+                Read::Missing(missing) => problems.push(Missing { missing }),
+            }
             if lines.len() > tail.saturating_mul(2).max(1000) {
                 newest(&mut lines, tail);
             }
         }
     };
     if tokio::time::timeout(PATIENCE, all).await.is_err() {
-        tracing::warn!("some workers did not send their log lines in time");
+        let missing = format!("a worker did not send its own within {} s", PATIENCE.as_secs());
+        problems.push(Missing { missing });
     }
     newest(&mut lines, tail);
-    lines
+    (lines, problems)
 }
 
 fn newest(lines: &mut Vec<LogLine>, tail: usize) {
@@ -120,7 +142,7 @@ fn newest(lines: &mut Vec<LogLine>, tail: usize) {
     lines.drain(..excess);
 }
 
-fn ndjson(lines: &[LogLine]) -> Bytes {
+fn ndjson(lines: &[impl Serialize]) -> Vec<u8> {
     let mut text = Vec::new();
     for line in lines {
         match serde_json::to_vec(line) {
@@ -131,7 +153,7 @@ fn ndjson(lines: &[LogLine]) -> Bytes {
             Err(error) => tracing::error!(%error, "a log line cannot be written as JSON"),
         }
     }
-    text.into()
+    text
 }
 
 pub(super) async fn invocation(
@@ -145,7 +167,7 @@ pub(super) async fn invocation(
         );
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };
-    let lines = match record.sandbox {
+    let (lines, missing) = match record.sandbox {
         Some(sandbox) => {
             let total = u64::try_from(record.total.as_millis()).unwrap_or(u64::MAX);
             let end = record.arrived_ms.saturating_add(total);
@@ -163,9 +185,10 @@ pub(super) async fn invocation(
                 .await;
             collect(&mut reader, LINES).await
         }
-        None => Vec::new(),
+        None => (Vec::new(), Vec::new()),
     };
-    Ok(Json(json!({ "record": record, "lines": lines })).into_response())
+    let missing: Vec<String> = missing.into_iter().map(|Missing { missing }| missing).collect();
+    Ok(Json(json!({ "record": record, "lines": lines, "missing": missing })).into_response())
 }
 
 #[cfg(test)]

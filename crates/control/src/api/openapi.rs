@@ -84,9 +84,9 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/functions/{namespace}/{name}/logs",
-        summary: "Lines that its sandboxes wrote, one JSON object a line",
+        summary: "Lines that its sandboxes wrote, one JSON object a line; `{\"missing\": WHY}` where some are not there",
         query: &[
-            ("tail", "integer", "The newest so many (100)"),
+            ("tail", "integer", "The newest so many (100), 10,000 at most"),
             ("follow", "boolean", "Go on with new lines"),
             ("since_ms", "integer", "Written at or after: milliseconds since 1970"),
             ("until_ms", "integer", "Written before: milliseconds since 1970"),

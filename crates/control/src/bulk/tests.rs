@@ -72,6 +72,35 @@ async fn artifacts_go_out_by_pieces_from_the_offset_on() {
 }
 
 #[tokio::test]
+async fn only_so_much_of_an_artifact_waits_for_a_worker() {
+    let (dir, tasks, bulk) = (tempfile::tempdir().unwrap(), Tasks::new(), Bulk::default());
+    let blobs = blobs(&dir);
+    let bytes = vec![7; PIECE * (PIECES * 3)];
+    let digest = Digest(sha2::Sha256::digest(&bytes).into());
+    let body = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes.clone().into())]);
+    blobs.put(digest, body).await.unwrap();
+    let mut end = worker(&bulk, &blobs, &tasks).await;
+    end.tx.send(FromWorkerBulk::Fetch { digest, offset: 0 }).await.unwrap();
+    let mut got = 0;
+    loop {
+        // As many as come before the next one is taken.
+        while end.rx.len() < PIECES && got + PIECE * end.rx.len() < bytes.len() {
+            tokio::task::yield_now().await;
+        }
+        let Some(ToWorkerBulk::Chunk { data, end: last, .. }) = end.rx.recv().await else {
+            panic!("no piece")
+        };
+        assert!(end.rx.len() < PIECES, "{} wait", end.rx.len());
+        got += data.len();
+        if last {
+            break;
+        }
+    }
+    assert_eq!(got, bytes.len());
+    tasks.stop();
+}
+
+#[tokio::test]
 async fn lines_of_all_workers_reach_the_reader_until_each_is_through_or_gone() {
     let (dir, tasks, bulk) = (tempfile::tempdir().unwrap(), Tasks::new(), Bulk::default());
     let blobs = blobs(&dir);
@@ -81,10 +110,12 @@ async fn lines_of_all_workers_reach_the_reader_until_each_is_through_or_gone() {
     let Some(ToWorkerBulk::ReadLogs(asked)) = one.rx.recv().await else { panic!("not asked") };
     assert!(matches!(two.rx.recv().await, Some(ToWorkerBulk::ReadLogs(_))));
     let lines = vec![line(1, "a")];
-    let answer = FromWorkerBulk::LogLines { id: asked.id, lines: lines.clone(), end: true };
+    let answer =
+        FromWorkerBulk::LogLines { id: asked.id, lines: lines.clone(), end: true, missing: None };
     one.tx.send(answer).await.unwrap();
-    assert_eq!(reader.next().await, Some(lines));
+    assert_eq!(reader.next().await, Some(Read::Lines(lines)));
     drop(two);
+    assert!(matches!(reader.next().await, Some(Read::Missing(why)) if why.contains("left")));
     assert_eq!(reader.next().await, None);
     tasks.stop();
 }
@@ -99,6 +130,30 @@ async fn a_reader_who_leaves_stops_the_workers() {
     drop(reader);
     assert_eq!(one.rx.recv().await, Some(ToWorkerBulk::StopLogs { id: asked.id }));
     assert!(bulk.lock().readers.is_empty());
+    tasks.stop();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_takes_nothing_is_told_and_the_worker_let_go() {
+    let (dir, tasks, bulk) = (tempfile::tempdir().unwrap(), Tasks::new(), Bulk::default());
+    let mut one = worker(&bulk, &blobs(&dir), &tasks).await;
+    let mut reader = bulk.read_logs(query(true)).await;
+    let Some(ToWorkerBulk::ReadLogs(asked)) = one.rx.recv().await else { panic!("not asked") };
+    let lines = || FromWorkerBulk::LogLines {
+        id: asked.id,
+        lines: vec![line(1, "a")],
+        end: false,
+        missing: None,
+    };
+    for _ in 0..BATCHES + 2 {
+        one.tx.send(lines()).await.unwrap();
+    }
+    assert_eq!(one.rx.recv().await, Some(ToWorkerBulk::StopLogs { id: asked.id }));
+    for _ in 0..BATCHES {
+        assert!(matches!(reader.next().await, Some(Read::Lines(_))));
+    }
+    assert!(matches!(reader.next().await, Some(Read::Missing(why)) if why.contains("slowly")));
+    assert_eq!(reader.next().await, None);
     tasks.stop();
 }
 

@@ -55,7 +55,7 @@ async fn worker(host: &Host) -> Worker {
 }
 
 async fn say(end: &Worker, query: &LogQuery, lines: Vec<LogLine>, last: bool) {
-    let frame = FromWorkerBulk::LogLines { id: query.id, lines, end: last };
+    let frame = FromWorkerBulk::LogLines { id: query.id, lines, end: last, missing: None };
     end.tx.send(frame).await.unwrap();
 }
 

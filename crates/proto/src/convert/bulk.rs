@@ -28,7 +28,7 @@ frame! {
 frame! {
     FromWorkerBulk in from_worker_bulk {
         Fetch { digest: Exactly, offset: Plain, }
-        LogLines { id: Plain, lines: List<{ limit::LOG_LINES }>, end: Plain, }
+        LogLines { id: Plain, lines: List<{ limit::LOG_LINES }>, end: Plain, missing: Maybe<Told>, }
     }
 }
 

@@ -323,7 +323,7 @@ enums! {
         Chunk { digest, data, end }, NoArtifact { digest, message }, ReadLogs(query),
         StopLogs { id },
     }
-    FromWorkerBulk { Fetch { digest, offset }, LogLines { id, lines, end }, }
+    FromWorkerBulk { Fetch { digest, offset }, LogLines { id, lines, end, missing }, }
     ToDataPlaneBulk { FindInvocation { id, request_id }, }
     FromDataPlaneBulk { Invocation { id, record }, }
 }

@@ -202,6 +202,30 @@ async fn log_lines_come_and_a_follower_is_let_go() {
 }
 
 #[tokio::test]
+async fn a_reader_too_many_is_told_that_lines_are_missing() {
+    let mut bench = Bench::start().await;
+    bench.attach().await;
+    bench.attach_bulk().await;
+    for id in 1..=33 {
+        let query = LogQuery {
+            id,
+            function: function(),
+            sandbox: None,
+            since_ms: None,
+            until_ms: None,
+            tail: 10,
+            follow: true,
+        };
+        bench.say_bulk(ToWorkerBulk::ReadLogs(query)).await;
+    }
+    let FromWorkerBulk::LogLines { id, end, missing, .. } = bench.hear_bulk().await else {
+        panic!("no log lines")
+    };
+    assert_eq!((id, end), (33, true));
+    assert!(missing.is_some_and(|why| why.contains("32 others")));
+}
+
+#[tokio::test]
 async fn stopping_all_leaves_no_sandbox_and_the_control_plane() {
     let mut bench = Bench::start().await;
     bench.attach().await;

@@ -207,7 +207,7 @@ impl Bench {
     pub(crate) async fn lines(&mut self, query: u64, n: usize) -> Vec<String> {
         let mut texts = Vec::new();
         while texts.len() < n {
-            let FromWorkerBulk::LogLines { id, lines, end } = self.hear_bulk().await else {
+            let FromWorkerBulk::LogLines { id, lines, end, .. } = self.hear_bulk().await else {
                 panic!("no log lines")
             };
             assert_eq!(id, query);
