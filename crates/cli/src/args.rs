@@ -448,7 +448,7 @@ pub(crate) struct WorkerFlags {
     /// What starts sandboxes; `fake` answers itself, for tests [default: process]
     #[arg(long, value_enum)]
     pub(crate) runtime: Option<RuntimeArg>,
-    /// Memory for sandboxes [default: three quarters of the machine's]
+    /// Memory for sandboxes [default: four fifths of what this process may use]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Bytes>,
     /// Sandboxes at most

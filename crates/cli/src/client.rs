@@ -177,7 +177,7 @@ pub(crate) fn read_state(state: &Path, file: &str) -> Result<String> {
         io::ErrorKind::NotFound => {
             Fail::unavailable(format!("no Dirigent runs on {}", state.display()))
                 .hint("start it with `dirigent up`")
-                .hint("or name its directory with --state, or its API with --api")
+                .hint("or name its directory with --state, or its API with --server")
         }
         _ => Fail::new(Kind::Config, error)
             .details([format!("reading {}", path.display())])

@@ -88,7 +88,7 @@ pub(crate) struct Config {
     pub(crate) min_isolation: Option<Isolation>,
     /// What starts sandboxes: `process`, or `fake` for tests.
     pub(crate) runtime: RuntimeKind,
-    /// Memory for sandboxes; three quarters of the machine's if nothing is said.
+    /// Memory for sandboxes; four fifths of what this process may use if nothing is said.
     pub(crate) memory: Option<Bytes>,
     /// By how much the machine's processors may be reserved over.
     pub(crate) cpu_overcommit: u32,
@@ -301,7 +301,7 @@ pub(crate) fn show(args: &dyn Flagged, origin: bool, printer: Printer) -> Result
         return settings.iter().try_for_each(|setting| {
             printer.json(&serde_json::json!({
                 "key": setting.key,
-                "value": setting.value,
+                "value": value(&setting.value),
                 "origin": setting.origin.to_string(),
             }))
         });
@@ -316,6 +316,13 @@ pub(crate) fn show(args: &dyn Flagged, origin: bool, printer: Printer) -> Result
     });
     let head: &[&str] = if origin { &["KEY", "VALUE", "FROM"] } else { &["KEY", "VALUE"] };
     printer.table(head, rows.collect())
+}
+
+/// A value that is written as TOML; nothing where nothing is set.
+fn value(text: &str) -> serde_json::Value {
+    let table: Option<toml::Table> = toml::from_str(&format!("value = {text}")).ok();
+    let value = table.and_then(|table| serde_json::to_value(table.get("value")?).ok());
+    value.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -349,6 +356,14 @@ mod tests {
             (drain.value.as_str(), drain.origin.to_string().as_str()),
             ("\"5s\"", "--drain")
         );
+    }
+
+    #[test]
+    fn values_are_shown_as_json_has_them() {
+        assert_eq!(value("\"30s\""), serde_json::json!("30s"));
+        assert_eq!(value("[\"a\", \"b\"]"), serde_json::json!(["a", "b"]));
+        assert_eq!(value("8080"), serde_json::json!(8080));
+        assert_eq!(value(""), serde_json::Value::Null);
     }
 
     #[test]

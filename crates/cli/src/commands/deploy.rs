@@ -62,7 +62,7 @@ pub(super) async fn deploy(args: &DeployArgs, printer: Printer) -> Result {
         other => return Err(unexpected(&other)),
     };
     let outcome = if state == RevisionState::Live && !changed {
-        Outcome::Unchanged
+        Outcome::Unchanged { revision }
     } else {
         let patient = format!("{place}/revisions/{}", revision.number);
         Outcome::of(client.ask(Method::GET, &patient).await?)?
@@ -81,7 +81,7 @@ pub(super) async fn rollback(args: &RollbackArgs, printer: Printer) -> Result {
 /// How a deploy or a rollback went.
 #[derive(Debug)]
 enum Outcome {
-    Unchanged,
+    Unchanged { revision: RevisionId },
     Settled { revision: RevisionId, state: RevisionState, failure: Option<StartFailure> },
 }
 
@@ -96,32 +96,30 @@ impl Outcome {
     }
 
     fn tell(self, name: &FunctionName, api: &ApiArgs, printer: Printer) -> Result {
-        let (revision, state) = match self {
-            Self::Unchanged => (None, RevisionState::Live),
+        let (changed, revision, state) = match self {
+            Self::Unchanged { revision } => (false, revision, RevisionState::Live),
             Self::Settled { revision, state: RevisionState::Failed, failure } => {
                 return Err(failed(name, revision, failure));
             }
-            Self::Settled { revision, state, .. } => (Some(revision), state),
+            Self::Settled { revision, state, .. } => (true, revision, state),
         };
         let url = url(api, name);
         if printer.is_json() {
             return printer.json(&serde_json::json!({
                 "name": name,
-                "changed": revision.is_some(),
-                "revision": revision.map(|revision| revision.number),
+                "changed": changed,
+                "revision": revision.number,
                 "state": state,
                 "url": url,
             }));
         }
-        match revision {
-            None => printer.note(&format_args!("{name}: unchanged")),
-            Some(revision) if state == RevisionState::Live => {
-                printer.note(&format_args!("{name}: revision {} is live", revision.number));
-            }
-            Some(revision) => printer.note(&format_args!(
-                "{name}: revision {} was overtaken by a newer one",
-                revision.number
-            )),
+        let number = revision.number;
+        if !changed {
+            printer.note(&format_args!("{name}: unchanged, revision {number} is live"));
+        } else if state == RevisionState::Live {
+            printer.note(&format_args!("{name}: revision {number} is live"));
+        } else {
+            printer.note(&format_args!("{name}: revision {number} was overtaken by a newer one"));
         }
         match url {
             Some(url) => printer.line(&url),

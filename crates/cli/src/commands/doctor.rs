@@ -108,10 +108,10 @@ fn kernel() -> Finding {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned());
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    if version >= (5, 10) {
+    if version >= (5, 12) {
         Finding::ok("kernel", release)
     } else {
-        let advice = "Linux 5.10 or newer is needed (pidfds, clone3)";
+        let advice = "Linux 5.12 or newer is needed (mount_setattr, pidfds, clone3)";
         Finding::fail("kernel", release, advice)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::Path, time::Instant};
 
-use dirigent_core::{FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
+use dirigent_core::{FunctionName, RuntimeKind, control::Answer, name::DEFAULT_NAMESPACE};
 use dirigent_runtime::Facts;
 use http::Method;
 use serde_json::json;
@@ -95,6 +95,8 @@ fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<Stri
         format!("  state      {}", dir.display()),
     ];
     lines.extend(roles.worker.facts.iter().flat_map(facts));
+    let absent = ABSENT.map(|kind| kind.to_string()).join(", ");
+    lines.push(format!("  {absent}: this version does not have these runtimes"));
     let memory = roles.worker.capacity.memory.0;
     lines.push(format!(
         "  capacity   {} of memory, {} sandboxes at most",
@@ -121,6 +123,9 @@ fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<Stri
     lines.push(format!("  {dirigent} list"));
     lines
 }
+
+/// Manifests may name them; this version has none.
+const ABSENT: [RuntimeKind; 3] = [RuntimeKind::Container, RuntimeKind::Wasm, RuntimeKind::Microvm];
 
 /// In a checkout this folder can be deployed as it is.
 const EXAMPLE: &str = "examples/hello-python";
