@@ -22,18 +22,16 @@ pub struct Register {
     pub total_ms: f64,
 }
 
-/// Registrations under way at once: writes are committed in groups.
-const AT_ONCE: usize = 32;
-
-/// Registers `functions` (at least 2,000) without a check.
+/// Registers `functions` (at least 2,000) without a check, so many at once as there are `clients`:
+/// each waits for its answer, and writes that wait are committed in groups.
 ///
 /// # Errors
 /// If a registration fails.
-pub async fn run(cluster: &dyn Cluster, functions: usize) -> Result<Register> {
+pub async fn run(cluster: &dyn Cluster, functions: usize, clients: usize) -> Result<Register> {
     let begun = Instant::now();
-    let first = batch(cluster, 0..1000).await?;
-    batch(cluster, 1000..functions - 1000).await?;
-    let last = batch(cluster, functions - 1000..functions).await?;
+    let first = batch(cluster, 0..1000, clients).await?;
+    batch(cluster, 1000..functions - 1000, clients).await?;
+    let last = batch(cluster, functions - 1000..functions, clients).await?;
     Ok(Register {
         functions,
         first_thousand_ms: ms(first),
@@ -42,11 +40,15 @@ pub async fn run(cluster: &dyn Cluster, functions: usize) -> Result<Register> {
     })
 }
 
-async fn batch(cluster: &dyn Cluster, numbers: std::ops::Range<usize>) -> Result<Duration> {
+async fn batch(
+    cluster: &dyn Cluster,
+    numbers: std::ops::Range<usize>,
+    clients: usize,
+) -> Result<Duration> {
     let begun = Instant::now();
     iter(numbers)
         .map(|number| async move { cluster.deploy(manifest(number)?).await })
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(clients)
         .try_collect::<()>()
         .await?;
     Ok(begun.elapsed())

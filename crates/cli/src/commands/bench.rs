@@ -98,13 +98,23 @@ enum What {
         /// Functions, at least 2000
         #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2000..))]
         functions: u32,
+        /// Clients at once, each with one registration after the other
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=500))]
+        clients: u32,
+        /// Members of an etcd of its own that keeps the records; 0: a file
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=5))]
+        etcd: u32,
     },
     /// Replay a trace in the format of Azure Functions 2019
     Trace(trace::TraceArgs),
 }
 
 pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
-    System::run(printer, async |system| measure(system, args, printer).await).await
+    let etcd = match args.what {
+        What::Register { etcd, .. } => etcd as usize,
+        _ => 0,
+    };
+    System::run_on(etcd, printer, async |system| measure(system, args, printer).await).await
 }
 
 async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Result {
@@ -133,7 +143,11 @@ async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Resu
         What::Churn { sandboxes, at_once } => {
             bench_churn(system, churn::Options { sandboxes, at_once }, printer).await
         }
-        What::Register { functions } => bench_register(system, functions, printer).await,
+        What::Register { functions, clients, etcd } => {
+            let (functions, clients) = (functions as usize, clients as usize);
+            let shape = Registration { functions, clients, in_etcd: etcd > 0 };
+            bench_register(system, shape, printer).await
+        }
         What::Trace(args) => trace::bench(system, &args, printer).await,
     }
 }
@@ -388,15 +402,27 @@ async fn bench_churn(system: &mut System, options: churn::Options, printer: Prin
     )
 }
 
-async fn bench_register(system: &mut System, functions: u32, printer: Printer) -> Result {
+struct Registration {
+    functions: usize,
+    clients: usize,
+    in_etcd: bool,
+}
+
+async fn bench_register(system: &mut System, shape: Registration, printer: Printer) -> Result {
+    let Registration { functions, clients, in_etcd } = shape;
     let (empty_ready, empty_rss) = (system.ready_after(), system.resident()?);
-    let functions = usize::try_from(functions).or_fail(Kind::Config, || "too many functions")?;
-    let register =
-        register::run(system, functions).await.or_fail(Kind::User, || "the measurement failed")?;
+    let before = system.transactions().await?;
+    let register = register::run(system, functions, clients)
+        .await
+        .or_fail(Kind::User, || "the measurement failed")?;
+    let transactions = system.transactions().await? - before;
     system.restart(printer).await?;
     let (ready, rss) = (system.ready_after(), system.resident()?);
     if printer.is_json() {
-        printer.json(&register)?;
+        let mut report = serde_json::to_value(register)?;
+        report["transactions"] = transactions.into();
+        report["ready_again_ms"] = serde_json::json!(ready.as_secs_f64() * 1000.0);
+        printer.json(&report)?;
     } else {
         printer.line(&format_args!(
             "{functions} functions in {:.1} s: the first 1000 took {:.0} ms, the last {:.0} ms",
@@ -404,15 +430,13 @@ async fn bench_register(system: &mut System, functions: u32, printer: Printer) -
             register.first_thousand_ms,
             register.last_thousand_ms
         ))?;
+        printer.line(&format_args!(
+            "{transactions} transactions of the store; ready again after {ready:.0?}"
+        ))?;
     }
     let mib = |bytes: u64| bytes >> 20;
     let growth = register.last_thousand_ms / register.first_thousand_ms;
-    let scaled = functions <= 100_000;
     let mut bars = vec![
-        Bar {
-            text: format!("empty: ready after {empty_ready:.0?}, under 300 ms"),
-            holds: empty_ready < Duration::from_millis(300),
-        },
         Bar {
             text: format!("empty: {} MiB resident, under 50", mib(empty_rss)),
             holds: mib(empty_rss) < 50,
@@ -422,11 +446,26 @@ async fn bench_register(system: &mut System, functions: u32, printer: Printer) -
             holds: growth <= 1.5,
         },
     ];
-    // The bars are stated for 100,000 functions.
-    if scaled {
+    let each = transactions as f64 / functions as f64;
+    if clients >= 16 {
         bars.push(Bar {
-            text: format!("{functions} functions: ready after {ready:.0?}, under 1 s"),
-            holds: ready < Duration::from_secs(1),
+            text: format!("{each:.2} transactions for a registration, at most 0.25"),
+            holds: each <= 0.25,
+        });
+    }
+    if !in_etcd {
+        bars.push(Bar {
+            text: format!("empty: ready after {empty_ready:.0?}, under 300 ms"),
+            holds: empty_ready < Duration::from_millis(300),
+        });
+    }
+    // The bars are stated for 100,000 functions. Who stands by waits for the silence of the leader
+    // before.
+    let limit = Duration::from_millis(if in_etcd { 2500 } else { 1000 });
+    if functions <= 100_000 {
+        bars.push(Bar {
+            text: format!("{functions} functions: ready after {ready:.0?}, under {limit:.1?}"),
+            holds: ready < limit,
         });
         bars.push(Bar {
             text: format!("{functions} functions: {} MiB resident, under 150", mib(rss)),

@@ -41,11 +41,24 @@ fn churn_counts_what_sandboxes_leave() {
 
 #[test]
 fn register_makes_functions_and_starts_again_with_them() {
-    let (values, _) = bench(&["register", "--functions", "2000"], 5);
+    let (values, _) = bench(&["register", "--functions", "2000"], 6);
     assert_eq!(values[0]["functions"], 2000);
+    assert!(values[0]["transactions"].as_u64().unwrap() < 2000, "{values:?}");
     let [first, last] =
         ["first_thousand_ms", "last_thousand_ms"].map(|part| values[0][part].as_f64().unwrap());
     assert!(first > 0.0 && last > 0.0, "{values:?}");
+}
+
+#[test]
+fn register_measures_an_etcd_of_its_own() {
+    if !dirigent_bench::etcd::Etcd::is_installed() {
+        return println!("skip: etcd is not installed (Debian: etcd-server)");
+    }
+    let args = ["register", "--functions", "2000", "--clients", "16", "--etcd", "1"];
+    let (values, _) = bench(&args, 5);
+    assert_eq!(values[0]["functions"], 2000);
+    let transactions = values[0]["transactions"].as_u64().unwrap();
+    assert!(transactions > 0 && transactions < 2000, "{values:?}");
 }
 
 #[test]

@@ -13,13 +13,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dirigent_bench::{Answer, Census, Checked, Cluster, warm};
+use dirigent_bench::{Answer, Census, Checked, Cluster, etcd::Etcd, warm};
 use dirigent_core::{
     Address, RevisionState,
     control::{self, FunctionSummary},
     manifest::Manifest,
 };
 use http::Method;
+use serde_json::Value;
 
 use crate::{
     client::{Client, read_state},
@@ -33,10 +34,11 @@ use crate::{
     signals::Signals,
 };
 
-/// A running `dirigent up`, ended by [`System::run`].
+/// A running `dirigent up`, or a control plane on an etcd, ended by [`System::run`].
 #[derive(Debug)]
 pub(crate) struct System {
     launched: Option<Launched>,
+    etcd: Option<Etcd>,
     directory: PathBuf,
     /// What a sandbox of each function deployed asks for, in MiB: no list of functions tells it.
     memory_mib: Mutex<HashMap<String, u64>>,
@@ -58,9 +60,18 @@ impl System {
         printer: Printer,
         measure: impl AsyncFnOnce(&mut Self) -> Result,
     ) -> Result {
+        Self::run_on(0, printer, measure).await
+    }
+
+    /// As [`Self::run`]; with `etcd` members a control plane alone on an etcd of so many.
+    pub(crate) async fn run_on(
+        etcd: usize,
+        printer: Printer,
+        measure: impl AsyncFnOnce(&mut Self) -> Result,
+    ) -> Result {
         // Before the first process is started, so that none is left behind.
         let mut signals = Signals::new()?;
-        let mut system = Self::start(printer).await?;
+        let mut system = Self::start(etcd, printer).await?;
         let measured = tokio::select! {
             biased;
             () = signals.next() => Err(Fail::interrupted()),
@@ -71,23 +82,31 @@ impl System {
         measured.and(ended)
     }
 
-    async fn start(printer: Printer) -> Result<Self> {
+    async fn start(etcd: usize, printer: Printer) -> Result<Self> {
         let directory = scratch_directory()?;
-        match launch(&directory.join("state"), printer).await {
-            Ok(launched) => {
-                Ok(Self { launched: Some(launched), directory, memory_mib: Mutex::default() })
-            }
-            Err(fail) => {
-                drop(std::fs::remove_dir_all(&directory));
-                Err(fail)
-            }
+        // Whatever does not start, what did is ended with this.
+        let mut this = Self { launched: None, etcd: None, directory, memory_mib: Mutex::default() };
+        if etcd > 0 {
+            let scratch = this.directory.join("etcd");
+            let started = tokio::task::spawn_blocking(move || Etcd::start(&scratch, etcd)).await;
+            let started = started.or_fail(Kind::Internal, || "etcd")?;
+            this.etcd = Some(started.or_fail(
+                Kind::Unavailable,
+                || "etcd does not start; on Debian: apt-get install etcd-server",
+            )?);
         }
+        this.launched = Some(this.launch(printer).await?);
+        Ok(this)
+    }
+
+    async fn launch(&self, printer: Printer) -> Result<Launched> {
+        launch(&self.state(), self.etcd.as_ref(), printer).await
     }
 
     /// Ends it and starts it again on what it has stored.
     pub(crate) async fn restart(&mut self, printer: Printer) -> Result {
         self.end().await?;
-        self.launched = Some(launch(&self.directory.join("state"), printer).await?);
+        self.launched = Some(self.launch(printer).await?);
         Ok(())
     }
 
@@ -138,6 +157,14 @@ impl System {
         Ok(status.workers)
     }
 
+    /// Transactions of its store so far, in this life.
+    pub(super) async fn transactions(&self) -> Result<u64> {
+        let client = &self.launched().client;
+        let status: Value = client.call(Method::GET, "/v1/status", None::<&()>).await?;
+        let count = status.pointer("/counts/store_transactions").and_then(Value::as_u64);
+        count.ok_or_else(|| Fail::internal("the status has no `store_transactions`"))
+    }
+
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<control::Answer> {
         self.launched().client.ask(method, path).await.map_err(Fail::into_error)
     }
@@ -177,7 +204,8 @@ impl Drop for System {
 #[derive(Debug)]
 struct Launched {
     child: Child,
-    functions: SocketAddr,
+    /// Nobody can be called where the control plane runs alone.
+    functions: Option<SocketAddr>,
     client: Client,
     ready_after: Duration,
 }
@@ -211,8 +239,9 @@ impl Launched {
     }
 }
 
-/// Starts `dirigent up` on `state` and free ports, and waits until it is ready.
-async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
+/// Starts `dirigent up`, or a control plane on an etcd, on `state` and free ports, and waits until it
+/// is ready.
+async fn launch(state: &Path, etcd: Option<&Etcd>, printer: Printer) -> Result<Launched> {
     let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     // Left by an earlier life, it would be taken for this one's.
     for file in ["functions", "api"] {
@@ -226,10 +255,17 @@ async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
             command.env_remove(name);
         }
     }
+    match etcd {
+        None => {
+            command.args(["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"])
+        }
+        Some(etcd) => command
+            .args(["control-plane", "--peers", "127.0.0.1:0", "--etcd"])
+            .arg(etcd.addresses().join(",")),
+    };
     let mut child = command
-        .args(["up", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--state"])
+        .args(["--api", "127.0.0.1:0", "--state"])
         .arg(state)
-        .args(["--drain", "5s", "--sandboxes", "5000"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -239,12 +275,8 @@ async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
         .or_fail(Kind::Internal, || "cannot start `dirigent up`")?;
     let said = listen_to(child.stderr.take(), printer);
     loop {
-        let found = read_state(state, "functions")
-            .and_then(|functions| Ok((functions, Client::find(None, state, None)?)));
-        if let Ok((functions, client)) = found {
+        if let Some((functions, client)) = found(state, etcd.is_some()).await? {
             let ready_after = begun.elapsed();
-            let text = functions.trim().trim_start_matches("http://").trim_end_matches('/');
-            let functions = text.parse().or_fail(Kind::Internal, || format!("`{text}`: where"))?;
             return Ok(Launched { child, functions, client, ready_after });
         }
         if let Some(status) = child.try_wait()? {
@@ -258,6 +290,20 @@ async fn launch(state: &Path, printer: Printer) -> Result<Launched> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Where functions are called and the API, once it is ready.
+async fn found(state: &Path, alone: bool) -> Result<Option<(Option<SocketAddr>, Client)>> {
+    let Ok(client) = Client::find(None, state, None) else { return Ok(None) };
+    if alone {
+        let status = client.call::<Value>(Method::GET, "/v1/status", None::<&()>).await;
+        let leads = status.is_ok_and(|status| status["role"] == "leader");
+        return Ok(leads.then_some((None, client)));
+    }
+    let Ok(functions) = read_state(state, "functions") else { return Ok(None) };
+    let text = functions.trim().trim_start_matches("http://").trim_end_matches('/');
+    let functions = text.parse().or_fail(Kind::Internal, || format!("`{text}`: where"))?;
+    Ok(Some((Some(functions), client)))
 }
 
 /// Passes on what it says (with `--verbose`) and keeps the last lines: nobody reading would stop
@@ -292,7 +338,7 @@ fn scratch_directory() -> Result<PathBuf> {
 
 impl Cluster for System {
     fn functions(&self) -> SocketAddr {
-        self.launched().functions
+        self.launched().functions.expect("only registration is measured without a data plane")
     }
 
     fn deploy(&self, manifest: Manifest) -> Answer<'_, ()> {
