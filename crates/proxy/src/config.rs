@@ -65,6 +65,9 @@ pub struct Limits {
     pub replay_bytes: usize,
     /// Bytes of all bodies kept for other attempts; above it nothing more is kept.
     pub replay_bytes_total: usize,
+    /// Bytes that all HTTP/2 clients together may send ahead of what is read of their bodies, beyond
+    /// the 64 KiB of each that the protocol grants; above it a connection gets these only.
+    pub ahead_bytes_total: usize,
     /// How long an invocation of a name not heard of waits for the control plane.
     pub resolve_timeout: Duration,
     /// Names without a function that are remembered.
@@ -94,6 +97,7 @@ impl Default for Limits {
             body_bytes: None,
             replay_bytes: 64 << 10,
             replay_bytes_total: 64 << 20,
+            ahead_bytes_total: 256 << 20,
             resolve_timeout: Duration::from_secs(30),
             unknown_names: 10_000,
             forget_after: Duration::from_secs(3600),

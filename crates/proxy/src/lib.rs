@@ -38,6 +38,7 @@ mod timers;
 mod upgrade;
 mod upstream;
 mod websocket;
+mod windows;
 mod wire;
 
 pub use config::{Config, Limits};
@@ -118,6 +119,7 @@ pub async fn start(
         records: Records::new(limits.records, clock),
         metrics: Metrics::new(),
         budget: Arc::new(Budget::new(limits.replay_bytes_total)),
+        ahead: Arc::new(Budget::new(limits.ahead_bytes_total)),
         stream: ArcSwapOption::empty(),
         attached: AtomicBool::new(false),
         met: AtomicBool::new(false),
@@ -196,7 +198,10 @@ struct Shared {
     timers: Timers,
     records: Records,
     metrics: Metrics,
+    /// For bodies kept for other attempts.
     budget: Arc<Budget>,
+    /// For bodies of HTTP/2 that nobody reads yet.
+    ahead: Arc<Budget>,
     stream: ArcSwapOption<Stream>,
     attached: AtomicBool,
     /// Whether a control plane was ever attached.

@@ -31,6 +31,7 @@ use crate::{
     lease::Open,
     scan::Violation,
     streams::Streams,
+    windows::Windows,
     wire::{Line, Wire},
 };
 
@@ -215,14 +216,15 @@ async fn serve(
     }
     let streams =
         Streams { tasks: shared.beside.clone(), client_stall: shared.limits.client_stall };
+    let windows = Windows::new(&shared.ahead);
     let connection = conn::http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(u32::try_from(shared.limits.head_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     tokio::select! {

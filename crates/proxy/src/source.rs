@@ -28,7 +28,7 @@ pub(crate) enum SourceError {
     TooLarge,
 }
 
-/// Memory for kept bodies, shared by all invocations of a data plane.
+/// Memory that a data plane gives to one purpose.
 #[derive(Debug)]
 pub(crate) struct Budget {
     used: AtomicUsize,
@@ -40,6 +40,13 @@ impl Budget {
         Self { used: AtomicUsize::new(0), total }
     }
 
+    /// Takes one of `parts` parts of what is left, at most `max`; how much that is.
+    pub(crate) fn take_part(&self, parts: usize, max: usize) -> usize {
+        let part = |used: usize| (self.total.saturating_sub(used) / parts).min(max);
+        let before = self.used.fetch_update(Relaxed, Relaxed, |used| Some(used + part(used)));
+        before.map_or(0, part)
+    }
+
     fn take(&self, bytes: usize) -> bool {
         self.used
             .fetch_update(Relaxed, Relaxed, |used| {
@@ -48,7 +55,7 @@ impl Budget {
             .is_ok()
     }
 
-    fn give(&self, bytes: usize) {
+    pub(crate) fn give(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Relaxed);
     }
 }

@@ -10,6 +10,8 @@ mod edges;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod frames;
+#[cfg(test)]
 mod http2;
 #[cfg(test)]
 mod plane;
