@@ -568,15 +568,16 @@ pub enum FromDataPlaneBulk {
     },
 }
 
-/// What a data plane remembers of an invocation (the last 10,000, in memory).
+/// What a data plane remembers of an invocation: the last 10,000, and as many each of those that
+/// failed and that were refused, in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InvocationRecord {
     /// As in `X-Dirigent-Request-Id`.
     pub request_id: String,
-    /// The function.
-    pub function: FunctionName,
-    /// Its id.
-    pub function_id: FunctionId,
+    /// The function, or the name of none; `None` if the call named nothing.
+    pub function: Option<FunctionName>,
+    /// Its id, if there was such a function.
+    pub function_id: Option<FunctionId>,
     /// Where it ran last.
     pub sandbox: Option<SandboxId>,
     /// What ran.

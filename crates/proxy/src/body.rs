@@ -137,7 +137,7 @@ impl Relay {
         if let Some((exchange, lease)) = self.running.take() {
             lease.abandon(Some(exchange.into_conn()));
         }
-        self.call.cut();
+        self.call.cut(why.to_owned());
         self.over = true;
         self.broken = true;
         if let Some(line) = &self.line {
@@ -228,7 +228,7 @@ impl Stream {
         if let Some(lease) = self.lease.take() {
             lease.abandon(None);
         }
-        self.call.cut();
+        self.call.cut(why.to_owned());
         self.broken = true;
         if let Some(line) = &self.line {
             line.reset.store(true, Relaxed);

@@ -2,14 +2,22 @@
 //! metrics and the record when it is dropped, so that no end is forgotten.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use dirigent_core::{RevisionId, SandboxId, StartPhases, gate::Binding};
+use dirigent_core::{FunctionName, RevisionId, SandboxId, StartPhases, gate::Binding};
 use http::HeaderValue;
 
-use crate::{Shared, records::Record, slot::FunctionSlot, wire::Line};
+use crate::{
+    Shared,
+    errors::Failure,
+    failure_log::Failed,
+    records::{CUT, LEFT, Of, Record},
+    slot::FunctionSlot,
+    wire::Line,
+};
 
 /// Nanoseconds of each phase; zero for what did not happen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +32,7 @@ pub(crate) struct Phases {
 }
 
 /// The status recorded for a client that left before the answer.
-const LEFT: u16 = 499;
+const CLIENT_LEFT: u16 = 499;
 
 /// See the module.
 #[derive(Debug)]
@@ -39,8 +47,11 @@ pub(crate) struct Call {
     pub(crate) cold: bool,
     sandbox: Option<SandboxId>,
     revision: Option<RevisionId>,
+    /// The name that was asked for, where no function was found.
+    pub(crate) asked: Option<FunctionName>,
     status: u16,
     code: Option<&'static str>,
+    why: Cow<'static, str>,
 }
 
 impl Call {
@@ -63,8 +74,10 @@ impl Call {
             cold: false,
             sandbox: None,
             revision: None,
-            status: LEFT,
+            asked: None,
+            status: CLIENT_LEFT,
             code: None,
+            why: Cow::Borrowed(""),
         }
     }
 
@@ -90,19 +103,27 @@ impl Call {
         self.attempts = self.attempts.saturating_sub(1);
     }
 
-    pub(crate) fn answered(&mut self, status: u16, code: Option<&'static str>) {
+    /// The function answered.
+    pub(crate) fn answered(&mut self, status: u16) {
         self.status = status;
-        self.code = code;
+    }
+
+    /// The platform answered.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        self.status = failure.status();
+        self.code = Some(failure.code.text());
+        self.why = failure.message.clone();
     }
 
     /// The response broke off on the sandbox's side.
-    pub(crate) fn cut(&mut self) {
-        self.code = Some("cut");
+    pub(crate) fn cut(&mut self, why: String) {
+        self.code = Some(CUT);
+        self.why = why.into();
     }
 
     /// The client went away.
     pub(crate) fn left(&mut self) {
-        self.code = Some("client_left");
+        self.code = Some(LEFT);
     }
 
     /// `Server-Timing`: milliseconds. The phases add up to the time until the first byte.
@@ -145,9 +166,17 @@ impl Drop for Call {
         self.line.active.fetch_sub(1, Relaxed);
         let now = self.shared.now().0;
         self.line.answered_at.store(now, Relaxed);
-        let Some(slot) = self.slot.take() else { return };
         let total = now.saturating_sub(self.arrived);
-        slot.metrics.count(self.status, total, self.cold, self.attempts);
+        let of = match (self.slot.take(), self.asked.take()) {
+            (Some(slot), _) => {
+                slot.metrics.count(self.status, total, self.cold, self.attempts);
+                Of::Function(slot)
+            }
+            // It left before its function was known: nothing happened to it.
+            (None, _) if self.code.is_none() => return,
+            (None, Some(name)) => Of::Name(name),
+            (None, None) => Of::Nothing,
+        };
         if self.cold {
             let metrics = &self.shared.metrics;
             self.each_phase(&mut |name, nanos| metrics.phase(name, nanos));
@@ -156,9 +185,9 @@ impl Drop for Call {
         if self.cold {
             self.each_phase(&mut |name, nanos| phases.push((name, nanos)));
         }
-        self.shared.records.put(Record {
+        let record = Record {
             request_id: self.request_id.clone(),
-            slot,
+            of,
             sandbox: self.sandbox,
             revision: self.revision,
             arrived: self.arrived,
@@ -169,7 +198,15 @@ impl Drop for Call {
             cold: self.cold,
             warm: (self.phases.queue, self.phases.connect, self.phases.first_byte),
             phases,
-        });
+        };
+        if let Some(code) = record.failure() {
+            let why = std::mem::take(&mut self.why);
+            let request_id = self.request_id.clone();
+            let failed =
+                Failed { status: self.status, request_id, why, is_fault: record.is_fault() };
+            self.shared.failures.note(record.function(), code, failed);
+        }
+        self.shared.records.put(record);
     }
 }
 

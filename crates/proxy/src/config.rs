@@ -78,7 +78,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// A kept connection to a sandbox that was idle for longer is not used again.
     pub kept_idle: Duration,
-    /// Invocations remembered for `logs --request-id`.
+    /// Invocations remembered for `logs --request-id`, and as many each of those that failed and that
+    /// were refused.
     pub records: usize,
     /// Functions with a metrics series of their own; the others share one.
     pub series: usize,

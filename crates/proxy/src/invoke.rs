@@ -21,7 +21,7 @@ use std::{
 };
 
 use dirigent_core::{
-    FunctionView, InvocationId, Protocol, SandboxId,
+    FunctionName, FunctionView, InvocationId, Protocol, SandboxId,
     gate::{Attempt, Finish},
     name::Route,
 };
@@ -133,19 +133,12 @@ impl Front {
         mut request: Request<Incoming>,
     ) -> Result<Response<Body>, Failure> {
         let shared = &self.shared;
-        if shared.in_flight.load(Relaxed) > shared.limits.in_flight {
-            shared.metrics.shed.inc();
-            return Err(Failure::new(
-                Code::NoCapacity,
-                "this data plane has as many invocations in flight as it may",
-            ));
-        }
-        let host = host_of(&request)?;
-        let (slot, prefix) = loop {
-            let (slot, prefix) = self.route(&request, &host).await?;
-            slot.used_at.store(call.arrived, SeqCst);
-            if !slot.retired.load(SeqCst) {
-                break (slot, prefix);
+        let (slot, host, prefix) = match self.find(&call, &request).await {
+            Ok(found) => found,
+            Err(failure) => {
+                call.asked = self.asked(&request);
+                call.failed(&failure);
+                return Err(failure);
             }
         };
         call.slot = Some(Arc::clone(&slot));
@@ -153,9 +146,7 @@ impl Front {
             request.version() == Version::HTTP_11 && headers::offers_upgrade(request.headers());
         let on_upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, incoming) = request.into_parts();
-        let source = self.source(&parts, incoming).inspect_err(|failure| {
-            call.answered(failure.status(), Some(failure.code.text()));
-        })?;
+        let source = self.source(&parts, incoming).inspect_err(|failure| call.failed(failure))?;
         let view = slot.view();
         let forward = Forward {
             request_id: call.request_id.clone(),
@@ -234,6 +225,40 @@ impl Front {
                 let failure = unreachable_for_long(sandbox);
                 return Err(invocation.failed(failure));
             }
+        }
+    }
+
+    /// The function that a request is let in for, the Host, and how much of the path named it.
+    async fn find(
+        &self,
+        call: &Call,
+        request: &Request<Incoming>,
+    ) -> Result<(Arc<FunctionSlot>, HeaderValue, usize), Failure> {
+        let shared = &self.shared;
+        if shared.in_flight.load(Relaxed) > shared.limits.in_flight {
+            shared.metrics.shed.inc();
+            return Err(Failure::new(
+                Code::NoCapacity,
+                "this data plane has as many invocations in flight as it may",
+            ));
+        }
+        let host = host_of(request)?;
+        loop {
+            let (slot, prefix) = self.route(request, &host).await?;
+            slot.used_at.store(call.arrived, SeqCst);
+            if !slot.retired.load(SeqCst) {
+                return Ok((slot, host, prefix));
+            }
+        }
+    }
+
+    /// The name that a request asks for, whether there is such a function or not.
+    fn asked(&self, request: &Request<Incoming>) -> Option<FunctionName> {
+        let host = host_of(request).ok()?;
+        match self.shared.hosts.resolve(host.to_str().ok()?, request.uri().path()) {
+            Route::Function(one) => Some(one.name),
+            Route::Either(_, last) => Some(last.name),
+            Route::NoFunction { .. } => None,
         }
     }
 
@@ -330,7 +355,7 @@ impl Invocation {
     }
 
     pub(crate) fn failed(mut self, failure: Failure) -> Failure {
-        self.call.answered(failure.status(), Some(failure.code.text()));
+        self.call.failed(&failure);
         failure
     }
 
@@ -397,7 +422,7 @@ impl Reply {
     fn respond(self, mut invocation: Invocation) -> Response<Body> {
         let Self { status, mut headers, body } = self;
         let call = &mut invocation.call;
-        call.answered(status.as_u16(), None);
+        call.answered(status.as_u16());
         headers.insert(X_REQUEST_ID.clone(), call.request_id.clone());
         headers.append(SERVER_TIMING.clone(), call.server_timing());
         let idle = invocation.view.settings.idle_timeout;

@@ -23,6 +23,7 @@ mod catalogue;
 mod config;
 mod control;
 mod errors;
+mod failure_log;
 mod headers;
 mod ids;
 mod invoke;
@@ -68,6 +69,7 @@ use tokio_util::sync::CancellationToken;
 
 use catalogue::Catalogue;
 use control::Memory;
+use failure_log::FailureLog;
 use metrics::Metrics;
 use records::Records;
 use source::Budget;
@@ -117,6 +119,7 @@ pub async fn start(
         catalogue: Catalogue::new(),
         timers: Timers::default(),
         records: Records::new(limits.records, clock),
+        failures: FailureLog::default(),
         metrics: Metrics::new(),
         budget: Arc::new(Budget::new(limits.replay_bytes_total)),
         ahead: Arc::new(Budget::new(limits.ahead_bytes_total)),
@@ -140,6 +143,7 @@ pub async fn start(
     });
     tasks.run("data plane: timers", OnCancel::Abort, Timers::run(Arc::clone(&shared)));
     tasks.run("data plane: sweep", OnCancel::Abort, sweep(Arc::clone(&shared)));
+    tasks.run("data plane: failures", OnCancel::Wait, FailureLog::run(Arc::clone(&shared)));
     let stream = control::run(Arc::clone(&shared), frames, memory);
     tasks.run("data plane: control stream", OnCancel::Abort, stream);
     let bulk = control::run_bulk(Arc::clone(&shared), bulk);
@@ -197,6 +201,7 @@ struct Shared {
     catalogue: Catalogue,
     timers: Timers,
     records: Records,
+    failures: FailureLog,
     metrics: Metrics,
     /// For bodies kept for other attempts.
     budget: Arc<Budget>,

@@ -1,4 +1,8 @@
 //! The last invocations, remembered for `logs --request-id`.
+//!
+//! Those that failed are kept apart from those that went well, and from those that were refused: a
+//! function that is called a thousand times a second, or a client that calls names that there are
+//! not, would push them out within seconds.
 
 use std::{
     sync::{
@@ -8,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use dirigent_core::{RevisionId, SandboxId, frame::InvocationRecord};
+use dirigent_core::{FunctionName, RevisionId, SandboxId, frame::InvocationRecord};
 use dirigent_service::Clock;
 use http::HeaderValue;
 
@@ -18,7 +22,7 @@ use crate::slot::{FunctionSlot, lock};
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) request_id: HeaderValue,
-    pub(crate) slot: Arc<FunctionSlot>,
+    pub(crate) of: Of,
     pub(crate) sandbox: Option<SandboxId>,
     pub(crate) revision: Option<RevisionId>,
     /// Nanoseconds of the clock.
@@ -34,6 +38,60 @@ pub(crate) struct Record {
     pub(crate) phases: Vec<(&'static str, u64)>,
 }
 
+/// Whose invocation it was.
+#[derive(Debug)]
+pub(crate) enum Of {
+    Function(Arc<FunctionSlot>),
+    /// There is none with this name, or nobody knows.
+    Name(FunctionName),
+    /// It named none.
+    Nothing,
+}
+
+/// How an invocation ended, as far as others may push it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The function answered, or the client did not wait for it.
+    Answered,
+    /// The platform failed, or the function says that it did.
+    Failed,
+    /// It was not let in.
+    Refused,
+}
+
+impl Record {
+    /// What the platform failed at, or why it did not let it in.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        self.code.filter(|code| *code != LEFT)
+    }
+
+    /// Whether the platform failed.
+    pub(crate) fn is_fault(&self) -> bool {
+        self.code.is_some() && self.end() == End::Failed
+    }
+
+    pub(crate) fn function(&self) -> Option<FunctionName> {
+        match &self.of {
+            Of::Function(slot) => Some(slot.name.clone()),
+            Of::Name(_) | Of::Nothing => None,
+        }
+    }
+
+    fn end(&self) -> End {
+        match self.code {
+            _ if self.status >= 500 => End::Failed,
+            Some(CUT) => End::Failed,
+            None | Some(LEFT) => End::Answered,
+            Some(_) => End::Refused,
+        }
+    }
+}
+
+/// The code of an answer that broke off.
+pub(crate) const CUT: &str = "cut";
+/// The code of one whose client went away.
+pub(crate) const LEFT: &str = "client_left";
+
 const SHARDS: usize = 16;
 
 #[derive(Debug, Default)]
@@ -42,23 +100,32 @@ struct Ring {
     next: usize,
 }
 
-/// See the module.
+/// Several, so that those who put seldom meet.
 #[derive(Debug)]
-pub(crate) struct Records {
+struct Rings {
     rings: [Mutex<Ring>; SHARDS],
     turn: AtomicUsize,
     per_ring: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Records {
+    answered: Rings,
+    failed: Rings,
+    refused: Rings,
     /// The time of day at the clock's origin.
     origin_ms: u64,
 }
 
 impl Records {
+    /// Of each kind of end the last `capacity`.
     pub(crate) fn new(capacity: usize, clock: Clock) -> Self {
         let since = u64::try_from(clock.elapsed().as_millis()).unwrap_or(0);
         Self {
-            rings: std::array::from_fn(|_| Mutex::default()),
-            turn: AtomicUsize::new(0),
-            per_ring: capacity.div_ceil(SHARDS).max(1),
+            answered: Rings::new(capacity),
+            failed: Rings::new(capacity),
+            refused: Rings::new(capacity),
             origin_ms: Clock::wall_ms().saturating_sub(since),
         }
     }
@@ -69,6 +136,59 @@ impl Records {
     }
 
     pub(crate) fn put(&self, record: Record) {
+        match record.end() {
+            End::Answered => self.answered.put(record),
+            End::Failed => self.failed.put(record),
+            End::Refused => self.refused.put(record),
+        }
+    }
+
+    pub(crate) fn find(&self, request_id: &str) -> Option<InvocationRecord> {
+        let view = |record: &Record| self.view(record);
+        [&self.failed, &self.refused, &self.answered]
+            .into_iter()
+            .find_map(|rings| rings.find(request_id, view))
+    }
+
+    fn view(&self, record: &Record) -> InvocationRecord {
+        let (queue, connect, first_byte) = record.warm;
+        let warm = [("queue", queue), ("connect", connect), ("ttfb", first_byte)];
+        let phases = if record.cold { &record.phases[..] } else { &warm[..] };
+        let (function, function_id) = match &record.of {
+            Of::Function(slot) => (Some(slot.name.clone()), Some(slot.id)),
+            Of::Name(name) => (Some(name.clone()), None),
+            Of::Nothing => (None, None),
+        };
+        InvocationRecord {
+            request_id: record.request_id.to_str().unwrap_or_default().to_owned(),
+            function,
+            function_id,
+            sandbox: record.sandbox,
+            revision: record.revision,
+            arrived_ms: self.wall_ms(record.arrived),
+            total: Duration::from_nanos(record.total),
+            status: record.status,
+            code: record.code.map(str::to_owned),
+            attempts: record.attempts,
+            cold: record.cold,
+            phases: phases
+                .iter()
+                .map(|&(name, nanos)| (name.to_owned(), Duration::from_nanos(nanos)))
+                .collect(),
+        }
+    }
+}
+
+impl Rings {
+    fn new(capacity: usize) -> Self {
+        Self {
+            rings: std::array::from_fn(|_| Mutex::default()),
+            turn: AtomicUsize::new(0),
+            per_ring: capacity.div_ceil(SHARDS).max(1),
+        }
+    }
+
+    fn put(&self, record: Record) {
         let turn = self.turn.fetch_add(1, Relaxed);
         let Some(ring) = self.rings.get(turn % SHARDS) else { return };
         let mut ring = lock(ring);
@@ -85,38 +205,12 @@ impl Records {
         drop(old);
     }
 
-    pub(crate) fn find(&self, request_id: &str) -> Option<InvocationRecord> {
+    /// What `view` makes of the record of this request, if it is here.
+    fn find<T>(&self, request_id: &str, view: impl Fn(&Record) -> T) -> Option<T> {
         self.rings.iter().find_map(|ring| {
             let ring = lock(ring);
-            let found = ring
-                .records
-                .iter()
-                .rev()
-                .find(|r| r.request_id.as_bytes() == request_id.as_bytes());
-            found.map(|record| self.view(record))
+            let mut records = ring.records.iter().rev();
+            records.find(|r| r.request_id.as_bytes() == request_id.as_bytes()).map(&view)
         })
-    }
-
-    fn view(&self, record: &Record) -> InvocationRecord {
-        let (queue, connect, first_byte) = record.warm;
-        let warm = [("queue", queue), ("connect", connect), ("ttfb", first_byte)];
-        let phases = if record.cold { &record.phases[..] } else { &warm[..] };
-        InvocationRecord {
-            request_id: record.request_id.to_str().unwrap_or_default().to_owned(),
-            function: record.slot.name.clone(),
-            function_id: record.slot.id,
-            sandbox: record.sandbox,
-            revision: record.revision,
-            arrived_ms: self.wall_ms(record.arrived),
-            total: Duration::from_nanos(record.total),
-            status: record.status,
-            code: record.code.map(str::to_owned),
-            attempts: record.attempts,
-            cold: record.cold,
-            phases: phases
-                .iter()
-                .map(|&(name, nanos)| (name.to_owned(), Duration::from_nanos(nanos)))
-                .collect(),
-        }
     }
 }

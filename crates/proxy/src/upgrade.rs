@@ -146,7 +146,7 @@ impl Sandbox {
                     }
                 },
                 () = traffic.silence(idle) => {
-                    call.cut();
+                    call.cut("silent for longer than idle_timeout".to_owned());
                     End::Abandoned
                 }
             };

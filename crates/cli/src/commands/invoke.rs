@@ -60,12 +60,17 @@ pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
     if head.status.as_u16() < 400 {
         return Ok(());
     }
-    let id = header_text(&head.headers, "x-dirigent-request-id").unwrap_or("none");
-    Err(match header_text(&head.headers, "x-dirigent-error") {
+    let code = header_text(&head.headers, "x-dirigent-error");
+    let fail = match code {
         Some(code) => platform_failure(code, &args.name),
         None => Fail::user(format!("`{}` answered {}", args.name, head.status)),
-    }
-    .hint(format!("dirigent logs --request-id {id}")))
+    };
+    // What was refused before its head was read is not remembered.
+    let unread = matches!(code, Some("request_timeout" | "head_too_large"));
+    Err(match header_text(&head.headers, "x-dirigent-request-id") {
+        Some(id) if !unread => fail.hint(format!("dirigent logs --request-id {id}")),
+        _ => fail,
+    })
 }
 
 fn request(args: &InvokeArgs, place: &Place) -> Result<Request<Body>> {

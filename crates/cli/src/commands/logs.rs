@@ -115,9 +115,15 @@ async fn record(args: &LogsArgs, id: &str, printer: Printer) -> Result {
 }
 
 fn record_text(record: &InvocationRecord) -> String {
+    let named = record.function.as_ref();
+    let function = match (named, record.function_id) {
+        (Some(name), Some(_)) => name.to_string(),
+        (Some(name), None) => format!("{name} (not found)"),
+        (None, _) => "none".to_owned(),
+    };
     let mut rows = vec![
         vec!["Request".to_owned(), record.request_id.clone()],
-        vec!["Function".to_owned(), record.function.to_string()],
+        vec!["Function".to_owned(), function],
         vec!["Arrived".to_owned(), wall(record.arrived_ms)],
         vec![
             "Status".to_owned(),
@@ -126,9 +132,9 @@ fn record_text(record: &InvocationRecord) -> String {
                 None => record.status.to_string(),
             },
         ],
-        vec!["Start".to_owned(), if record.cold { "cold" } else { "warm" }.to_owned()],
     ];
     if let Some(sandbox) = &record.sandbox {
+        rows.push(vec!["Start".to_owned(), if record.cold { "cold" } else { "warm" }.to_owned()]);
         rows.push(vec!["Sandbox".to_owned(), sandbox.to_string()]);
     }
     if let Some(revision) = &record.revision {

@@ -162,20 +162,20 @@ pub(super) async fn invocation(
 ) -> Result<Response, ApiError> {
     let Some(record) = api.bulk().find(&request_id).await else {
         let message = format!(
-            "no data plane remembers `{request_id}`: the last 10,000 invocations are kept, until \
-             a restart"
+            "no data plane remembers `{request_id}`: the last 10,000 invocations are kept, and as \
+             many each that failed and that were refused, until a restart"
         );
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };
-    let (lines, missing) = match record.sandbox {
-        Some(sandbox) => {
+    let (lines, missing) = match (record.function_id, record.sandbox) {
+        (Some(function), Some(sandbox)) => {
             let total = u64::try_from(record.total.as_millis()).unwrap_or(u64::MAX);
             let end = record.arrived_ms.saturating_add(total);
             let mut reader = api
                 .bulk()
                 .read_logs(LogQuery {
                     id: 0,
-                    function: record.function_id,
+                    function,
                     sandbox: Some(sandbox),
                     since_ms: Some(record.arrived_ms.saturating_sub(AROUND_MS)),
                     until_ms: Some(end.saturating_add(AROUND_MS)),
@@ -185,7 +185,7 @@ pub(super) async fn invocation(
                 .await;
             collect(&mut reader, LINES).await
         }
-        None => (Vec::new(), Vec::new()),
+        _ => (Vec::new(), Vec::new()),
     };
     let missing: Vec<String> = missing.into_iter().map(|Missing { missing }| missing).collect();
     Ok(Json(json!({ "record": record, "lines": lines, "missing": missing })).into_response())

@@ -168,8 +168,8 @@ async fn an_invocation_is_found_on_whichever_data_plane_remembers_it() {
     }
     let record = InvocationRecord {
         request_id: "r-1".to_owned(),
-        function: "hello".parse::<FunctionName>().unwrap(),
-        function_id: FunctionId::new(Epoch(1), 1),
+        function: Some("hello".parse::<FunctionName>().unwrap()),
+        function_id: Some(FunctionId::new(Epoch(1), 1)),
         sandbox: None,
         revision: None,
         arrived_ms: 1,

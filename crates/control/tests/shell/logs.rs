@@ -165,8 +165,8 @@ async fn an_invocation_is_shown_with_the_lines_written_while_it_ran() {
     let mut plane = host.running.data_planes_bulk.dial().await.unwrap();
     let record = InvocationRecord {
         request_id: "r-1".to_owned(),
-        function: "f".parse().unwrap(),
-        function_id: FunctionId::new(Epoch(1), 1),
+        function: Some("f".parse().unwrap()),
+        function_id: Some(FunctionId::new(Epoch(1), 1)),
         sandbox: Some(SandboxId::new(Epoch(1), 1)),
         revision: None,
         arrived_ms: 1000,

@@ -67,8 +67,8 @@ pair! {
 message! {
     InvocationRecord {
         request_id: Told<{ limit::WORD }>,
-        function: Name,
-        function_id: Needed,
+        function: Maybe<Name>,
+        function_id: Maybe,
         sandbox: Maybe,
         revision: Maybe,
         arrived_ms: Plain,

@@ -398,3 +398,66 @@ async fn a_sandbox_that_answers_before_it_has_read_the_body_is_heard() {
     drop(caller);
     until("no invocation", || rig.proxy.metrics_page().contains("in_flight_invocations 0")).await;
 }
+
+#[tokio::test]
+async fn what_failed_is_remembered_whatever_is_called_and_refused_after_it() {
+    // One place of each kind, if all went through the same sixteenth.
+    let rig = Rig::with(|config| config.limits.records = 16).await;
+    let backend = Backend::answering(|_, _| "ok".into()).await;
+    let dying = dying().await;
+    rig.serving("hello", Function::default(), backend.address, 1).await;
+    let broken = Function { id: 2, ..Function::default() };
+    rig.function("broken", broken.clone());
+    let post = "POST / HTTP/1.1\r\nHost: broken\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let grant = async {
+        let id = broken.function_id();
+        let waits = |frame: &FromDataPlane| match frame {
+            FromDataPlane::Demand(demand) => demand.function == id && demand.queued == 1,
+            _ => false,
+        };
+        rig.saw("one who waits", waits).await;
+        rig.grant(&broken, 2, dying.address, 1).await;
+    };
+    let (lost, ()) = tokio::join!(rig.raw(post), grant);
+    assert_eq!(code(&lost), (502, "sandbox_lost"), "{lost}");
+    let refused = rig.get("nobody", "/").await;
+    assert_eq!(code(&refused), (404, "not_found"), "{refused}");
+    for _ in 0..40 {
+        assert_eq!(status(&rig.get("hello", "/").await), 200);
+    }
+    let record = |answer: &str| {
+        let id = header(answer, "x-dirigent-request-id").unwrap();
+        rig.proxy.find_invocation(id).expect("a record")
+    };
+    let (lost, refused) = (record(&lost), record(&refused));
+    assert_eq!((lost.status, lost.code.as_deref()), (502, Some("sandbox_lost")));
+    assert!(lost.function.is_some_and(|name| name.name() == "broken"));
+    assert_eq!((refused.status, refused.code.as_deref()), (404, Some("not_found")));
+    assert!(refused.function.is_some_and(|name| name.name() == "nobody"));
+    assert_eq!((refused.function_id, refused.attempts), (None, 0));
+    // Nor do refusals push out what failed.
+    for _ in 0..40 {
+        assert_eq!(status(&rig.get("nobody", "/").await), 404);
+    }
+    assert!(rig.proxy.find_invocation(&lost.request_id).is_some());
+}
+
+#[tokio::test]
+async fn calls_that_named_nothing_or_came_to_a_full_data_plane_are_remembered() {
+    let rig = Rig::with(|config| config.limits.in_flight = 1).await;
+    let nothing = rig.get("localhost", "/").await;
+    rig.function("hello", Function::default());
+    let mut waits = rig.connect().await;
+    waits.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
+    rig.demand("one who waits", |demand| demand.queued == 1).await;
+    let shed = rig.get("hello", "/").await;
+    for (answer, expected, named) in
+        [(nothing, (404, "not_found"), false), (shed, (503, "no_capacity"), true)]
+    {
+        assert_eq!(code(&answer), expected, "{answer}");
+        let id = header(&answer, "x-dirigent-request-id").unwrap();
+        let record = rig.proxy.find_invocation(id).expect("a record");
+        assert_eq!((record.status, record.code.as_deref()), (expected.0, Some(expected.1)));
+        assert_eq!(record.function.is_some(), named);
+    }
+}
