@@ -2,7 +2,8 @@
 //!
 //! A name is asked of the control plane once and then kept up to date by it, known or not. Names
 //! without a function are bounded; what is unused for an hour is forgotten. While no control plane
-//! is attached, a name that is not known to have a function waits: it may have one by now.
+//! is attached, a name that is not known to have a function waits: it may have one by now. A name
+//! without an answer is held only while somebody waits for that.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -84,14 +85,22 @@ impl Catalogue {
         shared: &Shared,
         name: &FunctionName,
     ) -> Result<Arc<FunctionSlot>, Failure> {
-        let entry = if let Some(entry) = self.entry(name) { entry } else { self.ask(shared, name) };
-        entry.used_at.store(shared.now().0, Relaxed);
-        if let Known::Function(slot) = &*entry.known.borrow() {
-            return Ok(Arc::clone(slot));
-        }
-        let mut known = entry.known.subscribe();
+        let (entry, known) = loop {
+            let entry = self.entry(name).unwrap_or_else(|| self.ask(shared, name));
+            entry.used_at.store(shared.now().0, Relaxed);
+            if let Known::Function(slot) = &*entry.known.borrow() {
+                return Ok(Arc::clone(slot));
+            }
+            let known = entry.known.subscribe();
+            // It may have been forgotten before it was known that somebody waits; now it is not.
+            if self.entry(name).is_some_and(|held| Arc::ptr_eq(&held, &entry)) {
+                break (entry, known);
+            }
+        };
+        drop(entry);
+        let mut waiting = Waiting { catalogue: self, shared, name, known: Some(known) };
         let deadline = Instant::now() + shared.limits.resolve_timeout;
-        loop {
+        while let Some(known) = &mut waiting.known {
             match &*known.borrow_and_update() {
                 Known::Function(slot) => return Ok(Arc::clone(slot)),
                 Known::Nothing if shared.is_attached() => {
@@ -104,15 +113,13 @@ impl Catalogue {
             }
             let changed = tokio::time::timeout_at(deadline, known.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
-                // Names that nobody waits for any more must not pile up.
-                drop(known);
-                self.forget(shared, name, |known| matches!(known, Known::Asked));
-                return Err(Failure::new(
-                    Code::NoControlPlane,
-                    format!("no control plane said in time whether `{name}` is a function"),
-                ));
+                break;
             }
         }
+        Err(Failure::new(
+            Code::NoControlPlane,
+            format!("no control plane said in time whether `{name}` is a function"),
+        ))
     }
 
     fn ask(&self, shared: &Shared, name: &FunctionName) -> Arc<Entry> {
@@ -288,6 +295,24 @@ impl Catalogue {
     pub(crate) fn of_sandbox(&self, sandbox: SandboxId) -> Option<Arc<FunctionSlot>> {
         let function = lock(&self.sandboxes).get(&sandbox).copied()?;
         self.function(function)
+    }
+}
+
+/// One who waits to hear what a name is. The last one who goes without an answer takes the name with
+/// it: names that nobody waits for must not pile up.
+struct Waiting<'a> {
+    catalogue: &'a Catalogue,
+    shared: &'a Shared,
+    name: &'a FunctionName,
+    known: Option<watch::Receiver<Known>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let answered = self.known.take().is_some_and(|k| !matches!(*k.borrow(), Known::Asked));
+        if !answered {
+            self.catalogue.forget(self.shared, self.name, |known| matches!(known, Known::Asked));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dirigent_core::{
-    Settings, StartPhases,
+    FunctionName, Settings, StartPhases,
     frame::{FromDataPlane, ToDataPlane, WhyReturned},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,7 +88,7 @@ async fn a_deleted_function_is_gone_at_once_and_its_slots_go_back() {
     let mut caller = rig.connect().await;
     caller.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
     assert_eq!(status(&read_response(&mut caller).await.0), 200);
-    let name: dirigent_core::FunctionName = "hello".parse().unwrap();
+    let name: FunctionName = "hello".parse().unwrap();
     rig.say(ToDataPlane::Resolved { name: name.clone(), version: 2, function: None }).await;
     rig.saw(
         "a return",
@@ -166,6 +166,41 @@ async fn names_unused_for_long_are_forgotten_and_unknown_ones_are_bounded() {
     .await;
     // And known again when it is asked for.
     rig.subscribe("hello").await;
+}
+
+#[tokio::test]
+async fn names_whose_callers_left_before_an_answer_are_forgotten() {
+    const CALLERS: usize = 50;
+    let rig = Rig::dark(|_| {}).await;
+    let mut callers = Vec::new();
+    for number in 0..CALLERS {
+        let mut caller = rig.connect().await;
+        let request = format!("GET / HTTP/1.1\r\nHost: name-{number}\r\n\r\n");
+        caller.write_all(request.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    let waiting = async |count: usize| {
+        let line = format!("in_flight_invocations {count}\n");
+        until("so many wait", || rig.proxy.metrics_page().contains(&line)).await;
+    };
+    waiting(CALLERS).await;
+    // Of two who ask for the same one stays.
+    let mut stays = rig.connect().await;
+    stays.write_all(b"GET / HTTP/1.1\r\nHost: name-7\r\n\r\n").await.unwrap();
+    waiting(CALLERS + 1).await;
+    drop(callers);
+    waiting(1).await;
+    rig.attach(true).await;
+    let greeting = |frame: &FromDataPlane| match frame {
+        FromDataPlane::Hello(hello) => {
+            let names: Vec<_> = hello.names.iter().map(FunctionName::name).collect();
+            assert_eq!(names, ["name-7"]);
+            true
+        }
+        _ => false,
+    };
+    rig.saw("a greeting", greeting).await;
+    assert_eq!(status(&read_response(&mut stays).await.0), 404);
 }
 
 #[tokio::test]
