@@ -20,7 +20,7 @@ use crate::{
     lease::{Lease, Running},
     slot::{Bound, lock},
     source::{self, Source, SourceError},
-    upstream::{self, Conn, Exchange, Multiplexed, RecvError},
+    upstream::{self, Conn, Exchange, Greeting, Multiplexed, RecvError},
 };
 
 /// How an attempt ended.
@@ -110,7 +110,7 @@ async fn exchange_once(invocation: &mut Invocation, mut running: Running, reused
         // Dropping `running` gives the slot back as the rules for abandoned handlers say.
         None => Outcome::Failed(timed_out(invocation)),
         Some(Err(RecvError::Source(error))) => Outcome::Failed(client_failed(invocation, error)),
-        Some(Err(error @ (RecvError::Closed | RecvError::Invalid(_)))) => {
+        Some(Err(error @ (RecvError::Closed | RecvError::Http2 | RecvError::Invalid(_)))) => {
             let Some((exchange, lease)) = running.take() else {
                 return Once::Outcome(Outcome::Failed(lost(&error)));
             };
@@ -136,7 +136,8 @@ fn broken(exchange: Box<Exchange>, lease: Lease, reused: bool, error: &RecvError
     }
     if exchange.answered {
         match error {
-            RecvError::Closed => lease.finish(Finish::Done, None),
+            // A server of HTTP/2 has understood nothing of it: no handler runs.
+            RecvError::Closed | RecvError::Http2 => lease.finish(Finish::Done, None),
             _ => lease.abandon(Some(exchange.into_conn())),
         }
         return Once::Outcome(Outcome::Failed(lost(error)));
@@ -262,21 +263,39 @@ pub(crate) async fn over_http2(
         }
         Some(Err(unanswered)) => {
             tracing::debug!(error = %unanswered.error, "no answer over HTTP/2");
-            let mut source = lock(&body.0).take();
+            let source = lock(&body.0).take();
             if let Some(error) = source.failure() {
                 lease.abandon(None);
                 return Outcome::Failed(client_failed(invocation, error));
             }
             // A new connection on which nothing can be sent is of no use to the next one either.
             let useless = unanswered.unsent && !reused;
-            lease.finish(if useless { Finish::Unreachable } else { Finish::Done }, None);
-            let whole = source.rewind();
-            match (unanswered.unsent, whole) {
-                (true, true) => Outcome::Unsent(source),
-                (_, whole) => Outcome::Lost(whole.then_some(source), RecvError::Closed.to_string()),
-            }
+            no_answer(lease, source, connection.greeting(), unanswered.unsent, useless)
         }
     }
+}
+
+/// The connection broke before there was a head.
+fn no_answer(
+    lease: Lease,
+    mut source: Source,
+    greeting: Option<Greeting>,
+    unsent: bool,
+    useless: bool,
+) -> Outcome {
+    let complaint = greeting.and_then(Greeting::complaint);
+    if let (Some(Greeting::Http1 | Greeting::Strange), Some(why)) = (greeting, complaint) {
+        // Another attempt would hear the same, and no handler runs.
+        lease.finish(Finish::Done, None);
+        return Outcome::Failed(Failure::new(Code::SandboxLost, why));
+    }
+    lease.finish(if useless { Finish::Unreachable } else { Finish::Done }, None);
+    let whole = source.rewind();
+    if unsent && whole {
+        return Outcome::Unsent(source);
+    }
+    let why = complaint.map_or_else(|| RecvError::Closed.to_string(), str::to_owned);
+    Outcome::Lost(whole.then_some(source), why)
 }
 
 /// A lease whose request may have left. Dropped, it was abandoned.

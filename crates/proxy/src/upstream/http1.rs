@@ -77,6 +77,11 @@ enum SendError {
 pub(crate) enum RecvError {
     #[error("the sandbox closed the connection")]
     Closed,
+    #[error(
+        "the sandbox answered in HTTP/2, not in HTTP/1 as `sandbox.protocol = \"http1\"` says; \
+         deploy it with \"h2c\""
+    )]
+    Http2,
     #[error("the sandbox answered with what is not HTTP: {0}")]
     Invalid(&'static str),
     #[error(transparent)]
@@ -356,6 +361,7 @@ impl Exchange {
             let length = match response.parse(&self.conn.input) {
                 Ok(httparse::Status::Complete(length)) => length,
                 Ok(httparse::Status::Partial) => return Ok(None),
+                Err(_malformed) if is_http2(&self.conn.input) => return Err(RecvError::Http2),
                 Err(_malformed) => return Err(RecvError::Invalid("its head is malformed")),
             };
             let code = response.code.unwrap_or(0);
@@ -553,6 +559,12 @@ impl Exchange {
         self.rest = Rest::Over;
         Ok(Piece::Frame(Frame::trailers(trailers)))
     }
+}
+
+/// Whether it begins as a server of HTTP/2 does: with a frame of settings, or the one that says why
+/// it ends, on stream 0 (RFC 9113, 4.1).
+fn is_http2(input: &[u8]) -> bool {
+    matches!(input, [0, _, _, 4 | 7, _, 0, 0, 0, 0, ..])
 }
 
 enum Piece {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Cause, Fault, Settings, StartFailure,
+    Cause, Fault, Protocol, Settings, StartFailure,
     frame::{FromDataPlane, Status, WhyReturned},
 };
 use tokio::{
@@ -245,6 +245,48 @@ async fn what_is_not_http_is_answered_502() {
         rig.serving("hello", Function::default(), backend.address, 1).await;
         let answer = rig.get("hello", "/").await;
         assert_eq!(code(&answer), (502, "sandbox_lost"), "{nonsense:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_speaks_another_protocol_than_was_said_is_explained() {
+    // What servers of HTTP/1 answer to the beginning of HTTP/2.
+    for answer in ["HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "<!DOCTYPE HTML>\n", ""]
+    {
+        let rig = Rig::start().await;
+        let backend = Backend::start(move |mut stream, _| async move {
+            common::read_head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            while matches!(stream.read(&mut [0; 4096]).await, Ok(read) if read > 0) {}
+        })
+        .await;
+        let function = Function { protocol: Protocol::H2c, ..Function::default() };
+        rig.serving("hello", function, backend.address, 1).await;
+        for _ in 0..2 {
+            let told = post(&rig, "", "x").await;
+            assert_eq!(code(&told), (502, "sandbox_lost"), "{told}");
+            assert!(body(&told).contains("`sandbox.protocol = "), "{answer}: {told}");
+            assert_eq!(body(&told).contains("http1"), !answer.is_empty(), "{answer}: {told}");
+        }
+        rig.demand("a free slot", |demand| demand.held == 1 && demand.busy == 0).await;
+    }
+    // And the other way round: settings at once, or only why it ends.
+    let frames: [&[u8]; 2] = [b"\0\0\0\x04\0\0\0\0\0", b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01"];
+    for frame in frames {
+        let rig = Rig::start().await;
+        let backend = Backend::start(move |mut stream, _| async move {
+            read_request(&mut stream).await;
+            stream.write_all(frame).await.unwrap();
+        })
+        .await;
+        rig.serving("hello", Function::default(), backend.address, 1).await;
+        for _ in 0..2 {
+            let told = post(&rig, "", "x").await;
+            assert_eq!(code(&told), (502, "sandbox_lost"), "{told}");
+            assert!(body(&told).contains("h2c"), "{told}");
+        }
+        rig.demand("a free slot", |demand| demand.held == 1 && demand.busy == 0).await;
     }
 }
 
