@@ -411,7 +411,7 @@ fn evacuate(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the processes of a group may be moved: it is the top of what we see, as in a container,
+/// Whether the processes of a group may be moved: it is the top of what we see, as in a namespace,
 /// or we are an ordinary user, who can write to it only because it was delegated.
 fn is_ours(group: &Path) -> bool {
     let is_top = || !group.parent().is_some_and(|above| above.join("cgroup.procs").exists());
