@@ -13,8 +13,13 @@ use crate::run;
 
 /// Debian packages that some tests use, with the program that shows whether they are there.
 /// Without them those tests say that they skip.
-const PACKAGES: [(&str, &str); 4] =
-    [("python3", "python3"), ("nftables", "nft"), ("haproxy", "haproxy"), ("etcd-server", "etcd")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("python3", "python3"),
+    ("nftables", "nft"),
+    ("iproute2", "ip"),
+    ("haproxy", "haproxy"),
+    ("etcd-server", "etcd"),
+];
 
 /// Whose tests differ between root and an ordinary user.
 const TWICE: [&str; 2] = ["dirigent-runtime", "dirigent-cli"];

@@ -24,6 +24,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -46,6 +47,8 @@ use sandbox::Order;
 /// How the fake behaves.
 #[derive(Clone, Debug)]
 pub struct FakeConfig {
+    /// Where sandboxes listen.
+    pub address: Ipv4Addr,
     /// From the order to the program's execution.
     pub create: Distribution,
     /// From execution to listening.
@@ -59,6 +62,7 @@ pub struct FakeConfig {
 impl Default for FakeConfig {
     fn default() -> Self {
         Self {
+            address: Ipv4Addr::LOCALHOST,
             create: Distribution::Fixed(Duration::ZERO),
             init: Distribution::Fixed(Duration::ZERO),
             fail_every: 0,
@@ -287,7 +291,7 @@ impl Runtime for FakeRuntime {
 
     fn create(&self, create: CreateSandbox) {
         let (sandbox, port) = (create.order.sandbox, create.port);
-        if port != 0 && is_taken(port) {
+        if port != 0 && is_taken(self.world.config.address, port) {
             let world = Arc::clone(&self.world);
             let event = Event::PortTaken { sandbox, port };
             return self.world.spawn(async move { world.report(event).await });
@@ -350,8 +354,8 @@ fn adopted(sandbox: SandboxId, entry: &Entry) -> Adopted {
 }
 
 /// Whether somebody listens there: their connections would be taken for the sandbox's.
-fn is_taken(port: u16) -> bool {
-    let bound = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port));
+fn is_taken(address: Ipv4Addr, port: u16) -> bool {
+    let bound = std::net::TcpListener::bind((address, port));
     bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 

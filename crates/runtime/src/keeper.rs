@@ -43,6 +43,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::protocol::Network;
 use crate::sys::{
     process::{Forked, fork},
     signal,
@@ -70,10 +71,8 @@ pub(crate) struct Options {
     pub(crate) abandoned_ms: u64,
     /// Whether `basic` may be used at all.
     pub(crate) basic: bool,
-    /// Ports on loopback that sandboxes must not reach.
-    pub(crate) protected_ports: Vec<u16>,
-    /// Ports of sandboxes, first and last.
-    pub(crate) ports: (u16, u16),
+    /// Where sandboxes are, and who reaches them.
+    pub(crate) network: Network,
     /// How often the network rules are made anew.
     pub(crate) rules_ms: u64,
 }

@@ -10,6 +10,7 @@ mod listeners;
 use std::{
     collections::BTreeMap,
     fmt, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -25,6 +26,7 @@ use dirigent_core::{
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
+use ipnet::IpNet;
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::Errno,
@@ -38,7 +40,7 @@ use crate::{
     keeper::{
         Options,
         launch::PATH,
-        protocol::{Abilities, Start, ToKeeper, Welcome},
+        protocol::{Abilities, Network, Start, ToKeeper, Welcome},
     },
     logs,
 };
@@ -73,9 +75,14 @@ pub struct ProcessConfig {
     pub keeper_idle: Duration,
     /// How long sandboxes go on without a worker: nobody stops, counts or describes them.
     pub abandoned_after: Duration,
+    /// Where sandboxes listen: an address of this machine that data planes reach.
+    pub address: Ipv4Addr,
+    /// Other hosts that may connect to them; as an ordinary user, any may.
+    pub admitted: Vec<IpNet>,
     /// Ports of this machine that sandboxes must not reach, such as the API's.
     pub protected_ports: Vec<u16>,
-    /// Ports of sandboxes, first and last: neither other hosts nor other sandboxes reach them.
+    /// Ports of sandboxes, first and last: neither other hosts, but for those that are admitted, nor
+    /// other sandboxes reach them.
     pub ports: (u16, u16),
     /// How often the network rules are made anew, as whoever reloads a firewall flushes them.
     pub rules_every: Duration,
@@ -97,6 +104,8 @@ impl ProcessConfig {
             log_total: Bytes::mib(512),
             keeper_idle: Duration::from_secs(600),
             abandoned_after: Duration::from_secs(3600),
+            address: Ipv4Addr::LOCALHOST,
+            admitted: Vec::new(),
             protected_ports: Vec::new(),
             ports: (20_000, 29_999),
             rules_every: Duration::from_secs(60),
@@ -114,8 +123,12 @@ impl ProcessConfig {
             idle_ms: milliseconds(self.keeper_idle),
             abandoned_ms: milliseconds(self.abandoned_after),
             basic: self.max_isolation >= Isolation::Basic,
-            protected_ports: self.protected_ports.clone(),
-            ports: self.ports,
+            network: Network {
+                address: self.address,
+                ports: self.ports,
+                admitted: self.admitted.clone(),
+                protected_ports: self.protected_ports.clone(),
+            },
             rules_ms: milliseconds(self.rules_every),
         })
     }
@@ -194,7 +207,7 @@ impl ProcessRuntime {
             link: Link::new(&stream)?,
             abilities: Mutex::new(welcome.abilities.clone()),
             orders,
-            listeners: Mutex::new(Listeners::new()),
+            listeners: Mutex::new(Listeners::new(config.address)),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             closing: AtomicBool::new(false),
             config,
@@ -305,7 +318,7 @@ impl ProcessRuntime {
             isolation,
             builtin: spec.sandbox.command.first().is_some_and(|program| program == "dirigent"),
             command: spec.sandbox.command.clone(),
-            environment: environment(create),
+            environment: environment(create, self.shared.config.address),
             artifact,
             port: create.port,
             pass_listener,
@@ -314,7 +327,7 @@ impl ProcessRuntime {
 }
 
 /// What a function finds in its environment: defaults, then the user's, then the contract.
-fn environment(create: &CreateSandbox) -> Vec<(String, String)> {
+fn environment(create: &CreateSandbox, address: Ipv4Addr) -> Vec<(String, String)> {
     let StartSandbox { revision, name, spec, .. } = &create.order;
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
@@ -324,7 +337,7 @@ fn environment(create: &CreateSandbox) -> Vec<(String, String)> {
         set(name, value.clone());
     }
     set("PORT", create.port.to_string());
-    set("HOST", "127.0.0.1".to_owned());
+    set("HOST", address.to_string());
     set("K_SERVICE", name.name().to_owned());
     set("K_REVISION", format!("{}-{:05}", name.name(), revision.number));
     set("K_CONFIGURATION", name.name().to_owned());

@@ -48,7 +48,9 @@ fn serve() -> ExitCode {
     }
     let port =
         if variable("MODE").contains("wrong_port") { "0".to_owned() } else { variable("PORT") };
-    let listener = passed.map_or_else(|| TcpListener::bind(format!("127.0.0.1:{port}")), Ok);
+    let host =
+        if variable("MODE") == "loopback" { "127.0.0.1".to_owned() } else { variable("HOST") };
+    let listener = passed.map_or_else(|| TcpListener::bind(format!("{host}:{port}")), Ok);
     let Ok(listener) = listener else { return ExitCode::from(3) };
     for connection in listener.incoming().flatten() {
         std::thread::spawn(move || answer(connection));

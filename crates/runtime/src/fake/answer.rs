@@ -128,7 +128,7 @@ impl Inside {
         let mut env = order.spec.env.clone();
         let name = order.name.name().to_owned();
         env.insert("PORT".into(), port.to_string());
-        env.insert("HOST".into(), "127.0.0.1".into());
+        env.insert("HOST".into(), self.world.config.address.to_string());
         env.insert("K_REVISION".into(), format!("{name}-{:05}", order.revision.number));
         env.insert("K_SERVICE".into(), name.clone());
         env.insert("K_CONFIGURATION".into(), name);

@@ -4,7 +4,7 @@
 //! (create) -> Created -> (init) -> Listening -> ... -> Gone
 //! ```
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use dirigent_core::{Address, Cause, Fault, Protocol, StartFailure, worker::CreateSandbox};
 use hyper::service::service_fn;
@@ -91,10 +91,11 @@ impl Sandbox {
             _ if init >= order.start_timeout => return self.never_listens(created).await,
             _ => {}
         }
-        let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, inside.create.port)).await {
-            Ok(listener) => listener,
-            Err(error) => return (bind_failed(inside.create.port, &error), Fault::Worker),
-        };
+        let listener =
+            match TcpListener::bind((inside.world.config.address, inside.create.port)).await {
+                Ok(listener) => listener,
+                Err(error) => return (bind_failed(inside.create.port, &error), Fault::Worker),
+            };
         let address = match listener.local_addr() {
             Ok(address) => Address::Tcp(address),
             Err(error) => return (bind_failed(inside.create.port, &error), Fault::Worker),

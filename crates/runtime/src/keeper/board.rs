@@ -30,7 +30,7 @@ use super::{
     cgroup::{Group, Groups},
     orphans::Name,
     output::{Bounds, Logs, Pumped, Which},
-    protocol::{Abilities, Ended},
+    protocol::{Abilities, Ended, Network},
     root::Template,
     rules, seccomp,
 };
@@ -387,11 +387,9 @@ impl Board {
     }
 
     /// The worker's configuration may be newer than this keeper.
-    fn guard(&mut self, protected: Vec<u16>, sandboxes: (u16, u16)) {
-        let told = (protected, sandboxes);
-        let known = (&self.options.protected_ports, &self.options.ports);
-        if known != (&told.0, &told.1) {
-            (self.options.protected_ports, self.options.ports) = told;
+    fn configure(&mut self, network: Network) {
+        if self.options.network != network {
+            self.options.network = network;
             self.renew_rules();
         }
     }

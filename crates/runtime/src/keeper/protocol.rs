@@ -5,9 +5,10 @@
 //! the Unix stream are a length (u32, little endian) and JSON. Init is a fork of the keeper, so that
 //! protocol has no version.
 
-use std::{io, path::PathBuf};
+use std::{io, net::Ipv4Addr, path::PathBuf};
 
 use dirigent_core::{Address, Isolation, SandboxId, StartFailure, worker::Adopted};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised with every change of this file, or of a core type used in it.
@@ -45,6 +46,19 @@ pub(crate) struct Ended {
     pub(crate) failure: StartFailure,
 }
 
+/// Where sandboxes are, and who reaches them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Network {
+    /// Where they listen.
+    pub(crate) address: Ipv4Addr,
+    /// Their ports, first and last.
+    pub(crate) ports: (u16, u16),
+    /// Other hosts that may connect to them.
+    pub(crate) admitted: Vec<IpNet>,
+    /// Ports of this machine that they must not reach.
+    pub(crate) protected_ports: Vec<u16>,
+}
+
 /// What the keeper found out about its machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Abilities {
@@ -63,9 +77,8 @@ pub(crate) enum ToKeeper {
     Start(Box<Start>),
     /// SIGTERM, after the grace SIGKILL; answered by `Gone`. Unknown sandboxes are ignored.
     Stop { sandbox: SandboxId, grace_ms: u64 },
-    /// Which ports the network rules protect, and which are the sandboxes': a keeper may be older
-    /// than the configuration of its worker. The first message.
-    Guard { protected: Vec<u16>, sandboxes: (u16, u16) },
+    /// A keeper may be older than the configuration of its worker. The first message.
+    Network(Network),
     /// It listens; kept for the next worker.
     Listening { sandbox: SandboxId, address: Address },
     /// The ends of these were heard of.

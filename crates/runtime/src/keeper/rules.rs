@@ -6,15 +6,20 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::Options;
+use ipnet::IpNet;
+
+use super::{Options, protocol::Network};
 
 /// Rules that keep sandboxes from the protected ports and from each other's, and other hosts from
-/// theirs. Made once; `nft` is not on the path of a start.
+/// theirs, except those that are admitted. Made once; `nft` is not on the path of a start.
 pub(crate) fn make(options: &Options, table: &str) -> Result<(), String> {
-    let first = options.uid_base;
-    let last = options.uid_base.saturating_add(u32::from(u16::MAX));
-    let (low, high) = options.ports;
-    let ports: Vec<String> = options.protected_ports.iter().map(u16::to_string).collect();
+    nft(&text(options.uid_base, &options.network, table))
+}
+
+fn text(first: u32, network: &Network, table: &str) -> String {
+    let last = first.saturating_add(u32::from(u16::MAX));
+    let (low, high) = network.ports;
+    let ports: Vec<String> = network.protected_ports.iter().map(u16::to_string).collect();
     let protected = if ports.is_empty() {
         String::new()
     } else {
@@ -23,14 +28,30 @@ pub(crate) fn make(options: &Options, table: &str) -> Result<(), String> {
     // A sandbox's answers to who called it have its uid and a port of the range too: only packets
     // that open a connection are judged. That needs no connection tracking.
     let opens = "tcp flags & (fin | syn | rst | ack) == syn";
-    let rules = format!(
-        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
+    let (mut sets, mut admitted) = (Vec::new(), Vec::new());
+    for (family, set, matches) in [
+        ("ip", "admitted4", (|net| matches!(net, IpNet::V4(_))) as fn(&IpNet) -> bool),
+        ("ip6", "admitted6", |net| matches!(net, IpNet::V6(_))),
+    ] {
+        let nets = network.admitted.iter().filter(|net| matches(net));
+        let nets: Vec<String> = nets.map(|net| net.trunc().to_string()).collect();
+        if !nets.is_empty() {
+            let kind = if family == "ip" { "ipv4_addr" } else { "ipv6_addr" };
+            let nets = nets.join(", ");
+            sets.push(format!(
+                "set {set} {{ type {kind}; flags interval; auto-merge; elements = {{ {nets} }}; }}\n"
+            ));
+            admitted.push(format!("tcp dport {low}-{high} {family} saddr @{set} accept\n"));
+        }
+    }
+    let (sets, admitted) = (sets.concat(), admitted.concat());
+    format!(
+        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{sets}\
          chain out {{ type filter hook output priority 0; policy accept;\n{protected}\
          meta skuid {first}-{last} tcp dport {low}-{high} {opens} reject\n}}\n\
-         chain in {{ type filter hook input priority 0; policy accept;\n\
+         chain in {{ type filter hook input priority 0; policy accept;\n{admitted}\
          iifname != \"lo\" tcp dport {low}-{high} {opens} reject\n}}\n}}\n"
-    );
-    nft(&rules)
+    )
 }
 
 fn nft(rules: &str) -> Result<(), String> {
@@ -58,4 +79,29 @@ fn nft(rules: &str) -> Result<(), String> {
 /// Removes a table, if it is there.
 pub(crate) fn remove(table: &str) -> Result<(), String> {
     nft(&format!("table inet {table}\ndelete table inet {table}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn only_hosts_that_are_admitted_connect_from_outside() {
+        let admitted = ["10.1.0.0/16", "10.2.0.7/32", "fd00::/8"];
+        let mut network = Network {
+            address: Ipv4Addr::new(10, 0, 0, 1),
+            ports: (20_000, 29_999),
+            admitted: admitted.iter().map(|net| net.parse().expect("a network")).collect(),
+            protected_ports: vec![9091],
+        };
+        let rules = text(1000, &network, "t");
+        let place = |part: &str| rules.find(part).unwrap_or_else(|| panic!("{part}\n{rules}"));
+        assert!(rules.contains("elements = { 10.1.0.0/16, 10.2.0.7/32 }"), "{rules}");
+        assert!(place("ip saddr @admitted4 accept") < place("iifname != \"lo\""));
+        assert!(place("ip6 saddr @admitted6 accept") < place("iifname != \"lo\""));
+        network.admitted.clear();
+        assert!(!text(1000, &network, "t").contains("accept\niifname"));
+    }
 }

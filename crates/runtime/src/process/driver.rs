@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io::{self, Read as _},
+    net::SocketAddrV4,
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering, mpsc as std_mpsc},
     time::{Duration, Instant},
@@ -172,6 +173,7 @@ impl Driver {
         let now = Instant::now();
         let ended = found.ended.iter().map(|ended| &ended.adopted);
         let all = found.sandboxes.iter().chain(ended);
+        let listeners = Listeners::new(options.network.address);
         let sandboxes = all.map(|a| (a.report.sandbox, Entry::adopted(a, now))).collect();
         Ok(Self {
             shared,
@@ -184,7 +186,7 @@ impl Driver {
             ended: found.ended.clone(),
             unspoken: HashSet::new(),
             waiting: Vec::new(),
-            listeners: Listeners::new(),
+            listeners,
             cost: Duration::ZERO,
             next_attempt: now,
         })
@@ -378,7 +380,7 @@ impl Driver {
             Duration::from_nanos(monotonic().saturating_sub(at_ns))
         };
         entry.state = State::Settled;
-        let address = Address::Tcp(([127, 0, 0, 1], entry.port).into());
+        let address = Address::Tcp((self.options.network.address, entry.port).into());
         let told = ToKeeper::Listening { sandbox, address: address.clone() };
         // The keeper hears of it first: if this process dies once the sandbox is in use, the next
         // one must find it as listening, not as half made.
@@ -452,7 +454,8 @@ impl Driver {
                 State::Creating | State::Settled => None,
             };
             let places = owner.map(|owner| owner.listens_at()).unwrap_or_default();
-            let message = never_listened(entry.port, entry.start_timeout, &places);
+            let place = SocketAddrV4::new(self.options.network.address, entry.port);
+            let message = never_listened(place, entry.start_timeout, &places);
             entry.verdict = Some(Cause::NeverListened { message });
             entry.state = State::Settled;
             over.push(*sandbox);
@@ -508,11 +511,14 @@ fn monotonic() -> u64 {
 }
 
 /// What users read when a function runs without listening.
-fn never_listened(port: u16, timeout: Duration, places: &[String]) -> String {
-    let waited = format!("did not listen on 127.0.0.1:{port} ($PORT) within {timeout:?}");
+fn never_listened(place: SocketAddrV4, timeout: Duration, places: &[String]) -> String {
+    let waited = format!("did not listen on {place} ($HOST:$PORT) within {timeout:?}");
     if places.is_empty() {
         format!("{waited}; it listens nowhere")
     } else {
-        format!("{waited}; it listens on {} instead: listen on $PORT", places.join(", "))
+        format!(
+            "{waited}; it listens on {} instead: listen on $PORT, at $HOST or 0.0.0.0",
+            places.join(", ")
+        )
     }
 }

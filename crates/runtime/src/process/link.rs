@@ -120,9 +120,7 @@ fn greet(mut stream: UnixStream, options: &Options) -> io::Result<(UnixStream, W
     check_version(serde_json::from_slice::<Greeting>(&body)?.version)?;
     let welcome: Welcome = serde_json::from_slice(&body)?;
     stream.set_read_timeout(None)?;
-    let guard =
-        ToKeeper::Guard { protected: options.protected_ports.clone(), sandboxes: options.ports };
-    stream.write_all(&encode(&guard)?)?;
+    stream.write_all(&encode(&ToKeeper::Network(options.network.clone()))?)?;
     Ok((stream, welcome))
 }
 

@@ -3,7 +3,7 @@
 //! A function is ready when it listens, and only if the listener is its own: another program of the
 //! host may hold the port. The question costs a few microseconds, so that it can be asked often.
 
-use std::{collections::HashSet, fs, os::fd::OwnedFd};
+use std::{collections::HashSet, fs, net::Ipv4Addr, os::fd::OwnedFd};
 
 use rustix::{
     io::Errno,
@@ -31,6 +31,8 @@ pub(super) struct Listeners {
     /// None where the kernel has no `inet_diag`; then `/proc/net` is read.
     netlink: Option<OwnedFd>,
     buffer: Vec<u8>,
+    /// Where sandboxes are connected to.
+    place: Ipv4Addr,
 }
 
 const REQUEST: usize = 72;
@@ -40,14 +42,14 @@ const NLMSG_ERROR: u16 = 2;
 const LISTEN: u8 = 10;
 
 impl Listeners {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(place: Ipv4Addr) -> Self {
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::DGRAM,
             SocketFlags::CLOEXEC,
             Some(netlink::SOCK_DIAG),
         );
-        let mut new = Self { netlink: socket.ok(), buffer: vec![0; 4096] };
+        let mut new = Self { netlink: socket.ok(), buffer: vec![0; 4096], place };
         // A kernel without the module says so to any question.
         if let Err(error) = new.ask(1) {
             tracing::debug!(%error, "reading /proc/net instead of asking netlink");
@@ -56,17 +58,18 @@ impl Listeners {
         new
     }
 
-    /// Who would be connected to at `127.0.0.1:port`.
+    /// Who would be connected to at this port of the place.
     pub(super) fn at(&mut self, port: u16) -> Option<Listener> {
         if self.netlink.is_some() {
             return self.ask(port).unwrap_or_default();
         }
-        all().into_iter().find(|(address, p, _)| *p == port && address.reachable()).map(|l| l.2)
+        let here = |address: Address, p| p == port && address.is_reached_at(self.place);
+        all().into_iter().find(|(address, p, _)| here(*address, *p)).map(|l| l.2)
     }
 
     fn ask(&mut self, port: u16) -> Result<Option<Listener>, Errno> {
         let Some(socket) = &self.netlink else { return Err(Errno::OPNOTSUPP) };
-        send(socket, &request(port), SendFlags::empty())?;
+        send(socket, &request(self.place, port), SendFlags::empty())?;
         // The kernel has answered before `send` returns.
         let (length, _) = recv(socket, &mut self.buffer[..], RecvFlags::DONTWAIT)?;
         answer(&self.buffer[..length])
@@ -74,7 +77,7 @@ impl Listeners {
 }
 
 /// `nlmsghdr` and `inet_diag_req_v2`: one socket, by its address.
-fn request(port: u16) -> [u8; REQUEST] {
+fn request(place: Ipv4Addr, port: u16) -> [u8; REQUEST] {
     let mut bytes = [0; REQUEST];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &72_u32.to_ne_bytes());
@@ -83,7 +86,7 @@ fn request(port: u16) -> [u8; REQUEST] {
     put(16, &[2, 6]); // AF_INET, IPPROTO_TCP
     put(20, &(1_u32 << LISTEN).to_ne_bytes());
     put(24, &port.to_be_bytes());
-    put(28, &[127, 0, 0, 1]);
+    put(28, &place.octets());
     put(64, &[0xff; 8]); // no cookie
     bytes
 }
@@ -114,9 +117,9 @@ fn answer(bytes: &[u8]) -> Result<Option<Listener>, Errno> {
 pub(super) struct Address(std::net::IpAddr);
 
 impl Address {
-    /// Whether a connection to 127.0.0.1 arrives here.
-    fn reachable(self) -> bool {
-        self.0.is_unspecified() || self.0 == std::net::Ipv4Addr::LOCALHOST
+    /// Whether a connection to `place` arrives here.
+    fn is_reached_at(self, place: Ipv4Addr) -> bool {
+        self.0.is_unspecified() || self.0 == place
     }
 }
 
@@ -207,7 +210,7 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_listener_is_seen_with_its_inode_and_a_connection_is_not_one() {
-        let mut listeners = Listeners::new();
+        let mut listeners = Listeners::new(Ipv4Addr::LOCALHOST);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
         let port = listener.local_addr().expect("bound").port();
         let seen = listeners.at(port).expect("listens");
@@ -234,7 +237,7 @@ mod tests {
 
     #[test]
     fn every_way_to_listen_that_reaches_loopback_counts() {
-        let mut listeners = Listeners::new();
+        let mut listeners = Listeners::new(Ipv4Addr::LOCALHOST);
         let any = TcpListener::bind("0.0.0.0:0").expect("binds");
         assert!(listeners.at(any.local_addr().expect("bound").port()).is_some());
         if let Ok(both) = TcpListener::bind("[::]:0") {
@@ -247,7 +250,8 @@ mod tests {
 
     #[test]
     fn without_netlink_the_answer_is_the_same() {
-        let mut listeners = Listeners { netlink: None, buffer: Vec::new() };
+        let mut listeners =
+            Listeners { netlink: None, buffer: Vec::new(), place: Ipv4Addr::LOCALHOST };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
         let port = listener.local_addr().expect("bound").port();
         assert_eq!(listeners.at(port).map(|l| l.inode), Some(inode(&listener)));

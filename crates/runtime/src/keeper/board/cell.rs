@@ -250,7 +250,8 @@ impl Board {
         let Some(cell) = self.cells.get_mut(&key) else {
             return Err(io::Error::other("the sandbox ended while it was prepared"));
         };
-        let listener = start.pass_listener.then(|| machine::listen(start.port, cell.uid));
+        let address = self.options.network.address;
+        let listener = start.pass_listener.then(|| machine::listen(address, start.port, cell.uid));
         let listener = listener.transpose()?;
         let pipe = || {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;

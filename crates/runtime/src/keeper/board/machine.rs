@@ -16,7 +16,7 @@ use crate::{
         init::map_user,
         leftover,
         orphans::{self, Name},
-        protocol::Abilities,
+        protocol::{Abilities, Network},
         root::Template,
         rules, socket_path,
     },
@@ -76,6 +76,18 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         abilities.basic_lacks.push(format!(
             "network rules: {reason}; sandboxes can connect to each other's ports and to the API \
              (which asks for a token)"
+        ));
+    }
+    let Network { address, admitted, .. } = &options.network;
+    if !address.is_loopback() && !has_rules {
+        abilities.missing.push(format!(
+            "admission: without network rules, which root makes, any host that reaches {address} \
+             can connect to sandboxes"
+        ));
+    } else if !address.is_loopback() && admitted.is_empty() {
+        abilities.missing.push(format!(
+            "admission: sandboxes listen at {address} and no other host may connect: name the data \
+             planes' with --admit"
         ));
     }
     if !as_root {
@@ -171,10 +183,14 @@ pub(super) fn leave(options: &Options, name: &Name) {
     }
 }
 
-/// A listener on a port of loopback, made as servers make theirs. It is the sandbox's own, so that
+/// A listener, made as servers make theirs. It is the sandbox's own, so that
 /// its network rules hold for whatever the sandbox makes of it: a listener can be disconnected and
 /// used to connect.
-pub(super) fn listen(port: u16, uid: Option<u32>) -> io::Result<std::os::fd::OwnedFd> {
+pub(super) fn listen(
+    address: Ipv4Addr,
+    port: u16,
+    uid: Option<u32>,
+) -> io::Result<std::os::fd::OwnedFd> {
     use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
     let make = || {
         net::socket_with(
@@ -189,7 +205,7 @@ pub(super) fn listen(port: u16, uid: Option<u32>) -> io::Result<std::os::fd::Own
         None => make(),
     }?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    net::bind(&socket, &std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    net::bind(&socket, &std::net::SocketAddrV4::new(address, port))?;
     net::listen(&socket, 4096)?;
     Ok(socket)
 }

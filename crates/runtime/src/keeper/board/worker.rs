@@ -104,7 +104,7 @@ impl Board {
             ToKeeper::Stop { sandbox, grace_ms } => {
                 self.stop(sandbox, Duration::from_millis(grace_ms));
             }
-            ToKeeper::Guard { protected, sandboxes } => self.guard(protected, sandboxes),
+            ToKeeper::Network(network) => self.configure(network),
             ToKeeper::Listening { sandbox, address } => self.listening(sandbox, address),
             ToKeeper::Heard { sandboxes } => {
                 self.untold.retain(|one| !sandboxes.contains(&one.adopted.report.sandbox));
