@@ -298,7 +298,7 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     for number in 1..=count {
         let reach = host.reach(&format!("{name}-{number}"))?;
         let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
-        let Started { runtime, events, .. } = roles::fake();
+        let Started { runtime, events, .. } = roles::fake(&host.config);
         let config = roles::worker(&host.config, &dir.join(number.to_string()));
         let started =
             dirigent_worker::start(config, vec![(runtime, events)], frames, bulk, &host.tasks);

@@ -1,6 +1,9 @@
 //! The command line. Help texts are the doc comments here.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol};
@@ -379,6 +382,13 @@ pub(crate) struct WorkerArgs {
     /// Stop all sandboxes at the end, instead of leaving them to the next start
     #[arg(long)]
     pub(crate) stop_sandboxes: bool,
+    /// Where sandboxes listen: an address of this machine that data planes reach [default:
+    /// 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Other hosts that may connect to sandboxes, such as 10.1.2.3 or 10.1.0.0/16; may be repeated
+    #[arg(long, value_name = "NET")]
+    pub(crate) admit: Vec<String>,
     #[command(flatten)]
     pub(crate) peer: PeerFlags,
     #[command(flatten)]

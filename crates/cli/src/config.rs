@@ -2,6 +2,7 @@
 //! and where each value came from.
 
 mod flags;
+mod hosts;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 pub(crate) use self::flags::every_flag;
 pub(crate) use self::flags::{Flagged, Flags};
+use self::hosts::Admitted;
 
 use crate::{
     client::default_state,
@@ -73,6 +75,11 @@ pub(crate) struct Config {
     pub(crate) emulate: u32,
     /// Whether a worker that runs apart stops its sandboxes at its end.
     pub(crate) stop_sandboxes: bool,
+    /// Where sandboxes listen: an address of this machine that data planes reach.
+    pub(crate) address: Ipv4Addr,
+    /// Other hosts that may connect to sandboxes: addresses, or networks such as `10.1.0.0/16`. As
+    /// an ordinary user, any may.
+    pub(crate) admit: Vec<Admitted>,
     /// The state directory; if nothing is said `/var/lib/dirigent` as root, else
     /// `~/.local/state/dirigent`. One Dirigent at a time.
     pub(crate) state: Option<PathBuf>,
@@ -197,6 +204,8 @@ impl Default for Config {
             functions_url: None,
             emulate: 0,
             stop_sandboxes: false,
+            address: Ipv4Addr::LOCALHOST,
+            admit: Vec::new(),
             state: None,
             drain: Duration::from_secs(30),
             domains: vec!["localhost".to_owned()],

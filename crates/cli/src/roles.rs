@@ -120,13 +120,15 @@ pub(crate) struct Started {
 /// The runtime of a worker; its sandboxes do not reach the `protected` ports.
 pub(crate) async fn runtime(config: &Config, dir: &Path, protected: Vec<u16>) -> Result<Started> {
     if config.runtime == RuntimeKind::Fake {
-        return Ok(fake());
+        return Ok(fake(config));
     }
     let (sender, events) = mpsc::channel(EVENTS);
     let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     let command = vec![program.display().to_string(), "keeper".to_owned()];
     let mut process = ProcessConfig::new(&dir.join("worker"), command);
     process.min_isolation = config.min_isolation.unwrap_or(process.min_isolation);
+    process.address = config.address;
+    process.admitted = config.admit.iter().map(|admitted| admitted.0).collect();
     process.protected_ports = protected;
     process.ports = (config.first_port, config.last_port);
     process.uid_base = uid_base(dir);
@@ -138,9 +140,10 @@ pub(crate) async fn runtime(config: &Config, dir: &Path, protected: Vec<u16>) ->
 }
 
 /// A runtime whose sandboxes are not real.
-pub(crate) fn fake() -> Started {
+pub(crate) fn fake(config: &Config) -> Started {
     let (sender, events) = mpsc::channel(EVENTS);
-    let runtime = FakeRuntime::start(FakeConfig::default(), sender);
+    let fake = FakeConfig { address: config.address, ..FakeConfig::default() };
+    let runtime = FakeRuntime::start(fake, sender);
     Started { runtime, events, process: None }
 }
 

@@ -77,10 +77,12 @@ impl Flagged for WorkerArgs {
     }
 
     fn flags(&self, flags: &mut Flags) {
-        let Self { process, role, peer, emulate, stop_sandboxes } = self;
+        let Self { process, role, peer, emulate, stop_sandboxes, address, admit } = self;
         flags.worker(role);
         flags.add("emulate", "emulate", *emulate);
         flags.add("stop-sandboxes", "stop_sandboxes", stop_sandboxes.then_some(true));
+        flags.add("address", "address", *address);
+        flags.add("admit", "admit", (!admit.is_empty()).then(|| admit.join(",")));
         flags.peer(peer);
         flags.process(process);
     }
@@ -205,6 +207,8 @@ pub(crate) fn every_flag() -> Vec<Flag> {
             role: worker(),
             emulate: Some(1),
             stop_sandboxes: true,
+            address: Some(Ipv4Addr::LOCALHOST),
+            admit: vec!["10.1.0.0/16".to_owned()],
             peer: peer(),
             process: process(),
         },

@@ -139,12 +139,14 @@ fn any_role_may_die_and_come_back_while_the_others_go_on() {
     let mut cluster = Cluster::start();
     let (first, second, worker_state) = (State::new(), State::new(), State::new());
     let planes = [cluster.data_plane(&first), cluster.data_plane(&second)];
-    let worker = cluster.peer("worker", &worker_state, &[]);
+    // One of the loopback network's addresses stands for that of a machine.
+    let worker = cluster.peer("worker", &worker_state, &["--address", "127.0.0.2"]);
     until("both have met the control plane", || planes.iter().all(ready));
     cluster.deploy("one");
     for plane in &planes {
         assert!(body(plane, "one").contains("Hello"));
     }
+    assert!(cluster.cli(&["describe", "one"]).1.contains("127.0.0.2:"), "it listens there");
 
     // Without a control plane what is warm goes on where its slot is; what is not waits for the next.
     cluster.behead();
