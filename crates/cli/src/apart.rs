@@ -11,10 +11,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dirigent_control::{StoreKind, office::Shared, store::etcd::EtcdConfig, token::Token};
-use dirigent_service::{StateLock, Tasks, listen, telemetry};
-use dirigent_transport::{Doors, Reach, serve};
+use dirigent_control::{
+    StoreKind,
+    membership::{self, Membership},
+    office::Shared,
+    store::etcd::EtcdConfig,
+    token::Token,
+};
+use dirigent_core::{Member, Role};
+use dirigent_service::{
+    StateLock, Tasks, listen, telemetry,
+    tls::{Certificate, Files},
+};
+use dirigent_transport::{Doors, Entrance, Members, Reach, serve};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::{
     args::{ControlPlaneArgs, DataPlaneArgs, WorkerArgs},
@@ -103,34 +114,64 @@ impl Host {
         Ok((dir, lock))
     }
 
-    /// Who it is for the control plane. By default another state directory has another name, so that
-    /// several on one machine are told apart.
-    fn name(&self) -> String {
-        self.config.name.clone().unwrap_or_else(|| {
-            let uname = rustix::system::uname();
+    /// How this role reaches the control plane, and what it is called there: by its certificate, if
+    /// it has joined a cluster; by a token, if the control plane is on this machine. `number` tells
+    /// several apart that are one process.
+    fn reach(&self, role: Role, number: Option<u32>) -> Result<(Reach, String)> {
+        let addresses = self.config.control.clone();
+        let unreachable = || "this control plane cannot be reached";
+        if let Some(files) = membership::files(&self.dir, role)
+            .or_fail(Kind::Config, || "the certificate cannot be used")?
+        {
+            let name = called(&files, role)?;
+            if let Some(other) = self.config.name.as_deref().filter(|other| *other != name) {
+                return Err(Fail::config(format!(
+                    "--name: the certificate is that of {role} {name}, not {other}"
+                ))
+                .hint("leave --name out, or join again under the other name"));
+            }
+            let reach = Reach::certified(addresses, files, number);
+            return Ok((reach.or_fail(Kind::Config, unreachable)?, name));
+        }
+        loopback(&addresses, "--control", || {
             format!(
-                "{}-{:04x}",
-                uname.nodename().to_string_lossy(),
-                roles::mark(&self.dir) & 0xffff
+                "let this machine join: `dirigent cluster token --role {role}` there, `dirigent join` here"
             )
-        })
-    }
-
-    fn reach(&self, name: &str) -> Result<Reach> {
-        let path = self.config.peer_token.clone().unwrap_or_else(|| self.dir.join(PEER_TOKEN));
+        })?;
+        let name = self.config.name.clone().unwrap_or_else(|| roles::own_name(&self.dir));
+        let path = self.token_path();
         let token = fs::read_to_string(&path).or_fail(Kind::Config, || {
             format!("cannot read {}: --peer-token names the control plane's file", path.display())
         })?;
-        let addresses = self.config.control.clone();
-        Reach::new(addresses, name, token.trim())
-            .or_fail(Kind::Config, || "this control plane cannot be reached")
+        let numbered = number.map_or_else(|| name.clone(), |number| format!("{name}-{number}"));
+        let reach = Reach::new(addresses, &numbered, token.trim());
+        Ok((reach.or_fail(Kind::Config, unreachable)?, name))
+    }
+
+    fn token_path(&self) -> PathBuf {
+        self.config.peer_token.clone().unwrap_or_else(|| self.dir.join(PEER_TOKEN))
+    }
+
+    /// What opens this control plane to its peers, where no certificate does: then they are on this
+    /// machine.
+    fn peer_token(&self) -> Result<Option<Token>> {
+        if membership::own(&self.dir, Role::ControlPlane).exists() {
+            return Ok(None);
+        }
+        loopback(&[self.config.peers], "--peers", || {
+            "make a cluster first: `dirigent cluster init`".to_owned()
+        })?;
+        dirigent_service::state::private_dir(&self.dir)
+            .or_fail(Kind::Unavailable, || "the state directory cannot be used")?;
+        let token = Token::load_or_make(&self.token_path());
+        token.map(Some).or_fail(Kind::Unavailable, || "--peer-token")
     }
 
     /// What makes this control plane one of several.
     fn shared(&self, peers: SocketAddr) -> Result<Shared> {
-        let (name, config) = (self.name(), &self.config);
+        let config = &self.config;
         let peers = config.advertise.unwrap_or(peers);
-        let reach = self.reach(&name)?;
+        let (reach, name) = self.reach(Role::ControlPlane, None)?;
         Ok(Shared {
             etcd: EtcdConfig { members: config.etcd.clone(), prefix: config.etcd_prefix.clone() },
             name,
@@ -147,14 +188,72 @@ impl Host {
     }
 }
 
+/// What a certificate calls who has it.
+fn called(files: &Files, role: Role) -> Result<String> {
+    let uri = files.certificate().uri.unwrap_or_default();
+    let (_, name) = uri.rsplit_once('/').unwrap_or_default();
+    if uri.ends_with(&format!("/{role}/{name}")) {
+        return Ok(name.to_owned());
+    }
+    Err(Fail::config(format!("the certificate is that of `{uri}`, which is no {role}"))
+        .hint(format!("join with a token for a {role}")))
+}
+
+/// Without certificates nothing is said to other machines.
+fn loopback(addresses: &[SocketAddr], flag: &str, hint: impl FnOnce() -> String) -> Result {
+    match addresses.iter().find(|address| !address.ip().is_loopback()) {
+        None => Ok(()),
+        Some(off) => Err(Fail::config(format!(
+            "{flag}: {off} is not a loopback address, and this machine has no certificate"
+        ))
+        .hint(hint())),
+    }
+}
+
+/// The members of a cluster as the entrance of its control plane sees them.
+#[derive(Debug)]
+struct Register(Membership);
+
+impl Members for Register {
+    fn admit(&self, certificate: &Certificate) -> Result<Member, String> {
+        self.0.admit(certificate).map_err(|error| error.to_string())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes()
+    }
+
+    fn renew(&self, certificate: &Certificate, request: &str) -> Result<String, String> {
+        self.0.renew(certificate, request).map_err(|error| error.to_string())
+    }
+}
+
+/// What lets peers in, and how that is told.
+fn entrance(
+    host: &Host,
+    membership: Option<Membership>,
+    token: Option<Token>,
+) -> Result<(Entrance, String)> {
+    if let Some(membership) = membership {
+        let files = membership.files().clone();
+        if !membership.signs() {
+            // It has its own certificate renewed by one that does.
+            let reach = Reach::certified(host.config.control.clone(), files.clone(), None);
+            reach.or_fail(Kind::Config, || "--control")?.keep_renewed(&host.tasks);
+        }
+        let entrance = Entrance::Certificates(files, Arc::new(Register(membership)));
+        return Ok((entrance, "opened by certificates of the cluster".to_owned()));
+    }
+    let token = token.ok_or_else(|| Fail::internal("neither certificate nor token"))?;
+    let opens = Entrance::Token(Arc::new(move |offered| token.is(offered)));
+    Ok((opens, format!("opened by the token in {}", host.token_path().display())))
+}
+
 /// `dirigent control-plane`.
 pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result {
     host(args, printer, async |host| {
         let Host { config, dir, tasks, .. } = &*host;
-        let path = config.peer_token.clone().unwrap_or_else(|| dir.join(PEER_TOKEN));
-        dirigent_service::state::private_dir(dir)
-            .or_fail(Kind::Unavailable, || "the state directory cannot be used")?;
-        let token = Token::load_or_make(&path).or_fail(Kind::Unavailable, || "--peer-token")?;
+        let token = host.peer_token()?;
         let listener = listen::bind(config.peers, "--peers")
             .await
             .or_fail(Kind::Unavailable, || "peers cannot connect")?;
@@ -173,17 +272,15 @@ pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result
             data_planes: control.data_planes.clone(),
             data_planes_bulk: control.data_planes_bulk.clone(),
         };
-        let leads = control.leads.clone();
-        serve(listener, doors, leads, Arc::new(move |offered| token.is(offered)), tasks);
-        let mut lines = vec![
-            format!("API    http://{}", control.api),
-            format!("peers  {peers}, opened by the token in {}", path.display()),
-        ];
+        let (entrance, opened) = entrance(host, control.membership.clone(), token)?;
+        serve(listener, doors, control.leads.clone(), entrance, tasks);
+        let api = control.api_url();
+        let mut lines = vec![format!("API    {api}"), format!("peers  {peers}, {opened}")];
         if !config.etcd.is_empty() {
             let (etcd, prefix) = (config.etcd.join(", "), &config.etcd_prefix);
-            lines.push(format!("etcd   {etcd}, under {prefix} (as {})", host.name()));
+            lines.push(format!("etcd   {etcd}, under {prefix}"));
         }
-        let api = format!("http://{}", control.api);
+        let path = host.token_path();
         let report = json!({ "api": api, "peers": peers.to_string(), "peer_token": path });
         host.announce("The control plane", &lines, report)?;
         host.until_end().await
@@ -193,10 +290,10 @@ pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result
 /// `dirigent data-plane`.
 pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
     host(args, printer, async |host| {
-        let name = host.name();
         let (_, _lock) = host.part("data-plane")?;
-        let reach = host.reach(&name)?;
+        let (reach, name) = host.reach(Role::DataPlane, None)?;
         let Host { config, dir, tasks, .. } = &*host;
+        reach.keep_renewed(tasks);
         let (frames, bulk) = (reach.data_plane(tasks), reach.data_plane_bulk(tasks));
         let started = dirigent_proxy::start(roles::data_plane(config, dir), frames, bulk, tasks);
         let proxy = Arc::new(started.await.map_err(roles::proxy_failed)?);
@@ -238,10 +335,10 @@ pub(crate) fn worker(args: &WorkerArgs, printer: Printer) -> Result {
 }
 
 async fn real_worker(host: &mut Host) -> Result {
-    let name = host.name();
     let (_, _lock) = host.part("worker")?;
-    let reach = host.reach(&name)?;
+    let (reach, name) = host.reach(Role::Worker, None)?;
     let Host { config, dir, tasks, .. } = &*host;
+    reach.keep_renewed(tasks);
     let (frames, bulk) = (reach.worker(tasks), reach.worker_bulk(tasks));
     let ports =
         |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
@@ -292,11 +389,12 @@ async fn real_worker(host: &mut Host) -> Result {
 
 /// Workers with a stream each, whose sandboxes answer and cost nothing.
 async fn emulated_workers(host: &mut Host, count: u32) -> Result {
-    let name = host.name();
     let (dir, _lock) = host.part("emulated")?;
+    let (all, name) = host.reach(Role::Worker, None)?;
+    all.keep_renewed(&host.tasks);
     let mut workers = Vec::new();
     for number in 1..=count {
-        let reach = host.reach(&format!("{name}-{number}"))?;
+        let (reach, _) = host.reach(Role::Worker, Some(number))?;
         let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
         let Started { runtime, events, .. } = roles::fake(&host.config);
         let config = roles::worker(&host.config, &dir.join(number.to_string()));

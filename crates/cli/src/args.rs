@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol};
+use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol, Role};
 
 use crate::{
     client::{Client, default_state, read_state},
@@ -45,6 +45,11 @@ pub(crate) enum Command {
     /// Run a worker alone: the sandboxes of a machine
     #[command(args_override_self = true)]
     Worker(Box<WorkerArgs>),
+    /// Make a cluster of machines, and let others in
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Get this machine a certificate of a cluster
+    Join(JoinArgs),
     /// Show what Dirigent does, in 90 seconds and a temporary directory
     Demo(DemoArgs),
     /// Measure Dirigent beside its floor or a rival
@@ -489,4 +494,92 @@ pub(crate) struct DoctorArgs {
     /// What `up` would be told.
     #[command(flatten)]
     pub(crate) up: Box<UpArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make a cluster: its authority and this control plane's certificate, in the state directory
+    Init(InitArgs),
+    /// Make a token with which one machine may join
+    Token(JoinTokenArgs),
+    /// List who has a certificate
+    Members(ApiArgs),
+    /// Refuse a member's certificates from now on
+    Remove(RemoveMemberArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// What this control plane is called [default: the machine's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// A host name or IP address at which users reach its API, beside this machine's name and
+    /// loopback; may be repeated. Members need none, they know control planes by their certificate
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinTokenArgs {
+    /// What the new member is to do
+    #[arg(long, value_enum)]
+    pub(crate) role: RoleArg,
+    /// How long the token is good
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: std::time::Duration,
+    /// Only for who is called so; it takes the place of one of that name
+    #[arg(long, conflicts_with = "many")]
+    pub(crate) name: Option<String>,
+    /// For any number of machines, not one
+    #[arg(long)]
+    pub(crate) many: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveMemberArgs {
+    /// What it does
+    #[arg(value_enum)]
+    pub(crate) role: RoleArg,
+    /// What it is called
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The token, from `dirigent cluster token`
+    pub(crate) token: String,
+    /// The API of the control plane that has the cluster's authority, as HOST:PORT or URL
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) server: String,
+    /// A name that no other one of its role has [default: the machine's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Of a control plane: where users reach its API, as with `cluster init`
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RoleArg {
+    Worker,
+    DataPlane,
+    ControlPlane,
+}
+
+impl From<RoleArg> for Role {
+    fn from(arg: RoleArg) -> Self {
+        match arg {
+            RoleArg::Worker => Self::Worker,
+            RoleArg::DataPlane => Self::DataPlane,
+            RoleArg::ControlPlane => Self::ControlPlane,
+        }
+    }
 }

@@ -11,8 +11,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use dirigent_control::membership;
 use dirigent_core::control::Answer;
-use dirigent_service::{OnCancel, Tasks};
+use dirigent_service::{
+    OnCancel, Tasks,
+    tls::{self, Stream, Trust},
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::body::Incoming;
@@ -33,15 +37,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Place {
     host: String,
     port: u16,
+    is_encrypted: bool,
 }
 
 impl Place {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| Fail::config(format!("`{text}` is not an address: {why}"));
-        if text.starts_with("https://") {
-            return Err(bad("https is not spoken yet; use http on loopback"));
-        }
-        let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let (is_encrypted, rest) = match text.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix("http://").unwrap_or(text)),
+        };
+        let rest = rest.trim_end_matches('/');
         let (host, port) =
             rest.rsplit_once(':').ok_or_else(|| bad("use HOST:PORT or http://HOST:PORT"))?;
         let port = port.parse().map_err(|_not_a_port| bad("the port must be 1 to 65535"))?;
@@ -49,7 +55,17 @@ impl Place {
         if host.is_empty() || host.contains('/') {
             return Err(bad("use HOST:PORT or http://HOST:PORT"));
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { host: host.to_owned(), port, is_encrypted })
+    }
+
+    /// The same place, where TLS is spoken.
+    pub(crate) fn encrypted(self) -> Self {
+        Self { is_encrypted: true, ..self }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.is_encrypted { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
     }
 
     pub(crate) fn authority(&self) -> String {
@@ -71,6 +87,8 @@ pub(crate) struct Client {
     api: Place,
     /// Where a control plane that stands by has sent us.
     leader: OnceLock<Place>,
+    /// Whom to trust, where TLS is spoken.
+    trust: Option<Trust>,
     token: Option<String>,
     tasks: Tasks,
 }
@@ -94,7 +112,17 @@ impl Client {
                 }
             },
         };
-        Ok(Self { api, leader: OnceLock::new(), token, tasks: Tasks::new() })
+        let ca = membership::authority(state);
+        let trust = if api.is_encrypted && ca.exists() {
+            Some(Trust::file(&ca).or_fail(Kind::Config, || "no authority is known")?)
+        } else {
+            None
+        };
+        Ok(Self::new(api, trust, token))
+    }
+
+    pub(crate) fn new(api: Place, trust: Option<Trust>, token: Option<String>) -> Self {
+        Self { api, leader: OnceLock::new(), trust, token, tasks: Tasks::new() }
     }
 
     /// Asks and reads the whole answer of the control machine.
@@ -164,7 +192,7 @@ impl Client {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let request = request.body(body).or_fail(Kind::Config, || "a malformed request")?;
-        send(place, request, &self.tasks).await.map_err(|fail| {
+        send(place, self.trust.as_ref(), request, &self.tasks).await.map_err(|fail| {
             fail.hint("start Dirigent with `dirigent up`, or name its API with --server")
         })
     }
@@ -185,19 +213,29 @@ pub(crate) fn read_state(state: &Path, file: &str) -> Result<String> {
     })
 }
 
-/// One request over a new connection.
+/// One request over a new connection, encrypted where the place is.
 pub(crate) async fn send(
     place: &Place,
+    trust: Option<&Trust>,
     request: Request<Body>,
     tasks: &Tasks,
 ) -> Result<Response<Incoming>> {
-    let nobody = || format!("nothing answers at http://{}", place.authority());
+    let nobody = || format!("nothing answers at {}", place.url());
     let connect = TcpStream::connect((place.host.as_str(), place.port));
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
         .await
         .or_fail(Kind::Unavailable, nobody)?
         .or_fail(Kind::Unavailable, nobody)?;
     stream.set_nodelay(true)?;
+    let stream = if place.is_encrypted {
+        let usual = if trust.is_none() { Some(usual_trust()?) } else { None };
+        let trust = trust.or(usual.as_ref()).ok_or_else(|| Fail::internal("nobody is trusted"))?;
+        tls::connect(stream, &place.host, trust, "/control-plane/")
+            .await
+            .or_fail(Kind::Unavailable, || format!("{} is not trusted", place.url()))?
+    } else {
+        Stream::plain(stream)
+    };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
@@ -206,10 +244,22 @@ pub(crate) async fn send(
         // What breaks the connection is seen by the request too.
         drop(connection.await);
     });
-    sender
-        .send_request(request)
-        .await
-        .or_fail(Kind::Unavailable, || format!("http://{} broke the connection", place.authority()))
+    let sent = sender.send_request(request).await;
+    sent.or_fail(Kind::Unavailable, || format!("{} broke the connection", place.url()))
+}
+
+/// Where systems keep the authorities that everybody trusts.
+const AUTHORITIES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Whom everybody trusts on this machine.
+fn usual_trust() -> Result<Trust> {
+    let path = AUTHORITIES.into_iter().map(Path::new).find(|path| path.exists());
+    let path = path.ok_or_else(|| {
+        Fail::config("this machine has no list of authorities that are trusted")
+            .hint("--ca names the file with the certificate of the authority")
+    })?;
+    Trust::file(path).or_fail(Kind::Config, || "no authority is known")
 }
 
 pub(crate) fn full(body: Bytes) -> Body {
@@ -235,8 +285,10 @@ fn elsewhere(response: &Response<Incoming>) -> Result<Option<Place>> {
     let Some(url) = header_text(response.headers(), header::LOCATION.as_str()) else {
         return Ok(None);
     };
-    let authority = url.strip_prefix("http://").unwrap_or(url).split('/').next();
-    Place::parse(authority.unwrap_or_default()).map(Some)
+    // Without the path, which is the same there.
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let authority = rest.split('/').next().unwrap_or_default();
+    Place::parse(&format!("{scheme}://{authority}")).map(Some)
 }
 
 /// How the API says no.
@@ -336,7 +388,9 @@ mod tests {
             assert_eq!(Place::parse(text).unwrap().authority(), "127.0.0.1:9091");
         }
         assert_eq!(Place::parse("[::1]:80").unwrap().authority(), "[::1]:80");
-        for bad in ["", "host", "https://x:1", "host:port", "host:99999", ":1", "a/b:1"] {
+        let encrypted = Place::parse("https://x:1").unwrap();
+        assert_eq!(encrypted.url(), "https://x:1");
+        for bad in ["", "host", "https://x", "host:port", "host:99999", ":1", "a/b:1"] {
             assert_eq!(Place::parse(bad).unwrap_err().kind(), Kind::Config, "{bad}");
         }
     }

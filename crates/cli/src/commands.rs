@@ -1,6 +1,7 @@
 //! The user's verbs, a file each. They talk to the HTTP API and to nothing else.
 
 mod bench;
+mod cluster;
 mod demo;
 mod deploy;
 mod describe;
@@ -34,6 +35,8 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::DataPlane(args) => apart::data_plane(&args, printer),
         Command::Worker(args) => apart::worker(&args, printer),
         Command::Config(ConfigCommand::Show { origin, up }) => config::show(&*up, origin, printer),
+        Command::Cluster(command) => cluster::cluster(command, printer),
+        Command::Join(args) => wait(cluster::join(&args, printer)),
         Command::Bench(args) => busy(bench::bench(args, printer)),
         Command::Demo(args) => busy(demo::demo(args, printer)),
         Command::Deploy(args) => wait(deploy::deploy(&args, printer)),

@@ -80,6 +80,7 @@ pub(crate) fn control_plane(config: &Config, dir: &Path) -> dirigent_control::Co
         version: env!("CARGO_PKG_VERSION").to_owned(),
         compat: config.compat.enabled.then(|| config.compat.images.clone()),
         record: config.record.clone(),
+        certificate_life: config.certificate_life,
         ..dirigent_control::Config::new(dir.to_owned())
     }
 }
@@ -170,6 +171,13 @@ pub(crate) fn mark(dir: &Path) -> u64 {
     })
 }
 
+/// What a member is called if nothing is said: by default another state directory has another name,
+/// so that several on one machine are told apart.
+pub(crate) fn own_name(dir: &Path) -> String {
+    let uname = rustix::system::uname();
+    format!("{}-{:04x}", uname.nodename().to_string_lossy(), mark(dir) & 0xffff)
+}
+
 /// A role that does not start: somebody else has what it needs, or the machine does not do what
 /// it must.
 fn failed(role: &'static str, is_taken: bool, error: impl Into<anyhow::Error>) -> Fail {
@@ -183,6 +191,9 @@ pub(crate) fn control_failed(error: dirigent_control::StartError) -> Fail {
         error,
         StartError::Lock(LockError::Held { .. }) | StartError::Listen(ListenError::Taken { .. })
     );
+    if matches!(error, StartError::NotLoopback { .. } | StartError::Membership(_)) {
+        return Fail::new(Kind::Config, error);
+    }
     failed("the control plane", is_taken, error)
 }
 

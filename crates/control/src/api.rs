@@ -1,10 +1,11 @@
-//! The HTTP API under `/v1`: JSON in and out, a token on everything but `/health`. Handlers ask the
-//! owner and wait; none decides anything.
+//! The HTTP API under `/v1`: JSON in and out, a token on everything but `/health` and
+//! `/v1/join`. Handlers ask the owner and wait; none decides anything.
 
 mod artifacts;
 mod error;
 mod functions;
 mod logs;
+mod members;
 pub(crate) mod openapi;
 pub(crate) mod server;
 mod status;
@@ -20,7 +21,7 @@ use axum::{
     extract::{Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, head, post, put},
+    routing::{delete, get, head, post, put},
 };
 use dirigent_core::{
     control::{Answer, Call},
@@ -40,6 +41,7 @@ use crate::{
     blobs::Blobs,
     bulk::Bulk,
     compat::{self, Images},
+    membership::Membership,
     metrics::{Metrics, PageSource},
     office::Stand,
     owner::{Handle, PATIENCE, Sitting},
@@ -66,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) facts: Facts,
     pub(crate) functions: Arc<OnceLock<SocketAddr>>,
     pub(crate) compat: Option<Images>,
+    pub(crate) membership: Option<Membership>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -155,13 +158,18 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/artifacts/{digest}", head(artifacts::head).merge(put(artifacts::put)))
         .route("/v1/workers", get(functions::workers))
         .route("/v1/top", get(functions::top))
+        .route("/v1/members", get(members::list))
+        .route("/v1/members/{role}/{name}", delete(members::remove))
+        .route("/v1/join-tokens", post(members::invite))
         .route("/v1/status", get(status::status))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/metrics", get(status::metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(api.clone(), guard));
-    let mut open = Router::new().route("/health", get(status::health));
+    // Who joins has no token of the API: a join token opens that one route.
+    let mut open =
+        Router::new().route("/health", get(status::health)).route("/v1/join", post(members::join));
     if api.compat().is_some() {
         open = open.merge(compat::routes());
     }
@@ -189,7 +197,7 @@ async fn guard(
         ));
     }
     let path = request.uri().path();
-    if api.sitting().is_none() && !OF_EACH.contains(&path) {
+    if api.sitting().is_none() && !is_of_each(path) {
         return Ok(elsewhere(&api, request.uri()));
     }
     Ok(next.run(request).await)
@@ -198,18 +206,25 @@ async fn guard(
 /// What each control plane tells of itself; the rest is the leader's.
 const OF_EACH: [&str; 3] = ["/v1/status", "/v1/openapi.json", "/metrics"];
 
+/// So are members: of whoever has the authority.
+fn is_of_each(path: &str) -> bool {
+    OF_EACH.contains(&path) || path.starts_with("/v1/members") || path == "/v1/join-tokens"
+}
+
 /// To the leader with it, where one is known.
 fn elsewhere(api: &Api, uri: &Uri) -> Response {
     let leader = api.leader().filter(|leader| !leader.member.api.is_empty());
+    let scheme = if api.shared.membership.is_some() { "https" } else { "http" };
     let message = match &leader {
-        Some(Leader { member, .. }) => {
-            format!("this control plane stands by; {} leads: http://{}", member.name, member.api)
-        }
+        Some(Leader { member, .. }) => format!(
+            "this control plane stands by; {} leads: {scheme}://{}",
+            member.name, member.api
+        ),
         None => "this control plane stands by, and nobody leads yet".to_owned(),
     };
     let location = leader.and_then(|leader| {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        HeaderValue::from_str(&format!("http://{}{path}", leader.member.api)).ok()
+        HeaderValue::from_str(&format!("{scheme}://{}{path}", leader.member.api)).ok()
     });
     let Some(location) = location else {
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_leader", message)

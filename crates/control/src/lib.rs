@@ -13,6 +13,7 @@ mod api;
 pub mod blobs;
 mod bulk;
 mod compat;
+pub mod membership;
 mod metrics;
 pub mod office;
 mod owner;
@@ -42,7 +43,7 @@ use dirigent_service::{
     Clock, Dialer, LockError, OnCancel, OnError, StateLock, Tasks, acceptor, listen,
     listen::ListenError, state,
 };
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 pub use metrics::PageSource;
@@ -52,6 +53,7 @@ use crate::{
     blobs::Blobs,
     bulk::Bulk,
     compat::Images,
+    membership::{Membership, MembershipError},
     metrics::Metrics,
     office::{Contest, Shared, Stand},
     owner::{Handle, Sitting},
@@ -69,7 +71,7 @@ use crate::{
 pub struct Config {
     /// The state directory; made if needed, and locked.
     pub state: PathBuf,
-    /// Where the API listens: loopback only, since it speaks no TLS.
+    /// Where the API listens: on loopback, or with the certificate of a cluster anywhere.
     pub listen: SocketAddr,
     /// The flag that users change `listen` with, for the message when the port is taken.
     pub listen_flag: String,
@@ -85,6 +87,8 @@ pub struct Config {
     /// A directory for a recording of everything that the machine is told and orders; `None` if
     /// none is made.
     pub record: Option<PathBuf>,
+    /// How long the certificates are valid that it signs, if it does.
+    pub certificate_life: Duration,
     /// Metrics of other roles of this process, added to `/metrics`.
     pub pages: Vec<PageSource>,
 }
@@ -114,6 +118,7 @@ impl Config {
             artifact_limit: 512 << 20,
             compat: None,
             record: None,
+            certificate_life: membership::LIFE,
             pages: Vec::new(),
         }
     }
@@ -142,6 +147,8 @@ pub struct Running {
     pub token_path: PathBuf,
     /// The epoch in which it leads, while it does.
     pub leads: watch::Receiver<Option<Epoch>>,
+    /// The members of the cluster, if certificates count here.
+    pub membership: Option<Membership>,
     /// How workers reach it.
     pub workers: Dialer<FromWorker, ToWorker>,
     /// How workers' second connections reach it.
@@ -156,17 +163,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// The API's URL.
+    #[must_use]
+    pub fn api_url(&self) -> String {
+        url(self.api, self.membership.as_ref())
+    }
+
     /// Tell where functions are called, which is known only when a data plane listens. The first
     /// address stays.
-    pub fn set_functions(&self, mut address: SocketAddr) {
-        if address.ip().is_unspecified() {
-            // Every address of this host; users of this API are on it.
-            let loopback: IpAddr = match address {
-                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            address.set_ip(loopback);
-        }
+    pub fn set_functions(&self, address: SocketAddr) {
+        let address = reachable(address);
         let known = self.functions.get_or_init(|| address);
         if *known != address {
             tracing::warn!(%known, %address, "functions are called elsewhere already");
@@ -178,11 +184,19 @@ impl Running {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The API would be open to others without TLS.
-    #[error("the API listens on loopback only, since it speaks no TLS; {listen} is not loopback")]
+    #[error(
+        "{listen} is not loopback, where the API listens only with a certificate: make a cluster of {} first, `dirigent cluster init`",
+        dir.display()
+    )]
     NotLoopback {
         /// What was asked for.
         listen: SocketAddr,
+        /// The state directory.
+        dir: PathBuf,
     },
+    /// The cluster's certificates cannot be used.
+    #[error("the certificates of the cluster cannot be used")]
+    Membership(#[from] MembershipError),
     /// The state directory is in use.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -224,14 +238,9 @@ const COLLECT: Duration = Duration::from_secs(300);
 /// # Errors
 /// What is in the way, and what to do about it.
 pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError> {
-    if !config.listen.ip().is_loopback() {
-        return Err(StartError::NotLoopback { listen: config.listen });
-    }
     let dir = config.state.clone();
     let unusable = |source| StartError::State { dir: dir.clone(), source };
-    state::private_dir(&dir).map_err(unusable)?;
-    let lock = Arc::new(StateLock::acquire(&dir, "--state")?);
-    let listener = listen::bind(config.listen, &config.listen_flag).await?;
+    let (lock, membership, listener) = move_in(&config).await?;
     let address = listener.local_addr().map_err(unusable)?;
     let token_path = dir.join("token");
     let token = Token::load_or_make(&token_path)?;
@@ -250,7 +259,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         blobs: blobs.clone(),
         metrics: Arc::clone(&metrics),
         counts: counts.clone(),
-        lock,
+        lock: Arc::new(lock),
         sitting: sits,
         leads: leading,
         tasks: tasks.clone(),
@@ -276,17 +285,23 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
             state: dir.clone(),
             stand: matches!(config.store, StoreKind::Etcd(_)).then_some(stands),
         },
+        membership: membership.clone(),
         functions: Arc::clone(&functions),
         compat: config.compat.map(Images::new),
         shutdown: tasks.shutdown().clone(),
     };
-    api::server::serve(listener, api::router(Api { shared: Arc::new(api) }), tasks);
-    announce(&dir, address, tasks).map_err(unusable)?;
+    let files = membership.as_ref().map(|membership| {
+        membership.keep_renewed(tasks);
+        membership.files().clone()
+    });
+    api::server::serve(listener, api::router(Api { shared: Arc::new(api) }), files, tasks);
+    announce(&dir, &url(address, membership.as_ref()), tasks).map_err(unusable)?;
     let Doors { workers, workers_bulk, data_planes, data_planes_bulk } = doors;
     Ok(Running {
         api: address,
         token_path,
         leads,
+        membership,
         workers,
         workers_bulk,
         data_planes,
@@ -294,6 +309,22 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         store: counts,
         functions,
     })
+}
+
+/// Takes the state directory and the API's address, which is off loopback only with a certificate.
+async fn move_in(
+    config: &Config,
+) -> Result<(StateLock, Option<Membership>, TcpListener), StartError> {
+    let dir = &config.state;
+    let unusable = |source| StartError::State { dir: dir.clone(), source };
+    state::private_dir(dir).map_err(unusable)?;
+    let lock = StateLock::acquire(dir, "--state")?;
+    let membership = Membership::open(dir, config.certificate_life)?;
+    if membership.is_none() && !config.listen.ip().is_loopback() {
+        return Err(StartError::NotLoopback { listen: config.listen, dir: dir.clone() });
+    }
+    let listener = listen::bind(config.listen, &config.listen_flag).await?;
+    Ok((lock, membership, listener))
 }
 
 /// Take office, or begin to stand by.
@@ -311,7 +342,7 @@ async fn sit(
             let member = Member {
                 name: shared.name.clone(),
                 peers: shared.peers.to_string(),
-                api: api.to_string(),
+                api: advertised(api, shared.peers).to_string(),
                 version: config.version.clone(),
                 format: 0,
             };
@@ -329,6 +360,14 @@ async fn sit(
         chambers.lead(begun).await
     });
     Ok(())
+}
+
+/// Where other hosts meet an API that listens on all addresses of this one: where they meet its peers.
+fn advertised(mut api: SocketAddr, peers: SocketAddr) -> SocketAddr {
+    if api.ip().is_unspecified() {
+        api.set_ip(peers.ip());
+    }
+    api
 }
 
 async fn take_office(
@@ -366,10 +405,28 @@ impl Doors {
     }
 }
 
+/// The URL of an API at this address, as users of this host call it.
+fn url(address: SocketAddr, membership: Option<&Membership>) -> String {
+    let scheme = if membership.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", reachable(address))
+}
+
+/// Every address of this host includes its loopback's.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        let loopback: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(loopback);
+    }
+    address
+}
+
 /// Write the API's URL where the command line finds it, and remove it at the end.
-fn announce(dir: &Path, address: SocketAddr, tasks: &Tasks) -> io::Result<()> {
+fn announce(dir: &Path, url: &str, tasks: &Tasks) -> io::Result<()> {
     let path = dir.join("api");
-    state::atomic_write(&path, format!("http://{address}\n").as_bytes(), 0o600)?;
+    state::atomic_write(&path, format!("{url}\n").as_bytes(), 0o600)?;
     let shutdown = tasks.shutdown().clone();
     tasks.spawn("api file", OnError::Log, OnCancel::Wait, async move {
         shutdown.cancelled().await;

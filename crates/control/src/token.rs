@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 /// A secret that opens the API. Never printed.
@@ -73,9 +74,7 @@ impl Token {
     }
 
     fn make(path: &Path) -> io::Result<Self> {
-        let mut bytes = [0; 32];
-        crate::random(&mut bytes)?;
-        let text: String = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(hex).collect();
+        let text = secret()?;
         dirigent_service::state::atomic_write(path, text.as_bytes(), 0o600)?;
         Ok(Self { text })
     }
@@ -87,8 +86,22 @@ impl Token {
     }
 }
 
-fn hex(digit: u8) -> char {
-    char::from_digit(digit.into(), 16).unwrap_or_default()
+/// 256 random bits, in hexadecimal digits.
+pub(crate) fn secret() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    crate::random(&mut bytes)?;
+    Ok(hex(&bytes))
+}
+
+/// What is kept of a secret that need not be told again. One round of SHA-256 will do: a slow hash
+/// is for passwords, which can be guessed; 256 random bits cannot.
+pub(crate) fn digest(secret: &str) -> String {
+    hex(&Sha256::digest(secret))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |digit: u8| char::from_digit(digit.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(digit).collect()
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@
 pub mod frame;
 pub mod id;
 pub mod manifest;
+pub mod member;
 pub mod model;
 pub mod name;
 pub mod time;
@@ -45,6 +46,7 @@ pub use id::{
     DataPlaneId, Epoch, FunctionId, InvocationId, RequestId, RevisionId, SandboxId, Serial,
     StreamId, WorkerId, WriteToken,
 };
+pub use member::{Member, MemberError, Role};
 pub use model::*;
 pub use name::{FunctionName, NameError};
 pub use time::Time;

@@ -41,10 +41,16 @@ impl Clock {
         self.origin + Duration::from_nanos(nanos)
     }
 
+    /// The time of day.
+    #[must_use]
+    pub fn wall() -> SystemTime {
+        SystemTime::now()
+    }
+
     /// The time of day: milliseconds since 1970.
     #[must_use]
     pub fn wall_ms() -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = Self::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -13,7 +13,9 @@ mod stream;
 mod verify;
 
 pub use authority::{Authority, Issue};
-pub use certificate::{Certificate, CertificateError, Fingerprint, FingerprintError, request};
+pub use certificate::{
+    Certificate, CertificateError, Fingerprint, FingerprintError, Lapse, request,
+};
 pub use files::{Files, FilesError};
 pub use incoming::incoming;
 pub use stream::{Caller, Complaint, ConnectError, Stream, Trust, connect};

@@ -10,18 +10,18 @@ use dirigent_proto::{
     Batch,
     v1::{self, control_plane_client::ControlPlaneClient},
 };
-use dirigent_service::{Dialer, End, OnCancel, Tasks, acceptor};
+use dirigent_service::{
+    Dialer, End, OnCancel, Tasks, acceptor,
+    tls::{Complaint, Files},
+};
 use futures_util::Stream;
 use tokio::sync::{mpsc, oneshot};
-use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use crate::{
-    CONNECT_WITHIN, EPOCH, MESSAGE_BYTES, NAME, NAME_BYTES, PING_EVERY, PING_WITHIN,
+    EPOCH, MESSAGE_BYTES, NAME_BYTES,
     carry::{Words, answers, hear, outgoing},
+    connect::{Proof, explained},
     link::keep,
 };
 
@@ -44,11 +44,11 @@ pub enum ReachError {
 pub struct Reach {
     addresses: Arc<[SocketAddr]>,
     name: Arc<str>,
-    headers: [MetadataValue<Ascii>; 2],
+    proof: Proof,
 }
 
 impl Reach {
-    /// By the addresses of several, of which one leads.
+    /// By the addresses of several, of which one leads; with a token, not encrypted.
     ///
     /// # Errors
     /// If it can never work.
@@ -62,11 +62,29 @@ impl Reach {
         if token.is_empty() {
             return Err(ReachError::Token);
         }
-        let headers = [
-            name.parse().map_err(|_error| ReachError::Name)?,
-            format!("Bearer {token}").parse().map_err(|_error| ReachError::Token)?,
-        ];
-        Ok(Self { addresses: addresses.into(), name: name.into(), headers })
+        let proof = Proof::Token {
+            name: name.parse().map_err(|_error| ReachError::Name)?,
+            authorization: format!("Bearer {token}").parse().map_err(|_error| ReachError::Token)?,
+        };
+        Ok(Self { addresses: addresses.into(), name: name.into(), proof })
+    }
+
+    /// As whom the certificate in `files` names, encrypted; `number` tells several apart that share
+    /// the certificate.
+    ///
+    /// # Errors
+    /// If there is nobody to call.
+    pub fn certified(
+        addresses: Vec<SocketAddr>,
+        files: Files,
+        number: Option<u32>,
+    ) -> Result<Self, ReachError> {
+        if addresses.is_empty() {
+            return Err(ReachError::Nowhere);
+        }
+        let name = files.certificate().uri.unwrap_or_default().into();
+        let proof = Proof::Certificate { files, number: number.map(Into::into) };
+        Ok(Self { addresses: addresses.into(), name, proof })
     }
 
     /// As a worker.
@@ -104,40 +122,40 @@ impl Reach {
         &self.addresses
     }
 
-    /// A connection, which costs the other side nothing.
+    /// By certificate, the files with it.
+    pub(crate) fn files(&self) -> Option<&Files> {
+        match &self.proof {
+            Proof::Token { .. } => None,
+            Proof::Certificate { files, .. } => Some(files),
+        }
+    }
+
+    /// A connection, which costs the other side nothing, and what it says against us.
     pub(crate) async fn connect(
         &self,
         at: SocketAddr,
-    ) -> Result<ControlPlaneClient<Channel>, Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{at}"))
-            .map_err(|error| Status::invalid_argument(error.to_string()))?
-            .connect_timeout(CONNECT_WITHIN)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_WITHIN)
-            .keep_alive_while_idle(true);
-        let channel = endpoint.connect().await;
-        let channel = channel.map_err(|error| Status::from_error(Box::new(error)))?;
-        Ok(ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES))
+    ) -> Result<(ControlPlaneClient<Channel>, Complaint), Status> {
+        let (channel, complaint) = self.proof.connect(at).await?;
+        let client = ControlPlaneClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        Ok((client, complaint))
     }
 
-    /// As `value`, from whom the token says.
+    /// As `value`, from whom our proof says.
     pub(crate) fn request<T>(&self, value: T) -> Request<T> {
         let mut request = Request::new(value);
-        let [name, authorization] = self.headers.clone();
-        request.metadata_mut().insert(NAME, name);
-        request.metadata_mut().insert("authorization", authorization);
+        self.proof.introduce(request.metadata_mut());
         request
     }
 
     /// Connects and asks to be let in, which is answered when that control plane leads. Until then
     /// the connection is idle, and whoever dies is noticed by pings.
     pub(crate) async fn call<M: Method>(&self, at: SocketAddr) -> Result<Open<M>, Status> {
-        let mut client = self.connect(at).await?;
+        let (mut client, complaint) = self.connect(at).await?;
         let (speak, words) = oneshot::channel();
         let (answer, answers) = answers();
         let request = self.request(outgoing::<M::Out>(words, answers));
-        let response = M::call(&mut client, request).await?;
+        let response = M::call(&mut client, request).await;
+        let response = response.map_err(|status| explained(status, &complaint))?;
         let epoch = response.metadata().get(EPOCH).and_then(|value| value.to_str().ok());
         let epoch = epoch.and_then(|value| value.parse().ok()).unwrap_or_default();
         Ok(Open { epoch, speak, answer, heard: response.into_inner() })

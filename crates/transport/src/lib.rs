@@ -5,6 +5,9 @@
 //! role -- Dialer -> Reach ==(a stream per dial)==> serve -> Dialer -- control plane
 //! ```
 //!
+//! Both sides show a certificate of their cluster, and who calls is who its certificate names, in the
+//! role that it names. Within one host a token may stand for it, and nothing is encrypted.
+//!
 //! A stream is as good as its connection: whatever breaks, both ends see it closed, and whoever
 //! dialled dials again after a pause of its own. Nothing is sent twice.
 //!
@@ -13,11 +16,15 @@
 
 mod carry;
 mod client;
+mod connect;
+mod entrance;
 mod line;
 mod link;
+mod renew;
 mod server;
 
 pub use client::{Reach, ReachError};
+pub use entrance::{Entrance, Members};
 pub use server::{Doors, Leads, serve};
 
 use std::time::Duration;
@@ -34,7 +41,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// The header with the leader's epoch.
 const EPOCH: &str = "dirigent-epoch";
-/// The header with the caller's name.
+/// The header with the caller's name; with a certificate the number that follows the name in it.
 const NAME: &str = "dirigent-name";
 /// Bytes of a name.
 const NAME_BYTES: usize = 253;

@@ -38,7 +38,7 @@ impl Reach {
 
     async fn dial_line(&self, at: SocketAddr) -> Result<Streaming<Beat>, Event> {
         let dialling = async {
-            let mut client = self.connect(at).await?;
+            let (mut client, _) = self.connect(at).await?;
             client.line(self.request(LineRequest {})).await
         };
         match timeout(HEARD_WITHIN, dialling).await {

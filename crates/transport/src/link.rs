@@ -19,7 +19,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::client::{Heard, Method, Open, Reach, Said};
+use crate::{
+    client::{Heard, Method, Open, Reach, Said},
+    connect::Grievance,
+};
 
 /// Pauses between two calls to an address where nobody answers: doubling from the first to the
 /// last, each between half of it and the whole.
@@ -67,6 +70,7 @@ pub(crate) async fn keep<M: Method>(reach: Reach, dialled: Acceptor<Heard<M>, Sa
         talks: 0,
         waiting: None,
         hurry: Arc::new(Notify::new()),
+        grievance: Grievance::default(),
     };
     link.run(dialled).await;
 }
@@ -82,6 +86,7 @@ struct Link<M: Method> {
     waiting: Option<Waiting<M>>,
     /// Ends the pauses of all calls.
     hurry: Arc<Notify>,
+    grievance: Grievance,
 }
 
 impl<M: Method> Link<M> {
@@ -152,7 +157,7 @@ impl<M: Method> Link<M> {
                 place.open = Some(open);
             }
             Err(status) => {
-                tracing::info!(%at, %status, "no control plane there");
+                self.grievance.tell(at, &status);
                 let pause = jittered(place.pause);
                 place.pause = (place.pause * 2).min(LAST_PAUSE);
                 self.call(number, pause);

@@ -1,9 +1,9 @@
 //! The control plane's side.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Epoch,
+    Epoch, Role,
     frame::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
         ToWorker, ToWorkerBulk,
@@ -13,21 +13,18 @@ use dirigent_proto::v1::{
     self,
     control_plane_server::{ControlPlane, ControlPlaneServer},
 };
-use dirigent_service::{Dialer, End, OnCancel, OnError, Tasks};
+use dirigent_service::{Dialer, End, OnCancel, OnError, Tasks, tls::incoming};
 use futures_util::{Stream, StreamExt as _, stream::unfold};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, oneshot, watch},
 };
-use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::MetadataMap,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
-    CONNECT_WITHIN, EPOCH, MESSAGE_BYTES, NAME, NAME_BYTES, PING_EVERY, PING_WITHIN,
+    CONNECT_WITHIN, EPOCH, MESSAGE_BYTES, PING_EVERY, PING_WITHIN,
     carry::{Words, answers, hear, outgoing},
+    entrance::{Arrival, Entrance, Guest},
 };
 
 /// Callers that wait for this control plane to lead, at most; more are sent away. A cluster of 5,000
@@ -49,27 +46,29 @@ pub struct Doors {
     pub data_planes_bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
 }
 
-/// Whether a token opens the doors.
-type Opens = Arc<dyn Fn(&str) -> bool + Send + Sync>;
-
 /// The epoch in which this control plane leads, while it does.
 pub type Leads = watch::Receiver<Option<Epoch>>;
 
-/// Takes the connections of peers who have the token, until `tasks` end. While another control plane
-/// leads they are let in and wait.
-pub fn serve(listener: TcpListener, doors: Doors, leads: Leads, opens: Opens, tasks: &Tasks) {
+/// Takes the connections of peers to whom the entrance is open, until `tasks` end. While another
+/// control plane leads they are let in and wait.
+pub fn serve(listener: TcpListener, doors: Doors, leads: Leads, entrance: Entrance, tasks: &Tasks) {
     let shutdown = tasks.shutdown().clone();
     let callers = Arc::new(Semaphore::new(CALLERS));
-    let porter = Porter { doors, leads, callers, opens, tasks: tasks.clone() };
+    let files = match &entrance {
+        Entrance::Token(_) => None,
+        Entrance::Certificates(files, _) => Some(files.clone()),
+    };
+    let arrivals = unfold(incoming(listener, files, tasks), async |mut taken| {
+        let stream = taken.recv().await?;
+        Some((Ok::<_, Infallible>(Arrival(stream)), taken))
+    });
+    let porter = Porter { doors, leads, callers, entrance, tasks: tasks.clone() };
     let service = ControlPlaneServer::new(porter).max_decoding_message_size(MESSAGE_BYTES);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_WITHIN))
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown.cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(arrivals, shutdown.cancelled_owned());
     tasks.spawn("peers", OnError::StopRole, OnCancel::Abort, serving);
 }
 
@@ -77,28 +76,19 @@ struct Porter {
     doors: Doors,
     leads: Leads,
     callers: Arc<Semaphore>,
-    opens: Opens,
+    entrance: Entrance,
     tasks: Tasks,
 }
 
 type Batches<B> = Pin<Box<dyn Stream<Item = Result<B, Status>> + Send>>;
 
 impl Porter {
-    /// Who calls, if it may.
-    fn admit<'a>(&self, headers: &'a MetadataMap) -> Result<&'a str, Status> {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let token = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-        if !token.is_some_and(|token| (self.opens)(token)) {
-            return Err(Status::unauthenticated(
-                "wrong token: --peer-token names the file that this control plane made",
-            ));
-        }
-        match text(NAME) {
-            Some(name) if !name.is_empty() && name.len() <= NAME_BYTES => Ok(name),
-            _ => Err(Status::invalid_argument(format!(
-                "{NAME} must be a name of up to {NAME_BYTES} characters"
-            ))),
-        }
+    /// Who calls, if it may do what this role does.
+    fn admit<T>(&self, request: &Request<T>, role: Role) -> Result<Guest, Status> {
+        let guest = self.entrance.admit(request.metadata(), request.extensions(), role);
+        guest.inspect_err(|status| {
+            tracing::warn!(%role, why = status.message(), "a peer was refused");
+        })
     }
 
     /// Waits until this control plane leads, however long; whoever hangs up waits no more.
@@ -115,17 +105,24 @@ impl Porter {
     async fn meet<In: Words, Out: Words<Wire: Send>>(
         &self,
         request: Request<Streaming<In>>,
+        role: Role,
         door: &Dialer<In::Frame, Out::Frame>,
     ) -> Result<Response<Batches<Out>>, Status> {
-        let name = self.admit(request.metadata())?.to_owned();
+        let guest = self.admit(&request, role)?;
         let epoch = self.leading().await?;
         let (speak, words) = oneshot::channel();
         let (answer, answers) = answers();
-        let door = door.named(&name);
+        let (door, entrance) = (door.named(&guest.name), self.entrance.clone());
         self.tasks.run("peer", OnCancel::Abort, async move {
-            match converse::<In, Out>(request.into_inner(), &door, speak, answer).await {
-                Ok(()) => tracing::debug!(name, "a peer's stream ended"),
-                Err(status) => tracing::info!(name, %status, "a peer's stream broke"),
+            let name = guest.name.as_str();
+            let conversation = converse::<In, Out>(request.into_inner(), &door, speak, answer);
+            tokio::select! {
+                over = conversation => match over {
+                    Ok(()) => tracing::debug!(name, "a peer's stream ended"),
+                    Err(status) => tracing::info!(name, %status, "a peer's stream broke"),
+                },
+                // Its end is dropped, and whoever is behind the door closes the other one.
+                why = entrance.over(&guest) => tracing::info!(name, why, "a peer has to leave"),
             }
         });
         let batches: Batches<Out> = Box::pin(outgoing::<Out>(words, answers).map(Ok));
@@ -174,38 +171,50 @@ impl ControlPlane for Porter {
         &self,
         request: Request<Streaming<v1::FromWorkers>>,
     ) -> Result<Response<Self::WorkerStream>, Status> {
-        self.meet(request, &self.doors.workers).await
+        self.meet(request, Role::Worker, &self.doors.workers).await
     }
 
     async fn worker_bulk(
         &self,
         request: Request<Streaming<v1::FromWorkerBulks>>,
     ) -> Result<Response<Self::WorkerBulkStream>, Status> {
-        self.meet(request, &self.doors.workers_bulk).await
+        self.meet(request, Role::Worker, &self.doors.workers_bulk).await
     }
 
     async fn data_plane(
         &self,
         request: Request<Streaming<v1::FromDataPlanes>>,
     ) -> Result<Response<Self::DataPlaneStream>, Status> {
-        self.meet(request, &self.doors.data_planes).await
+        self.meet(request, Role::DataPlane, &self.doors.data_planes).await
     }
 
     async fn data_plane_bulk(
         &self,
         request: Request<Streaming<v1::FromDataPlaneBulks>>,
     ) -> Result<Response<Self::DataPlaneBulkStream>, Status> {
-        self.meet(request, &self.doors.data_planes_bulk).await
+        self.meet(request, Role::DataPlane, &self.doors.data_planes_bulk).await
     }
 
     async fn line(
         &self,
         request: Request<v1::LineRequest>,
     ) -> Result<Response<Self::LineStream>, Status> {
-        self.admit(request.metadata())?;
+        self.admit(&request, Role::ControlPlane)?;
         let epoch = *self.leads.borrow();
         let epoch = epoch.ok_or_else(|| Status::failed_precondition("this one does not lead"))?;
         let over = self.tasks.shutdown().clone().cancelled_owned();
         Ok(Response::new(Box::pin(beats(self.leads.clone(), epoch).take_until(over))))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        let (_, extensions, v1::RenewRequest { request }) = request.into_parts();
+        let certificate = self.entrance.renew(&extensions, request).await;
+        let certificate = certificate.inspect_err(|status| {
+            tracing::warn!(why = status.message(), "a certificate was not renewed");
+        })?;
+        Ok(Response::new(v1::RenewResponse { certificate }))
     }
 }

@@ -10,7 +10,7 @@ use dirigent_core::{
     office::Event,
 };
 use dirigent_service::{Acceptor, End, OnCancel, Tasks, acceptor};
-use dirigent_transport::{Doors, Reach, serve};
+use dirigent_transport::{Doors, Entrance, Reach, serve};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -48,7 +48,7 @@ impl Rig {
             data_planes_bulk: acceptor("data plane").0,
         };
         let (leads, led) = watch::channel(epoch);
-        serve(listener, doors, led, Arc::new(|token| token == TOKEN), &tasks);
+        serve(listener, doors, led, Entrance::Token(Arc::new(|token| token == TOKEN)), &tasks);
         Self { tasks, address, workers, leads }
     }
 

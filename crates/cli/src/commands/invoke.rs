@@ -24,7 +24,7 @@ pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
     let request = request(args, &place)?;
     let begin = Instant::now();
     let tasks = Tasks::new();
-    let response = send(&place, request, &tasks).await.map_err(|fail| {
+    let response = send(&place, None, request, &tasks).await.map_err(|fail| {
         fail.hint("start Dirigent with `dirigent up`, or name it with --functions")
     })?;
     let first = begin.elapsed();

@@ -1,7 +1,7 @@
 //! What `up` does when its roles run: makes sure that there is a function to call, and says what
 //! can be done.
 
-use std::{net::SocketAddr, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 use dirigent_core::{FunctionName, RuntimeKind, control::Answer, name::DEFAULT_NAMESPACE};
 use dirigent_runtime::Facts;
@@ -30,7 +30,7 @@ pub(super) async fn announce(
     printer: Printer,
 ) -> Result {
     if config.hello {
-        hello(config, dir, roles.control.api).await?;
+        hello(config, dir, &roles.control.api_url()).await?;
     }
     let functions = roles.proxy.address;
     remember(&dir.join(FUNCTIONS_FILE), &format!("http://{functions}\n"))?;
@@ -44,10 +44,10 @@ pub(super) async fn announce(
 }
 
 /// Through the API, as a user would: there is no other way to deploy.
-async fn hello(config: &Config, dir: &Path, api: SocketAddr) -> Result {
+async fn hello(config: &Config, dir: &Path, api: &str) -> Result {
     let name = FunctionName::new(DEFAULT_NAMESPACE, HELLO)
         .or_fail(Kind::Internal, || "`hello` is a name")?;
-    let client = Client::find(Some(&api.to_string()), dir, None)?;
+    let client = Client::find(Some(api), dir, None)?;
     let path = crate::commands::path(&name);
     let known = client.try_send(Method::GET, &path, crate::client::full(bytes::Bytes::new()));
     if known.await?.status().is_success() {
@@ -75,7 +75,7 @@ fn report(dir: &Path, roles: &Roles, begin: Instant) -> serde_json::Value {
     let runtimes: Vec<_> = roles.worker.facts.iter().map(facts).collect();
     json!({
         "functions": format!("http://{}", roles.proxy.address),
-        "api": format!("http://{}", roles.control.api),
+        "api": roles.control.api_url(),
         "state": dir,
         "pid": std::process::id(),
         "runtimes": runtimes,
@@ -91,7 +91,7 @@ fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<Stri
     let mut lines = vec![
         format!("Dirigent is ready ({})", duration(begin.elapsed())),
         format!("  functions  http://{functions}  (each at http://NAME.localhost:{port}/)"),
-        format!("  API        http://{}", roles.control.api),
+        format!("  API        {}", roles.control.api_url()),
         format!("  state      {}", dir.display()),
     ];
     lines.extend(roles.worker.facts.iter().flat_map(facts));

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::TcpStream,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     sync::Arc,
     thread,
 };
@@ -17,24 +17,39 @@ use crate::{
     path,
 };
 
+/// In a state directory: what the role there said.
+const SAID: &str = "said";
+
 /// A role that runs.
 pub(crate) struct Part {
     child: Child,
     ready: Value,
-    state: Arc<State>,
+    pub(crate) state: Arc<State>,
 }
 
 impl Part {
     pub(crate) fn start(role: &str, state: &Arc<State>, args: &[&str]) -> Self {
-        let mut child = command(role, state).args(args).stderr(Stdio::null()).spawn().unwrap();
+        Self::with(command(role, state).args(args), state)
+    }
+
+    /// A role with all its arguments; what it says goes to a file in its state directory.
+    pub(crate) fn with(command: &mut Command, state: &Arc<State>) -> Self {
+        let role = format!("{command:?}");
+        let said = std::fs::File::create(state.path().join(SAID)).unwrap();
+        let mut child = command.stderr(said).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{role} is not ready"));
         Self { child, ready, state: Arc::clone(state) }
     }
 
+    /// What it has said on standard error.
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(self.state.path().join(SAID)).unwrap()
+    }
+
     pub(crate) fn told(&self, key: &str) -> String {
-        self.ready[key].as_str().unwrap().replace("http://", "")
+        self.ready[key].as_str().unwrap().replace("http://", "").replace("https://", "")
     }
 
     pub(crate) fn pid(&self) -> i32 {

@@ -4,6 +4,7 @@
 
 mod apart;
 mod benches;
+mod certificates;
 mod cluster;
 mod compat;
 mod demo;

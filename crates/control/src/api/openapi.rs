@@ -136,6 +136,38 @@ pub(crate) const ROUTES: &[Route] = &[
         answer: (JSON, "Answer"),
     },
     Route {
+        method: "post",
+        path: "/v1/join-tokens",
+        summary: "Make a token with which somebody may join the cluster",
+        query: &[],
+        body: Some((JSON, "JoinToken")),
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "post",
+        path: "/v1/join",
+        summary: "Join the cluster with the secret of such a token, which is all that it needs",
+        query: &[],
+        body: Some((JSON, "Join")),
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/members",
+        summary: "The members of the cluster and until when their certificates are valid",
+        query: &[],
+        body: None,
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "delete",
+        path: "/v1/members/{role}/{name}",
+        summary: "Refuse the certificates of a member from now on",
+        query: &[],
+        body: None,
+        answer: (JSON, "Any"),
+    },
+    Route {
         method: "get",
         path: "/v1/status",
         summary: "What this control plane is and has",
@@ -169,12 +201,19 @@ pub(crate) const ROUTES: &[Route] = &[
     },
 ];
 
+/// Routes that need no token.
+const OPEN: [&str; 2] = ["/health", "/v1/join"];
+
 pub(super) async fn document() -> Json<Value> {
     Json(render())
 }
 
 /// The document.
 pub(crate) fn render() -> Value {
+    let mut schemas = schemas();
+    for (name, schema) in membership() {
+        schemas[name] = schema;
+    }
     let mut paths: Map<String, Value> = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -193,7 +232,7 @@ pub(crate) fn render() -> Value {
         "paths": paths,
         "components": {
             "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
-            "schemas": schemas(),
+            "schemas": schemas,
         },
     })
 }
@@ -226,12 +265,38 @@ fn operation(route: &Route) -> Value {
         let body = json!({ "required": true, "content": { media: { "schema": schema(body) } } });
         operation.insert("requestBody".to_owned(), body);
     }
-    if let (false, Value::Object(operation)) =
-        (route.path.starts_with("/v1") || route.path == "/metrics", &mut operation)
-    {
+    if let (true, Value::Object(operation)) = (OPEN.contains(&route.path), &mut operation) {
         operation.insert("security".to_owned(), json!([]));
     }
     operation
+}
+
+/// What is sent about members of the cluster.
+fn membership() -> [(&'static str, Value); 2] {
+    let text = json!({ "type": "string" });
+    let token = json!({
+        "type": "object",
+        "required": ["role", "ttl"],
+        "additionalProperties": false,
+        "properties": {
+            "role": { "enum": ["worker", "data-plane", "control-plane"] },
+            "ttl": { "type": "string", "description": "Such as 1h" },
+            "name": { "type": ["string", "null"], "description": "Only for who is called so" },
+            "many": { "type": "boolean", "description": "For any number, not one (false)" },
+        },
+    });
+    let join = json!({
+        "type": "object",
+        "required": ["secret", "name", "request"],
+        "additionalProperties": false,
+        "properties": {
+            "secret": text,
+            "name": text,
+            "hosts": { "type": "array", "items": text },
+            "request": { "type": "string", "description": "PKCS #10 as PEM" },
+        },
+    });
+    [("JoinToken", token), ("Join", join)]
 }
 
 fn schemas() -> Value {

@@ -4,16 +4,16 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use dirigent_service::{OnCancel, Tasks};
+use dirigent_service::{
+    OnCancel, Tasks,
+    tls::{Caller, Files, Stream},
+};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::{net::TcpListener, sync::Semaphore};
 
 /// Connections at most; more wait in the kernel's backlog.
 const CONNECTIONS: usize = 1024;
@@ -31,7 +31,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// After a failed accept: for instance no descriptor is left, and trying at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pub(crate) fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
+/// Serves with the certificate in `files`, or without encryption.
+pub(crate) fn serve(listener: TcpListener, router: Router, files: Option<Files>, tasks: &Tasks) {
     let spawner = tasks.clone();
     tasks.run("api", OnCancel::Abort, async move {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -39,11 +40,22 @@ pub(crate) fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let router = router.clone();
+                    let (router, files) = (router.clone(), files.clone());
                     let shutdown = spawner.shutdown().clone();
                     spawner.run("api connection", OnCancel::Wait, async move {
-                        let closing = shutdown.cancelled();
-                        connection(stream, peer, router, closing).await;
+                        if let Err(error) = stream.set_nodelay(true) {
+                            tracing::debug!(%peer, %error, "no TCP_NODELAY");
+                        }
+                        let stream = match files {
+                            None => Ok(Stream::plain(stream)),
+                            Some(files) => files.accept(stream, Caller::Anybody).await,
+                        };
+                        match stream {
+                            Ok(stream) => {
+                                connection(stream, peer, router, shutdown.cancelled()).await;
+                            }
+                            Err(error) => tracing::debug!(%peer, %error, "no TLS came of it"),
+                        }
                         drop(place);
                     });
                 }
@@ -57,14 +69,11 @@ pub(crate) fn serve(listener: TcpListener, router: Router, tasks: &Tasks) {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: Stream,
     peer: SocketAddr,
     router: Router,
     closing: impl Future<Output = ()>,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "no TCP_NODELAY");
-    }
     let service = TowerToHyperService::new(router);
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -5,20 +5,18 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::{
+    certificate::{Certificate, CertificateError},
+    provider,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
     date_time_ymd,
 };
-use rustls::pki_types::CertificateSigningRequestDer;
 
-use super::{
-    certificate::{Certificate, CertificateError},
-    provider,
-};
-
-/// A certificate is valid from a little before it was made: hosts' clocks differ by that much
-/// without anybody's fault.
+/// A certificate is valid from a little before it was made, unless it is short-lived: hosts' clocks
+/// differ by that much without anybody's fault.
 const BACKDATED: Duration = Duration::from_secs(120);
 /// An authority outlives what it signs; whoever wants a new one makes a new cluster of trust.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -86,14 +84,13 @@ impl Authority {
         &self.pem
     }
 
-    /// The certificate that a request, in DER, asks for: of what the request says only its key
-    /// counts. Returns it as PEM.
+    /// The certificate that a request asks for: of what the request says only its key counts. Both
+    /// are PEM.
     ///
     /// # Errors
     /// If it is no request, or not made by who has the key.
-    pub fn sign(&self, request: &[u8], issue: Issue<'_>) -> Result<String, CertificateError> {
-        let der = CertificateSigningRequestDer::from(request);
-        let mut asked = CertificateSigningRequestParams::from_der(&der)
+    pub fn sign(&self, request: &str, issue: Issue<'_>) -> Result<String, CertificateError> {
+        let mut asked = CertificateSigningRequestParams::from_pem(request)
             .map_err(|error| CertificateError::Request(error.to_string()))?;
         let mut params = params(issue.uri, issue.now, issue.life)?;
         params.use_authority_key_identifier_extension = true;
@@ -126,7 +123,7 @@ fn params(
     params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let epoch = date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now.saturating_sub(BACKDATED);
+    params.not_before = epoch + now.saturating_sub(BACKDATED.min(life / 10));
     params.not_after = epoch + now + life;
     let mut serial = [0; 16];
     let random = provider().secure_random.fill(&mut serial);

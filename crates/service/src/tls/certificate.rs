@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use humantime::format_rfc3339_seconds;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
@@ -66,12 +67,53 @@ impl Certificate {
         Self::of(&certificates(pem)?.remove(0))
     }
 
+    /// Whether it is valid at this time.
+    ///
+    /// # Errors
+    /// If it is not yet, or not any more.
+    pub fn valid_at(&self, now: SystemTime) -> Result<(), Lapse> {
+        if now < self.not_before {
+            return Err(Lapse::Early { from: self.not_before, now });
+        }
+        if now > self.not_after {
+            return Err(Lapse::Late { until: self.not_after, now });
+        }
+        Ok(())
+    }
+
     /// When it is to be renewed: with a third of its life left.
     #[must_use]
     pub fn renew_at(&self) -> SystemTime {
         let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
         self.not_after - life / 3
     }
+}
+
+/// A certificate is not valid now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lapse {
+    /// Not yet.
+    #[error(
+        "this certificate is valid only from {} on, and this host's clock says {}: set the clock, or the one of who made it",
+        format_rfc3339_seconds(*from), format_rfc3339_seconds(*now)
+    )]
+    Early {
+        /// Since when.
+        from: SystemTime,
+        /// The time.
+        now: SystemTime,
+    },
+    /// Not any more.
+    #[error(
+        "this certificate ran out at {}, and this host's clock says {}: get another one, or set the clock",
+        format_rfc3339_seconds(*until), format_rfc3339_seconds(*now)
+    )]
+    Late {
+        /// Until when.
+        until: SystemTime,
+        /// The time.
+        now: SystemTime,
+    },
 }
 
 fn time(seconds: i64) -> SystemTime {
@@ -139,15 +181,15 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// A new key as PEM, and the request for a certificate of it, as DER. Whom the certificate names is
-/// for the authority to say, so that the request names nobody.
+/// A new key, and the request for a certificate of it, both PEM. Whom the certificate names is for the
+/// authority to say, so that the request names nobody.
 ///
 /// # Errors
 /// If there is no randomness.
-pub fn request() -> Result<(String, Vec<u8>), CertificateError> {
+pub fn request() -> Result<(String, String), CertificateError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     let request = params.serialize_request(&key)?;
-    Ok((key.serialize_pem(), request.der().to_vec()))
+    Ok((key.serialize_pem(), request.pem()?))
 }
