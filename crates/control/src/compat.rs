@@ -47,6 +47,9 @@ impl Images {
 /// A form at most.
 const FORM_LIMIT: usize = 64 << 10;
 
+/// From a form's head to its last byte.
+const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+
 pub(crate) fn routes() -> Router<Api> {
     Router::new().route("/", post(register)).route("/registerService", post(register))
 }
@@ -69,9 +72,7 @@ async fn try_register(api: &Api, headers: &HeaderMap, body: Body) -> Result<Stri
         let message = "no data plane listens yet";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message));
     };
-    let bytes = to_bytes(body, FORM_LIMIT)
-        .await
-        .map_err(|_too_large| ApiError::too_large("the form", FORM_LIMIT as u64))?;
+    let bytes = form(body).await?;
     let manifest = Form::parse(&bytes).manifest(api.compat())?;
     let (name, spec, settings) =
         manifest.validate(None).map_err(|error| ApiError::bad_request(error.to_string()))?;
@@ -83,6 +84,16 @@ async fn try_register(api: &Api, headers: &HeaderMap, body: Body) -> Result<Stri
         ..error
     })?;
     Ok(addresses(&[address]))
+}
+
+/// The bytes of a form, of which nobody who sends it has shown who he is.
+async fn form(body: Body) -> Result<bytes::Bytes, ApiError> {
+    let read = tokio::time::timeout(FORM_TIMEOUT, to_bytes(body, FORM_LIMIT)).await;
+    let read = read.map_err(|_elapsed| {
+        let message = format!("the form did not come within {} s", FORM_TIMEOUT.as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    })?;
+    read.map_err(|_too_large| ApiError::too_large("the form", FORM_LIMIT as u64))
 }
 
 /// `host:port[;host:port]`, without a newline.
@@ -229,6 +240,17 @@ mod tests {
             assert_eq!(images.command(image).unwrap(), ["dirigent", "example", "trace"]);
         }
         assert_eq!(images.command("docker.io/library/nginx"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_form_that_drips_has_a_deadline() {
+        let begun = tokio::time::Instant::now();
+        let drops = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>("x"), ()))
+        });
+        let error = form(Body::from_stream(drops)).await.unwrap_err();
+        assert_eq!((error.status, begun.elapsed()), (StatusCode::REQUEST_TIMEOUT, FORM_TIMEOUT));
     }
 
     #[test]
