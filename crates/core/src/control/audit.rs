@@ -73,6 +73,16 @@ impl Control {
         self.cluster.fleet.summaries()
     }
 
+    /// Whether slots of a sandbox that come back are granted to nobody: its worker is lost, or
+    /// somebody who has not attached may hold them.
+    #[must_use]
+    pub fn withholds(&self, sandbox: SandboxId) -> bool {
+        let home = self.cluster.homes.get(&sandbox).and_then(|home| self.functions.get(home));
+        let active = home.and_then(|function| function.active.as_deref());
+        let entry = active.and_then(|active| active.sandboxes.get(&sandbox));
+        entry.is_none_or(|entry| entry.is_withheld())
+    }
+
     /// Until when slots that were moved to a data plane rest there.
     #[must_use]
     pub fn rests_until(&self, function: FunctionId, data_plane: DataPlaneId) -> Time {

@@ -106,6 +106,12 @@ impl Sandbox {
         self.holders.is_empty() && self.unsure.is_none()
     }
 
+    /// Slots of it that come back are granted to nobody: its worker is lost, or somebody who has not
+    /// attached may hold them.
+    pub(crate) const fn is_withheld(&self) -> bool {
+        self.lost || self.unsure.is_some()
+    }
+
     pub(crate) fn held(&self) -> u32 {
         self.holders.iter().map(|(_, holder)| holder.slots).sum()
     }
@@ -116,7 +122,7 @@ impl Sandbox {
 
     /// Slots that can be granted. An open sandbox always has one, for who does not hold it.
     pub(crate) fn free(&self) -> u32 {
-        if self.stage != Stage::Ready || self.lost || self.unsure.is_some() {
+        if self.stage != Stage::Ready || self.is_withheld() {
             0
         } else if self.concurrency == 0 {
             1
@@ -171,6 +177,8 @@ pub(crate) struct Books {
     pub(crate) unheld: BTreeSet<SandboxId>,
     /// Those without a worker.
     pub(crate) wanted: BTreeSet<SandboxId>,
+    /// Those of which slots that come back are granted to nobody.
+    withheld: BTreeSet<SandboxId>,
 }
 
 impl Books {
@@ -190,6 +198,9 @@ impl Books {
         if sandbox.stage == Stage::Wanted {
             self.wanted.insert(sandbox.id);
         }
+        if sandbox.is_withheld() {
+            self.withheld.insert(sandbox.id);
+        }
     }
 
     pub(crate) fn strike(&mut self, sandbox: &Sandbox) {
@@ -203,6 +214,12 @@ impl Books {
         self.free.remove(&(number, sandbox.id));
         self.unheld.remove(&sandbox.id);
         self.wanted.remove(&sandbox.id);
+        self.withheld.remove(&sandbox.id);
+    }
+
+    /// Those of which slots that come back are granted to nobody.
+    pub(crate) const fn withheld(&self) -> &BTreeSet<SandboxId> {
+        &self.withheld
     }
 
     /// Whether it counts, and as ready.

@@ -303,11 +303,20 @@ impl Function {
         lenders.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// Idle slots that would be of use elsewhere: those of withheld sandboxes are not. Which ones a
+    /// data plane gives back is its own choice, so all of them are taken off.
+    fn usable_idle(&self, data_plane: DataPlaneId) -> u32 {
+        let Some(active) = self.active.as_deref() else { return 0 };
+        let idle = active.levels.get(data_plane).map_or(0, |level| level.idle());
+        let withheld = active.books.withheld().iter().filter_map(|id| active.sandboxes.get(id));
+        withheld.map(|sandbox| sandbox.held_by(data_plane)).fold(idle, u32::saturating_sub)
+    }
+
     /// Calls back up to `slots` idle slots. Gives back how many it asked for.
     pub(crate) fn recall_idle(&mut self, c: &mut Cluster, slots: u32) -> u32 {
         let mut missing = slots;
         for lender in self.lenders(c, None) {
-            let n = self.level(c, lender, |level| level.idle()).min(missing);
+            let n = self.usable_idle(lender).min(missing);
             missing -= n;
             self.recall_from(c, lender, n, 0);
         }
@@ -325,8 +334,9 @@ impl Function {
     ) -> u32 {
         let mut missing = slots;
         for lender in self.lenders(c, Some(waits)) {
+            let usable = self.usable_idle(lender);
             let (known, hoped) = self.level(c, lender, |level| {
-                let known = level.idle().min(missing);
+                let known = usable.min(missing);
                 let asked = level.recalling > 0 || level.sought || level.demand.queued > 0;
                 let hoped = if asked { 0 } else { level.books.min(missing).saturating_sub(known) };
                 (known, hoped)
@@ -524,6 +534,19 @@ impl Function {
         forget_sandbox(c, &entry);
     }
 
+    /// When every slot is claimed, nobody who has not attached can hold one.
+    fn sure_if_all_claimed(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        let Some(entry) = entry.filter(|entry| entry.unsure && entry.concurrency > 0) else {
+            return;
+        };
+        // Of a revision that is not kept the concurrency is not known, only what was claimed.
+        let known = self.revision(entry.number).is_some();
+        if known && entry.held() == entry.concurrency {
+            self.sure(c, sandbox);
+        }
+    }
+
     /// A data plane says, after its attachment, what it holds of a sandbox of ours.
     pub(crate) fn claim(&mut self, c: &mut Cluster, sandbox: SandboxId, claim: Claim) {
         let Claim { by, share, pinned, .. } = claim;
@@ -549,6 +572,7 @@ impl Function {
                 self.fell_silent(c, by);
             }
         }
+        self.sure_if_all_claimed(c, sandbox);
         if leaving || slots == 0 {
             let gone = self
                 .activate()

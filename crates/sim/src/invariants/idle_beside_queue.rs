@@ -1,5 +1,7 @@
 //! After healing nobody queues longer than four round trips at one data plane beside a slot that has
-//! been idle all the while at another. A slot that was moved rests there first.
+//! been idle all the while at another. A slot that was moved rests there first. Slots that the
+//! leader may not give to anybody else, since their worker is lost or somebody who has not attached may
+//! hold them too, do not count.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -54,6 +56,8 @@ impl World {
 
     fn check_queues(&mut self, function: FunctionId) {
         let mut longest: Option<(Duration, usize, SandboxId)> = None;
+        let mut withheld = Vec::new();
+        let leader = self.leader().and_then(|c| self.controls.get(c)?.leads.as_ref());
         for (queues, p) in self.planes.iter().enumerate().filter(|(_, p)| p.attached) {
             let Some(f) = p.gates.get(&function) else { continue };
             let demand = f.gate.demand(self.now);
@@ -67,9 +71,20 @@ impl World {
                 let Some(there) = self.planes.get(idles).filter(|p| p.attached) else { continue };
                 let rests = self.rests_until(function, idles).max(there.attached_since);
                 for (&sandbox, &idle) in sandboxes {
+                    if leader.is_none_or(|machine| machine.withholds(sandbox)) {
+                        withheld.push((idles, sandbox));
+                        continue;
+                    }
                     let beside = self.now.since(since.max(idle).max(rests));
                     longest = longest.max(Some((beside, queues, sandbox)));
                 }
+            }
+        }
+        let now = self.now;
+        for (plane, sandbox) in withheld {
+            // It is idle for others from when it is given to them.
+            if let Some(idle) = self.witness.idle.get_mut(&(function, plane)) {
+                idle.insert(sandbox, now);
             }
         }
         if let Some((beside, queues, sandbox)) = longest {

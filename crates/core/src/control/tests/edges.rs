@@ -227,6 +227,29 @@ fn a_data_plane_that_never_returns_keeps_nothing_out_of_use_for_ever() {
 }
 
 #[test]
+fn a_sandbox_of_which_every_slot_is_claimed_is_in_nobody_elses_hands() {
+    let mut world = successor(&Settings { max: 1, ..Settings::default() });
+    let sandbox = SandboxId::new(Epoch(1), 1);
+    world.attach_worker_with(vec![runs(id(1), sandbox)]);
+    let holding = Holding {
+        sandbox,
+        revision: RevisionId { function: id(1), number: 1 },
+        share: Share::Slots(1),
+        busy: 0,
+        draining: false,
+        pinned: false,
+    };
+    world.attach_plane_with(PLANE, "a", vec![holding]);
+    world.attach_plane(OTHER_PLANE, "c");
+    world.pass(Duration::from_secs(4));
+    world.demand(OTHER_PLANE, demand(id(1), 1, 0, 0));
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    let granted = world.granted();
+    assert_eq!(granted.len(), 1, "who has not attached cannot hold it too");
+    assert_eq!((granted[0].0, granted[0].1.sandbox), (OTHER_PLANE, sandbox));
+}
+
+#[test]
 fn what_is_idle_at_a_silent_data_plane_does_not_hide_what_is_idle_elsewhere() {
     let mut world = World::new();
     world.room = 18;
@@ -252,6 +275,35 @@ fn what_is_idle_at_a_silent_data_plane_does_not_hide_what_is_idle_elsewhere() {
     world.demand(PLANE, demand(starved, 1, 0, 0));
     let asked = ToDataPlane::Recall { function: late, n: 1, idle_only: true };
     assert!(world.said().contains(&to_plane(PLANE, asked)));
+}
+
+#[test]
+fn what_idles_in_a_sandbox_of_a_lost_worker_does_not_keep_callers_waiting() {
+    let (mut world, function) = World::running(&spec("a", 3), &Settings::default());
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(PLANE, Demand { elapsed: 2_000_000, ..demand(function, 0, 0, 3) });
+    world.tell(Event::Detached { stream: WORKER });
+    world.pass(Duration::from_secs(5));
+    world.tell(Event::WorkerAttached { stream: StreamId(9), name: "another".into() });
+    let capacity = Capacity {
+        memory: Bytes::mib(1024),
+        cpu: MilliCpu(1000),
+        cpu_overcommit: 10,
+        sandboxes: 10,
+        starts: 10,
+        runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
+        missing: Vec::new(),
+    };
+    let (sandboxes, artifacts) = (Vec::new(), Vec::new());
+    let hello = WorkerHello { hello: hello(), capacity, sandboxes, artifacts };
+    let frame = FromWorker::Hello(Box::new(hello));
+    world.tell(Event::WorkerSaid { stream: StreamId(9), frame });
+    world.started();
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.started().len(), 1, "three slots are idle, and lead nowhere");
 }
 
 #[test]
