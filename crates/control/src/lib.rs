@@ -335,9 +335,11 @@ async fn sit(
     stand: watch::Sender<Stand>,
     tasks: &Tasks,
 ) -> Result<(), StartError> {
-    let store: Box<dyn Store> = match &config.store {
-        StoreKind::Redb => Box::new(RedbStore::new(&config.state.join("store.redb"))),
-        StoreKind::Memory => Box::new(MemoryStore::default()),
+    let path = config.state.join("store.redb");
+    let kept = MemoryStore::default();
+    let open: OpenStore = match &config.store {
+        StoreKind::Redb => Box::new(move || Box::new(RedbStore::new(&path))),
+        StoreKind::Memory => Box::new(move || Box::new(kept.clone())),
         StoreKind::Etcd(shared) => {
             let member = Member {
                 name: shared.name.clone(),
@@ -353,12 +355,11 @@ async fn sit(
             return Ok(());
         }
     };
-    let (store, office, records) = take_office(store).await?;
+    let (store, office, records) = take_office(open(), Epoch(0)).await?;
     let begun = chambers.begin(store, office, records, CancellationToken::new()).await?;
     chambers.open(&begun);
-    tasks.spawn("control machine", OnError::StopRole, OnCancel::Wait, async move {
-        chambers.lead(begun).await
-    });
+    let alone = chambers.lead_alone(begun, open);
+    tasks.spawn("control machine", OnError::StopRole, OnCancel::Wait, alone);
     Ok(())
 }
 
@@ -370,12 +371,17 @@ fn advertised(mut api: SocketAddr, peers: SocketAddr) -> SocketAddr {
     api
 }
 
+/// Opens the store of its own that a control plane has.
+pub(crate) type OpenStore = Box<dyn Fn() -> Box<dyn Store> + Send + Sync>;
+
+/// The next term is above the last one, and above `shown`.
 async fn take_office(
     mut store: Box<dyn Store>,
+    shown: Epoch,
 ) -> Result<(Box<dyn Store>, Office, Records), StoreError> {
     // Reading a large store takes a good part of a second.
     let taken = tokio::task::spawn_blocking(move || {
-        let taken = store.take_office();
+        let taken = store.take_office(shown);
         taken.map(|(office, records)| (store, office, records))
     });
     taken.await.unwrap_or_else(|panic| {

@@ -107,7 +107,7 @@ impl Metrics {
 
     /// A term begins.
     pub(crate) fn took_office(&self, epoch: Epoch) {
-        self.epoch.set(i64::try_from(epoch.0).unwrap_or(i64::MAX));
+        self.epoch.set(i64::try_from(epoch.term()).unwrap_or(i64::MAX));
         self.recovered.set(0);
         self.leads.set(1);
     }

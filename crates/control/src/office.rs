@@ -92,14 +92,19 @@ impl Contest {
     pub(crate) async fn run(self) -> Result<(), StartError> {
         let shutdown = self.chambers.tasks.shutdown().clone();
         let mut enrolled = false;
+        let mut shown = Epoch(0);
         loop {
             let term = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                term = self.stand_by(&mut enrolled) => term?,
+                term = self.stand_by(&mut enrolled, shown) => term?,
             };
             match self.lead(term).await {
                 Ok(()) => return Ok(()),
+                Err(Over::Resigned(epoch)) => {
+                    tracing::warn!(%epoch, "a peer has obeyed this epoch; standing by");
+                    shown = shown.max(epoch);
+                }
                 Err(Over::Deposed) => tracing::warn!("another control plane leads; standing by"),
                 Err(Over::Failed(StartError::Store(error))) => {
                     tracing::warn!(%error, "office was taken in vain; standing by");
@@ -114,8 +119,9 @@ impl Contest {
     }
 
     /// Looks after the office until it is this one's.
-    async fn stand_by(&self, enrolled: &mut bool) -> Result<Term, StoreError> {
+    async fn stand_by(&self, enrolled: &mut bool, shown: Epoch) -> Result<Term, StoreError> {
         let mut candidate = Candidate::new(self.now());
+        candidate.handle(self.now(), office::Event::Shown(shown));
         let (told, mut heard) = mpsc::channel(HEARD);
         let mut line = Watched { line: Arc::clone(&self.line), told, at: None, talk: None };
         let mut look = interval(LOOK);
@@ -141,8 +147,8 @@ impl Contest {
             }
             while let Some(effect) = candidate.poll_effect() {
                 match effect {
-                    Effect::Take { over } => {
-                        if let Some(taken) = self.take(over).await? {
+                    Effect::Take { over, above } => {
+                        if let Some(taken) = self.take(over, above).await? {
                             let seat = taken.as_ref().map(|term| Seat {
                                 epoch: term.office.epoch,
                                 holder: self.chair.life(),
@@ -163,9 +169,9 @@ impl Contest {
     }
 
     /// Whether office was taken; nothing, if that is not known: it is looked at again.
-    async fn take(&self, over: Seat) -> Result<Option<Option<Term>>, StoreError> {
-        tracing::info!(epoch = over.epoch.0, "taking over from the leader of this epoch");
-        match self.chair.take(over).await {
+    async fn take(&self, over: Seat, above: Epoch) -> Result<Option<Option<Term>>, StoreError> {
+        tracing::info!(epoch = %over.epoch, "taking over from the leader of this epoch");
+        match self.chair.take(over, above).await {
             Ok(taken) => Ok(Some(taken)),
             Err(error @ StoreError::Newer { .. }) => Err(error),
             Err(error) => {
@@ -224,11 +230,12 @@ impl Contest {
             over.run_until_cancelled_owned(pulse.beat()).await;
         });
         let store = EtcdStore::new(self.chair.clone(), Some(term), Handle::current());
-        let (store, office, records) = crate::take_office(Box::new(store)).await?;
+        let (store, office, records) = crate::take_office(Box::new(store), Epoch(0)).await?;
         let begun = self.chambers.begin(store, office, records, deposed).await?;
         self.chambers.open(&begun);
         self.chambers.lead(begun).await.map_err(|error| match error {
-            OwnerError::Resigned | OwnerError::StoreGone => Over::Deposed,
+            OwnerError::Resigned { shown } => Over::Resigned(shown),
+            OwnerError::Deposed | OwnerError::StoreGone => Over::Deposed,
         })
     }
 }
@@ -292,6 +299,8 @@ impl Pulse {
 enum Over {
     /// Another leads.
     Deposed,
+    /// A peer has obeyed this epoch: the next term is above it.
+    Resigned(Epoch),
     /// It could not begin.
     Failed(StartError),
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use dirigent_core::{
-    FunctionId, FunctionName, Office, RequestId, StreamId, Time,
+    Epoch, FunctionId, FunctionName, Office, RequestId, StreamId, Time,
     control::{Answer, Call, Control, Effect, Event, Refusal},
     frame::{ToDataPlane, ToWorker},
     recording::Entry,
@@ -142,8 +142,10 @@ impl Drop for Leaving<'_> {
 /// Why the owner stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OwnerError {
-    #[error("another control plane leads with a higher epoch; this one stops")]
-    Resigned,
+    #[error("another control plane has taken office")]
+    Deposed,
+    #[error("a peer has obeyed epoch {shown}: the next term is above it")]
+    Resigned { shown: Epoch },
     #[error("the store's thread is gone")]
     StoreGone,
 }
@@ -186,10 +188,10 @@ impl Owner {
                 // deadline that has passed is older than the facts that wait.
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                () = self.deposed.cancelled() => return Err(OwnerError::Resigned),
+                () = self.deposed.cancelled() => return Err(OwnerError::Deposed),
                 answers = self.answers.recv() => {
                     let answers = answers.ok_or(OwnerError::StoreGone)?;
-                    for (token, outcome) in answers.map_err(|_deposed| OwnerError::Resigned)? {
+                    for (token, outcome) in answers.map_err(|_deposed| OwnerError::Deposed)? {
                         self.learn(Event::Persisted { token, outcome })?;
                     }
                 }
@@ -297,7 +299,7 @@ impl Owner {
                     }
                 });
             }
-            Effect::Resign => return Err(OwnerError::Resigned),
+            Effect::Resign { shown } => return Err(OwnerError::Resigned { shown }),
             Effect::Measure(measure) => self.metrics.measure(measure),
         }
         Ok(())

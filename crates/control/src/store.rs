@@ -3,8 +3,9 @@
 //! thread of its own takes all writes that wait, makes one durable transaction of as many as fit,
 //! and answers their tokens in order.
 //!
-//! Taking office raises the epoch by one, and the records are read after it, so that two leaders
-//! never share an epoch.
+//! Taking office raises the epoch, and the records are read after it, so that two leaders never share
+//! one; it is marked at random, so that they do not either if the store is restored from an older copy
+//! and counts on from there.
 
 pub mod etcd;
 pub mod memory;
@@ -16,7 +17,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use dirigent_core::{Office, Records, Write, WriteToken, control::Outcome};
+use dirigent_core::{Epoch, Office, Records, Write, WriteToken, control::Outcome};
 use dirigent_service::{OnCancel, OnError, Tasks};
 use tokio::sync::mpsc;
 
@@ -27,11 +28,12 @@ pub const SCHEMA: u64 = 1;
 
 /// Where records are kept.
 pub trait Store: Send + 'static {
-    /// Take office: raise the epoch, durably, and read everything.
+    /// Take office: raise the epoch, durably, and read everything. The next epoch is above the last
+    /// one, and above `shown`: what a peer is known to have obeyed.
     ///
     /// # Errors
     /// If the store cannot be used by this program, or not now.
-    fn take_office(&mut self) -> Result<(Office, Records), StoreError>;
+    fn take_office(&mut self, shown: Epoch) -> Result<(Office, Records), StoreError>;
 
     /// Apply writes in order, from the front as many as fit into one transaction, at least one: all
     /// of these durably or none.
@@ -227,6 +229,13 @@ fn new_cluster() -> std::io::Result<dirigent_core::ClusterId> {
     let mut bytes = [0; 16];
     crate::random(&mut bytes)?;
     Ok(dirigent_core::ClusterId(u128::from_le_bytes(bytes)))
+}
+
+/// The epoch of the next term: above the last one and the one shown.
+fn next_epoch(last: Epoch, shown: Epoch) -> std::io::Result<Epoch> {
+    let mut bytes = [0; 8];
+    crate::random(&mut bytes)?;
+    Ok(last.max(shown).next(u64::from_le_bytes(bytes)))
 }
 
 #[cfg(test)]

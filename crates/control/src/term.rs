@@ -1,23 +1,23 @@
 //! One term of office: from records just read to whatever ends it.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use dirigent_core::{
     Epoch, Office, Records, Time,
     recording::{Began, Entry, FORMAT},
 };
 use dirigent_service::{Clock, StateLock, Tasks};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    StartError,
+    OpenStore, StartError,
     blobs::Blobs,
     metrics::Metrics,
     owner::{Owner, OwnerError, Sitting},
     random,
     recorder::Recorder,
-    store::{Counts, Store, Writer},
+    store::{Counts, Store, StoreError, Writer},
 };
 
 /// What is needed for a term, again and again.
@@ -35,6 +35,19 @@ pub(crate) struct Chambers {
     pub(crate) sitting: watch::Sender<Option<Sitting>>,
     pub(crate) leads: watch::Sender<Option<Epoch>>,
     pub(crate) tasks: Tasks,
+}
+
+/// The store of a term that is over is closed within this time, and how often that is looked at.
+const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+const CLOSES_LOOK: Duration = Duration::from_millis(10);
+
+/// Why a control plane that leads alone stops by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    #[error(transparent)]
+    Start(#[from] StartError),
 }
 
 /// A term that has begun.
@@ -89,7 +102,7 @@ impl Chambers {
     pub(crate) fn open(&self, begun: &Begun) {
         let Office { cluster, epoch } = begun.sitting.office;
         let cluster = format!("{:032x}", cluster.0);
-        tracing::info!(epoch = epoch.0, cluster, "this control plane leads");
+        tracing::info!(%epoch, cluster, "this control plane leads");
         self.metrics.took_office(epoch);
         // In this order: whoever is let in finds the owner.
         self.sitting.send_replace(Some(begun.sitting.clone()));
@@ -105,6 +118,38 @@ impl Chambers {
         self.sitting.send_replace(None);
         self.metrics.resigned();
         ended
+    }
+
+    /// Leads, with a store of its own, until the role is told to stop. A term that a peer shows to be
+    /// over is followed by one above it: the store was restored from an older copy.
+    pub(crate) async fn lead_alone(self, mut begun: Begun, open: OpenStore) -> Result<(), Ended> {
+        loop {
+            let shown = match self.lead(begun).await {
+                Err(OwnerError::Resigned { shown }) => shown,
+                ended => return Ok(ended?),
+            };
+            tracing::warn!(
+                %shown,
+                "a peer has obeyed this epoch, which the store does not know: it was restored from \
+                 an older copy, it seems; what it has forgotten is gone"
+            );
+            begun = self.again(&open, shown).await?;
+            self.open(&begun);
+        }
+    }
+
+    /// Takes office again, once the last term's writes are done.
+    async fn again(&self, open: &OpenStore, shown: Epoch) -> Result<Begun, StartError> {
+        let deadline = Instant::now() + CLOSES_WITHIN;
+        let (store, office, records) = loop {
+            match crate::take_office(open(), shown).await {
+                Err(StoreError::InUse { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(CLOSES_LOOK).await;
+                }
+                taken => break taken?,
+            }
+        };
+        self.begin(store, office, records, CancellationToken::new()).await
     }
 
     /// What the machine is made of.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use dirigent_control::store::{RedbStore, Store as _};
-use dirigent_core::{WorkerId, WorkerRecord, Write, control::Outcome};
+use dirigent_core::{Epoch, WorkerId, WorkerRecord, Write, control::Outcome};
 
 /// Where the child writes; set for the child only.
 const STORE: &str = "DIRIGENT_TEST_STORE";
@@ -19,7 +19,7 @@ const STORE: &str = "DIRIGENT_TEST_STORE";
 fn child() {
     let Some(path) = std::env::var_os(STORE) else { return };
     let mut store = RedbStore::new(path.as_ref());
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let mut out = std::io::stdout();
     for n in 1.. {
         let record = WorkerRecord { id: WorkerId(n), name: "w".into(), cordoned: false };
@@ -53,9 +53,9 @@ fn acknowledged_writes_survive_kill_9() {
         child.wait().unwrap();
 
         let mut store = RedbStore::new(&path);
-        let (office, records) = store.take_office().unwrap();
+        let (office, records) = store.take_office(Epoch(0)).unwrap();
         // The child took office, then we did.
-        assert_eq!(office.epoch.0, 2 * u64::try_from(life).unwrap());
+        assert_eq!(office.epoch.term(), 2 * u64::try_from(life).unwrap());
         let kept: BTreeSet<u64> = records.workers.iter().map(|record| record.id.0).collect();
         let lost: Vec<_> = acknowledged.difference(&kept).collect();
         assert!(lost.is_empty(), "{lost:?}");

@@ -52,6 +52,7 @@ fn function(counter: u64) -> FunctionRecord {
             state: RevisionState::Live,
             created_ms: 1_700_000_000_000,
             failure: None,
+            born: Epoch(1),
         }],
         targets: vec![Target { revision: 1, weight: 1 }],
     }
@@ -78,7 +79,7 @@ async fn a_hundred_thousand_functions_are_loaded_at_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
     let mut store = RedbStore::new(&path);
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let numbers: Vec<u64> = (1..=FUNCTIONS).collect();
     for batch in numbers.chunks(1000) {
         let writes: Vec<_> =
@@ -122,7 +123,7 @@ fn a_hundred_thousand_functions_are_loaded_from_etcd() {
         EtcdStore::new(chair, None, runtime.handle().clone())
     };
     let mut first = store();
-    first.take_office().unwrap();
+    first.take_office(Epoch(0)).unwrap();
     let writes: Vec<_> =
         (1..=FUNCTIONS).map(|n| Write::PutFunction(Arc::new(function(n)))).collect();
     let mut rest = writes.as_slice();
@@ -136,7 +137,7 @@ fn a_hundred_thousand_functions_are_loaded_from_etcd() {
     drop(writes);
     for _ in 0..3 {
         let (started, before) = (Instant::now(), processor_ms());
-        let (_, records) = store().take_office().unwrap();
+        let (_, records) = store().take_office(Epoch(0)).unwrap();
         println!(
             "{FUNCTIONS} functions: office taken and all read from etcd in {:?} ({} ms of processor here)",
             started.elapsed(),

@@ -42,7 +42,8 @@ pub use event::{
 };
 
 use crate::{
-    FunctionId, FunctionName, FunctionRecord, Office, Records, Settings, Spec, Time, WriteToken,
+    FunctionId, FunctionName, FunctionRecord, Office, Records, Settings, Spec, Time, Write,
+    WriteToken,
 };
 use cluster::{Author, Cluster, Interner};
 use fleet::Fleet;
@@ -82,7 +83,7 @@ impl Control {
     #[expect(clippy::needless_pass_by_value, reason = "a configuration belongs to its machine")]
     pub fn new(now: Time, config: Config, records: Records) -> Self {
         let Config { office, seed } = config;
-        let Records { functions, workers, data_planes } = records;
+        let Records { functions, workers, data_planes, terms } = records;
         let fleet = Fleet::new(now, seed, office, workers);
         let mut control = Self {
             functions: BTreeMap::new(),
@@ -92,6 +93,7 @@ impl Control {
             settings: Interner::default(),
             next_function: 0,
         };
+        control.cluster.terms = terms;
         control.load(functions);
         control.cluster.timers.set(Timer::Recovered, now.after(RECOVERY));
         control.recovered_if_all_attached();
@@ -101,6 +103,13 @@ impl Control {
     fn load(&mut self, records: Vec<std::sync::Arc<FunctionRecord>>) {
         let version = self.cluster.version();
         for mut record in records {
+            if let Some(&other) = self.names.get(&record.name) {
+                let older = other.min(record.id);
+                self.delete_namesake(older);
+                if older == record.id {
+                    continue;
+                }
+            }
             if record.id.epoch == self.cluster.epoch() {
                 self.next_function = self.next_function.max(record.id.counter);
             }
@@ -118,6 +127,16 @@ impl Control {
             self.names.insert(record.name.clone(), record.id);
             self.functions.insert(record.id, Function::new(record, version));
         }
+    }
+
+    /// A store that was restored under a leader that went on writing may have two functions of one
+    /// name: the newer one is meant.
+    fn delete_namesake(&mut self, older: FunctionId) {
+        if let Some(function) = self.functions.remove(&older) {
+            self.cluster.artifacts.release_all(&function.record);
+            self.cluster.attention.remove(&older);
+        }
+        self.cluster.persist(Author::Function(older), Write::DeleteFunction(older));
     }
 
     /// The world, or a user, says something.
@@ -196,6 +215,9 @@ impl Control {
     }
 
     fn persisted(&mut self, token: WriteToken, outcome: Outcome) {
+        if let Outcome::Ok { revision } = outcome {
+            self.cluster.store_is_at(revision);
+        }
         if self.cluster.fleet.persisted(self.cluster.now, token, outcome) {
             return;
         }

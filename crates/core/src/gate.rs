@@ -393,9 +393,12 @@ impl Gate {
     }
 
     fn configured(&mut self, version: u64, view: Arc<FunctionView>) {
-        if self.deleted || version < self.version || view.id != self.view.id {
+        let is_old = if self.deleted { version <= self.version } else { version < self.version };
+        if is_old || view.id != self.view.id {
             return;
         }
+        // The store was restored from a copy in which it is not deleted.
+        self.deleted = false;
         if view.targets != self.view.targets {
             self.holdings.retarget(&view.targets);
         }

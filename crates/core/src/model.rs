@@ -281,6 +281,10 @@ pub struct RevisionRecord {
     pub created_ms: u64,
     /// Why its check failed.
     pub failure: Option<StartFailure>,
+    /// The term in which it was deployed. What was started before under its number ran something
+    /// else, of which the store knows nothing any more: it was restored from an older copy.
+    #[serde(default)]
+    pub born: Epoch,
 }
 
 /// Where invocations go.
@@ -357,6 +361,17 @@ pub struct Records {
     pub workers: Vec<WorkerRecord>,
     /// All data planes.
     pub data_planes: Vec<DataPlaneRecord>,
+    /// The last terms of office, oldest first, the one that begins included. What was made in a term
+    /// that is not among them, and not before the first, belongs to a history that the store has lost.
+    /// Without any nothing is known to be lost.
+    #[serde(default)]
+    pub terms: Vec<Epoch>,
+}
+
+impl Records {
+    /// So many terms are remembered. A loss is found out when the first peer attaches that has seen
+    /// more: a handful would do.
+    pub const TERMS: usize = 32;
 }
 
 /// Which cluster this is: made once with the store, so that a peer never obeys a stranger.

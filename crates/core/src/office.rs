@@ -44,6 +44,9 @@ pub enum Event {
     Read(Seat),
     /// The store answered `Take`: the seat now, if this control plane has it.
     Took(Option<Seat>),
+    /// A peer has obeyed this epoch, which the store may know nothing of: it was restored from an
+    /// older copy.
+    Shown(Epoch),
 }
 
 /// An order of a standby.
@@ -53,6 +56,8 @@ pub enum Effect {
     Take {
         /// The seat as read; a beat since then does not save it, another epoch does.
         over: Seat,
+        /// The next term is the one after this: of the seat, or of the highest one shown.
+        above: Epoch,
     },
     /// This control plane leads from now on, with this epoch.
     Lead {
@@ -76,6 +81,8 @@ pub struct Candidate {
     seat: Option<Seat>,
     stands_since: Time,
     asked: Option<Time>,
+    /// The highest one that a peer showed.
+    shown: Epoch,
     effects: VecDeque<Effect>,
 }
 
@@ -89,6 +96,7 @@ impl Candidate {
             seat: None,
             stands_since: now,
             asked: None,
+            shown: Epoch(0),
             effects: VecDeque::new(),
         }
     }
@@ -105,6 +113,7 @@ impl Candidate {
                     self.stands_since = now;
                 }
             }
+            Event::Shown(epoch) => self.shown = self.shown.max(epoch),
             Event::Took(seat) => {
                 self.asked = None;
                 // Whoever was first: the next look at the store tells.
@@ -143,7 +152,8 @@ impl Candidate {
         };
         if now.since(self.stands_since.max(self.broken_since)) >= patience {
             self.asked = Some(now);
-            self.effects.push_back(Effect::Take { over });
+            let above = over.epoch.max(self.shown);
+            self.effects.push_back(Effect::Take { over, above });
         }
     }
 }
@@ -153,6 +163,7 @@ mod tests {
     use super::*;
 
     const SEAT: Seat = Seat { epoch: Epoch(3), holder: 1, beat: 7 };
+    const TAKE: Effect = Effect::Take { over: SEAT, above: SEAT.epoch };
 
     fn at(ms: u64) -> Time {
         Time(ms * 1_000_000)
@@ -166,7 +177,10 @@ mod tests {
     fn an_office_that_nobody_ever_held_is_taken_at_once() {
         let mut candidate = Candidate::new(at(0));
         candidate.handle(at(1), Event::Read(Seat::default()));
-        assert_eq!(effects(&mut candidate), [Effect::Take { over: Seat::default() }]);
+        assert_eq!(
+            effects(&mut candidate),
+            [Effect::Take { over: Seat::default(), above: Epoch(0) }]
+        );
         candidate.handle(at(2), Event::Took(Some(Seat { epoch: Epoch(1), ..SEAT })));
         assert_eq!(effects(&mut candidate), [Effect::Lead { epoch: Epoch(1) }]);
     }
@@ -195,7 +209,7 @@ mod tests {
             candidate.handle(at(5000 + patience - 1), event);
             assert_eq!(effects(&mut candidate), [], "counted from the break");
             candidate.handle(at(5000 + patience), event);
-            assert_eq!(effects(&mut candidate), [Effect::Take { over: SEAT }]);
+            assert_eq!(effects(&mut candidate), [TAKE]);
             candidate.handle(at(5000 + patience + 1), event);
             assert_eq!(effects(&mut candidate), [], "asked once");
         }
@@ -206,12 +220,22 @@ mod tests {
         let mut candidate = Candidate::new(at(0));
         candidate.handle(at(0), Event::Read(SEAT));
         candidate.handle(at(2000), Event::Silent);
-        assert_eq!(effects(&mut candidate), [Effect::Take { over: SEAT }]);
+        assert_eq!(effects(&mut candidate), [TAKE]);
         candidate.handle(at(4000), Event::Read(SEAT));
-        assert_eq!(effects(&mut candidate), [Effect::Take { over: SEAT }], "unanswered");
+        assert_eq!(effects(&mut candidate), [TAKE], "unanswered");
         candidate.handle(at(4001), Event::Took(None));
         let other = Seat { epoch: Epoch(4), holder: 2, beat: 0 };
         candidate.handle(at(4100), Event::Read(other));
         assert_eq!(effects(&mut candidate), []);
+    }
+
+    #[test]
+    fn the_next_term_is_above_what_was_shown_though_the_store_has_forgotten_it() {
+        let mut candidate = Candidate::new(at(0));
+        candidate.handle(at(0), Event::Shown(Epoch(9)));
+        candidate.handle(at(0), Event::Shown(Epoch(5)));
+        candidate.handle(at(0), Event::Read(SEAT));
+        candidate.handle(at(2000), Event::Silent);
+        assert_eq!(effects(&mut candidate), [Effect::Take { over: SEAT, above: Epoch(9) }]);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Raised when recordings of before cannot be followed any more.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The name of a recording's file, numbered from 1, in its directory.
 #[must_use]
@@ -107,7 +107,7 @@ impl Entry {
                 | Effect::ToDataPlane { .. }
                 | Effect::Close { .. }
                 | Effect::DiscardArtifacts { .. }
-                | Effect::Resign
+                | Effect::Resign { .. }
                 | Effect::Measure(_) => {}
             },
             Self::Expired { .. } | Self::Ended { .. } => {}

@@ -170,8 +170,18 @@ impl Catalogue {
             slot.handle(shared, now, Event::Configured { version, view });
             return;
         }
-        let slot = FunctionSlot::new(shared, now, version, view, stream);
-        lock(&self.functions).insert(slot.id, Arc::clone(&slot));
+        let back = lock(&self.functions).get(&view.id).map(Arc::clone);
+        let slot = if let Some(slot) = back {
+            // It was deleted, and the store was restored from a copy in which it is not. What of it
+            // is still in use stays in one account.
+            slot.retired.store(false, SeqCst);
+            slot.handle(shared, now, Event::Configured { version, view });
+            slot
+        } else {
+            let slot = FunctionSlot::new(shared, now, version, view, stream);
+            lock(&self.functions).insert(slot.id, Arc::clone(&slot));
+            slot
+        };
         entry.known.send_replace(Known::Function(slot));
         if let Some(slot) = before {
             slot.retired.store(true, SeqCst);

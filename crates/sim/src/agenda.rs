@@ -6,7 +6,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Cause, FunctionId, InvocationId, SandboxId, StreamId, Time, Write, WriteToken, control,
+    Cause, Epoch, FunctionId, InvocationId, SandboxId, StreamId, Time, Write, WriteToken, control,
     office::Seat,
 };
 
@@ -70,7 +70,7 @@ pub(crate) enum StoreAsk {
     Write(WriteToken, Write),
     Beat,
     Read,
-    Take(Seat),
+    Take { over: Seat, above: Epoch },
 }
 
 /// Whose deadline.
@@ -105,15 +105,17 @@ pub(crate) enum What {
     Ask {
         from: usize,
         life: u64,
-        epoch: u64,
+        epoch: Epoch,
         ask: StoreAsk,
     },
     Answer {
         to: usize,
         life: u64,
-        epoch: u64,
+        epoch: Epoch,
         answer: StoreAnswer,
     },
+    /// Somebody copies the store, for the day when it is needed.
+    Copy,
     /// A control plane looks after the office.
     Office {
         control: usize,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 18] = [
+pub const FAULTS: [&str; 19] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
@@ -28,6 +28,7 @@ pub const FAULTS: [&str; 18] = [
     "sandbox out of memory",
     "slow link",
     "slow store",
+    "store restored from an older copy",
     "worker's daemon dies",
     "worker joins",
     "worker leaves",
@@ -60,7 +61,7 @@ impl World {
                 _ => 14_000,
             } + u64::from(self.random.draw() % 1000),
         );
-        let kind = match self.random.below(14) {
+        let kind = match self.random.below(15) {
             0 => self.cut_one_way(lasts),
             1 => self.partition(lasts),
             2 => self.slow_link(lasts),
@@ -72,6 +73,7 @@ impl World {
             9 => self.cut_off_store(lasts),
             10 => self.join(),
             11 => self.leave(),
+            12 => self.restore_store(),
             _ => self.kill_sandbox(),
         };
         if let Some(kind) = kind {

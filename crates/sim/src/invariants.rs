@@ -9,6 +9,7 @@ mod bounded;
 mod capacity;
 mod concurrency;
 mod deposed_writes_nothing;
+mod epoch_given_once;
 mod epochs_only_grow;
 mod idle_beside_queue;
 mod min_and_max;
@@ -26,7 +27,7 @@ use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -35,6 +36,7 @@ pub const NAMES: [&str; 17] = [
     capacity::NAME,
     concurrency::NAME,
     deposed_writes_nothing::NAME,
+    epoch_given_once::NAME,
     epochs_only_grow::NAME,
     idle_beside_queue::NAME,
     min_and_max::NAME,
@@ -66,6 +68,7 @@ pub(crate) struct Witness {
     /// Executions of invocations that are not answered, by whether they broke.
     executions: BTreeMap<InvocationId, Vec<(u32, bool)>>,
     started: BTreeSet<SandboxId>,
+    epochs: BTreeSet<Epoch>,
     /// Sandboxes given back by a data plane's life and not granted anew.
     returned: BTreeSet<(usize, SandboxId)>,
     /// Since when slots are in the books that nobody holds.

@@ -26,6 +26,10 @@ pub(crate) struct ControlHost {
     pub(crate) life: u64,
     pub(crate) paused: Time,
     pub(crate) last_ask: Time,
+    /// The store answers a leader in the order of its questions.
+    pub(crate) last_answer: Time,
+    /// Its last beat that the store has told of.
+    beat: u64,
     candidate: Candidate,
     pub(crate) leads: Option<Control>,
     armed: Option<Time>,
@@ -40,6 +44,8 @@ impl ControlHost {
             life: 1,
             paused: now,
             last_ask: now,
+            last_answer: now,
+            beat: 0,
             candidate: Candidate::new(now),
             leads: None,
             armed: None,
@@ -71,7 +77,7 @@ impl World {
             return;
         }
         if let Some(epoch) = self.epoch_of(control) {
-            self.ask_store(control, epoch.0, StoreAsk::Beat);
+            self.ask_store(control, epoch, StoreAsk::Beat);
             return;
         }
         let holder = usize::try_from(self.store.seat.holder).unwrap_or(usize::MAX);
@@ -86,7 +92,7 @@ impl World {
         if let Some(c) = self.controls.get_mut(control) {
             c.candidate.handle(now, event);
         }
-        self.ask_store(control, 0, StoreAsk::Read);
+        self.ask_store(control, Epoch(0), StoreAsk::Read);
         self.follow_candidate(control);
     }
 
@@ -95,7 +101,9 @@ impl World {
             self.controls.get_mut(control).and_then(|c| c.candidate.poll_effect())
         {
             match effect {
-                office::Effect::Take { over } => self.ask_store(control, 0, StoreAsk::Take(over)),
+                office::Effect::Take { over, above } => {
+                    self.ask_store(control, Epoch(0), StoreAsk::Take { over, above });
+                }
                 office::Effect::Lead { epoch } => self.lead(control, epoch),
             }
         }
@@ -111,23 +119,26 @@ impl World {
         let machine = Control::new(self.now, config, self.store.records());
         let Some(c) = self.controls.get_mut(control) else { return };
         c.leads = Some(machine);
+        c.beat = 0;
         c.armed = None;
         self.obey_control(control);
     }
 
-    /// It leads no more: its streams close, and it stands by.
-    pub(crate) fn resign(&mut self, control: usize) {
+    /// It leads no more: its streams close, and it stands by. What it was shown the next term is to be
+    /// above.
+    pub(crate) fn resign(&mut self, control: usize, shown: Epoch) {
         let now = self.now;
         let Some(c) = self.controls.get_mut(control) else { return };
         if c.leads.take().is_some() {
             c.candidate = Candidate::new(now);
+            c.candidate.handle(now, office::Event::Shown(shown));
             self.counts.resignations += 1;
             self.drop_streams(Host::Control(control), false);
         }
     }
 
     /// The store answers.
-    pub(crate) fn store_said(&mut self, to: usize, life: u64, epoch: u64, answer: StoreAnswer) {
+    pub(crate) fn store_said(&mut self, to: usize, life: u64, epoch: Epoch, answer: StoreAnswer) {
         let now = self.now;
         let Some(c) = self.controls.get_mut(to) else { return };
         if !c.up || c.life != life {
@@ -138,12 +149,17 @@ impl World {
             self.agenda.put(at, What::Answer { to, life, epoch, answer });
             return;
         }
-        let leads = c.leads.as_ref().is_some_and(|machine| machine.epoch().0 == epoch);
+        let leads = c.leads.as_ref().is_some_and(|machine| machine.epoch() == epoch);
         match answer {
             StoreAnswer::Wrote(token, outcome) if leads => {
                 self.tell_control(to, Event::Persisted { token, outcome });
             }
-            StoreAnswer::Deposed if leads => self.resign(to),
+            StoreAnswer::Deposed if leads => self.resign(to, epoch),
+            // A beat that goes back is another store's: an older copy of the one it took office in.
+            StoreAnswer::Seat(seat) if leads && seat.epoch == epoch && seat.beat <= c.beat => {
+                self.resign(to, epoch);
+            }
+            StoreAnswer::Seat(seat) if leads && seat.epoch == epoch => c.beat = seat.beat,
             StoreAnswer::Seat(seat) if c.leads.is_none() => {
                 c.candidate.handle(now, office::Event::Read(seat));
                 self.follow_candidate(to);
@@ -195,7 +211,7 @@ impl World {
             self.trace.note(self.now, &effect);
             match effect {
                 Effect::Persist { token, write } => {
-                    let epoch = self.epoch_of(control).map_or(0, |epoch| epoch.0);
+                    let epoch = self.epoch_of(control).unwrap_or_default();
                     self.ask_store(control, epoch, StoreAsk::Write(token, write));
                 }
                 Effect::Reply { to, result } => self.replied(to, result),
@@ -210,8 +226,8 @@ impl World {
                         c.broken.insert(stream);
                     }
                 }
-                Effect::Resign => {
-                    self.resign(control);
+                Effect::Resign { shown } => {
+                    self.resign(control, shown);
                     return;
                 }
                 Effect::DiscardArtifacts { .. } | Effect::Measure(_) => {}

@@ -74,6 +74,9 @@ pub(crate) struct PlaneHost {
     pub(crate) durable: Durable,
     pub(crate) stream: Option<StreamId>,
     pub(crate) attached: bool,
+    /// What it held when the store was restored from a copy that does not know it, and has not given
+    /// back: no leader can wait for that.
+    pub(crate) forgotten: BTreeSet<SandboxId>,
     /// Since when it is, or was not.
     pub(crate) attached_since: Time,
     /// What gates said before the leader was accepted.
@@ -95,6 +98,7 @@ impl PlaneHost {
             durable: Durable { starts: durable.starts + 1, ..durable },
             stream: None,
             attached: false,
+            forgotten: BTreeSet::new(),
             attached_since: now,
             waiting: Vec::new(),
             tries: 0,
@@ -204,7 +208,7 @@ impl World {
     fn plane_hears(&mut self, plane: usize, stream: StreamId, frame: ToDataPlane) {
         let now = self.now;
         match frame {
-            ToDataPlane::Welcome { welcome, you } => {
+            ToDataPlane::Welcome { welcome, .. } => {
                 let Some(p) = self.planes.get_mut(plane) else { return };
                 let known = p.durable;
                 if known.cluster.is_some_and(|cluster| cluster != welcome.cluster)
@@ -225,7 +229,6 @@ impl World {
                     .filter(|(_, known)| !matches!(known, Known::Function(_)))
                     .map(|(name, _)| name.clone())
                     .collect();
-                self.plane_ids.insert(you, plane);
                 self.obeyed(Host::Plane(plane), stream);
                 for frame in waiting {
                     self.plane_says(plane, frame);
@@ -293,7 +296,8 @@ impl World {
         if let Some(view) = view {
             let function = view.id;
             match p.gates.entry(function) {
-                Entry::Occupied(_) => {
+                Entry::Occupied(mut known) => {
+                    known.get_mut().retired = false;
                     self.drop_at_redeploy(plane, function);
                     self.tell_gate(plane, function, gate::Event::Configured { version, view });
                 }
@@ -392,6 +396,16 @@ impl World {
             let used: BTreeSet<FunctionId> =
                 p.calls.values().filter_map(|call| call.function).collect();
             p.gates.retain(|id, f| !f.retired || !f.gate.is_empty() || used.contains(id));
+        }
+    }
+
+    /// The store does not know a data plane any more: what it holds is granted to others before it
+    /// can say so.
+    pub(crate) fn forget_plane(&mut self, plane: usize) {
+        if let Some(p) = self.planes.get_mut(plane) {
+            p.forgotten =
+                p.gates.values().flat_map(|f| f.gate.holdings()).map(|h| h.sandbox).collect();
+            self.orphan_handlers(plane);
         }
     }
 

@@ -67,11 +67,13 @@ pub enum Plant {
     StoreSilent,
     /// A sandbox ends and nobody notices.
     ExitUnseen,
+    /// The next epoch is the last one of the store and one.
+    EpochsCounted,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -96,6 +98,7 @@ impl Plant {
         Self::GoneLost,
         Self::StoreSilent,
         Self::ExitUnseen,
+        Self::EpochsCounted,
     ];
 
     /// The invariant that must notice it.
@@ -122,6 +125,7 @@ impl Plant {
             Self::GoneLost => "reservations",
             Self::StoreSilent => "bounded",
             Self::ExitUnseen => "min_and_max",
+            Self::EpochsCounted => "epoch_given_once",
         }
     }
 }
@@ -306,8 +310,10 @@ impl World {
         }
     }
 
-    /// The ids of data planes as their leaders gave them.
-    pub(crate) fn plane_of(&self, id: DataPlaneId) -> Option<usize> {
-        self.plane_ids.get(&id).copied()
+    /// Whom a leader calls by this id. After a store was restored from an older copy two leaders may
+    /// not mean the same one.
+    pub(crate) fn plane_of(&self, control: usize, id: DataPlaneId) -> Option<usize> {
+        let name = self.controls.get(control)?.leads.as_ref()?.data_plane(id)?;
+        name.strip_prefix("plane")?.parse().ok()
     }
 }

@@ -95,6 +95,7 @@ pub fn records(functions: u64) -> Records {
             state: RevisionState::Live,
             created_ms: 1,
             failure: None,
+            born: Epoch(1),
         };
         #[expect(clippy::expect_used, reason = "a letter and digits are a name")]
         let name = format!("function-{n}").parse().expect("a name");
@@ -108,7 +109,7 @@ pub fn records(functions: u64) -> Records {
         })
     };
     let functions = (1..=functions).map(record).collect();
-    Records { functions, workers: Vec::new(), data_planes: Vec::new() }
+    Records { functions, workers: Vec::new(), data_planes: Vec::new(), terms: Vec::new() }
 }
 
 fn hello() -> Hello {

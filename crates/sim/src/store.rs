@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use dirigent_core::{
-    DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Records, WorkerId,
-    WorkerRecord, Write, control::Outcome, office::Seat,
+    DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Records, RevisionId, Time,
+    WorkerId, WorkerRecord, Write, control::Outcome, office::Seat,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +26,10 @@ pub(crate) struct Store {
     data_planes: BTreeMap<DataPlaneId, DataPlaneRecord>,
     /// How the next writes go.
     pub(crate) mood: Mood,
+    /// The last terms, oldest first.
+    terms: Vec<Epoch>,
+    /// An older copy.
+    copy: Option<Box<Self>>,
 }
 
 /// What is wrong with the store.
@@ -45,7 +49,34 @@ impl Store {
             functions: self.functions.values().cloned().collect(),
             workers: self.workers.values().cloned().collect(),
             data_planes: self.data_planes.values().cloned().collect(),
+            terms: self.terms.clone(),
         }
+    }
+
+    /// Whether it has a revision, or a later one of the same function.
+    pub(crate) fn has(&self, revision: RevisionId) -> bool {
+        let record = self.functions.get(&revision.function);
+        let newest = record.and_then(|r| r.revisions.iter().map(|r| r.number).max());
+        newest.is_some_and(|newest| newest >= revision.number)
+    }
+
+    /// Keeps a copy of itself.
+    pub(crate) fn copy(&mut self) {
+        self.copy = None;
+        self.copy = Some(Box::new(self.clone()));
+    }
+
+    /// Becomes the copy again, if there is one that differs.
+    fn restore(&mut self) -> bool {
+        let Some(copy) = self.copy.take_if(|copy| copy.revision < self.revision) else {
+            return false;
+        };
+        *self = Self { mood: self.mood, ..*copy };
+        true
+    }
+
+    pub(crate) fn knows(&self, data_plane: &str) -> bool {
+        self.data_planes.values().any(|record| *record.name == *data_plane)
     }
 
     fn apply(&mut self, write: Write) -> u64 {
@@ -76,7 +107,7 @@ impl Store {
 
 impl World {
     /// A control plane asks the store. Questions of one leader keep their order.
-    pub(crate) fn ask_store(&mut self, control: usize, epoch: u64, ask: StoreAsk) {
+    pub(crate) fn ask_store(&mut self, control: usize, epoch: Epoch, ask: StoreAsk) {
         let host = Host::Control(control);
         let delay = self.delay(host, Host::Store);
         let slow = match self.store.mood {
@@ -84,14 +115,14 @@ impl World {
             Mood::Well | Mood::Refusing | Mood::Mumbling => Duration::ZERO,
         };
         let Some(c) = self.controls.get_mut(control) else { return };
-        let at = self.now.after(delay + slow).max(dirigent_core::Time(c.last_ask.0 + 1));
+        let at = self.now.after(delay + slow).max(Time(c.last_ask.0 + 1));
         c.last_ask = at;
         let life = c.life;
         self.agenda.put(at, What::Ask { from: control, life, epoch, ask });
     }
 
     /// The store hears a question.
-    pub(crate) fn store_hears(&mut self, from: usize, life: u64, epoch: u64, ask: StoreAsk) {
+    pub(crate) fn store_hears(&mut self, from: usize, life: u64, epoch: Epoch, ask: StoreAsk) {
         let host = Host::Control(from);
         if self.net.is_cut(host, Host::Store) {
             // It never arrives; the writer gives up and does not know.
@@ -101,7 +132,7 @@ impl World {
             }
             return;
         }
-        let current = self.store.seat.epoch == Epoch(epoch);
+        let current = self.store.seat.epoch == epoch;
         let blind = self.plant == Some(Plant::OldEpochObeyed);
         let mut answer = match ask {
             StoreAsk::Write(..) | StoreAsk::Beat
@@ -120,12 +151,10 @@ impl World {
                 StoreAnswer::Seat(self.store.seat)
             }
             StoreAsk::Read => StoreAnswer::Seat(self.store.seat),
-            StoreAsk::Take(over) => {
+            StoreAsk::Take { over, above } => {
                 let taken = self.store.seat.epoch == over.epoch;
                 if taken {
-                    let epoch = Epoch(over.epoch.0 + 1);
-                    self.store.seat = Seat { epoch, holder: from as u64, beat: 0 };
-                    self.counts.terms += 1;
+                    self.take_office(from, above);
                 }
                 StoreAnswer::Took(taken.then_some(self.store.seat))
             }
@@ -145,11 +174,44 @@ impl World {
         {
             return;
         }
-        let delay = self.delay(Host::Store, host);
-        self.after(delay, What::Answer { to: from, life, epoch, answer });
+        let mut at = self.now.after(self.delay(Host::Store, host));
+        if let (StoreAnswer::Wrote(..), Some(c)) = (answer, self.controls.get_mut(from)) {
+            at = at.max(Time(c.last_answer.0 + 1));
+            c.last_answer = at;
+        }
+        self.agenda.put(at, What::Answer { to: from, life, epoch, answer });
     }
 
-    fn write(&mut self, epoch: u64, write: Write) -> Outcome {
+    fn take_office(&mut self, control: usize, above: Epoch) {
+        let random = u64::from(self.random.draw());
+        let epoch = if self.plant == Some(Plant::EpochsCounted) {
+            Epoch(self.store.seat.epoch.0 + 1)
+        } else {
+            above.next(random)
+        };
+        self.store.seat = Seat { epoch, holder: control as u64, beat: 0 };
+        self.store.terms.push(epoch);
+        let forgotten = self.store.terms.len().saturating_sub(Records::TERMS);
+        self.store.terms.drain(..forgotten);
+        self.counts.terms += 1;
+        self.epoch_given(epoch);
+    }
+
+    /// The store is lost, and restored from an older copy.
+    pub(crate) fn restore_store(&mut self) -> Option<&'static str> {
+        if !self.store.restore() {
+            return None;
+        }
+        self.forget_orders();
+        for plane in 0..self.planes.len() {
+            if !self.store.knows(&format!("{:?}", Host::Plane(plane))) {
+                self.forget_plane(plane);
+            }
+        }
+        Some("store restored from an older copy")
+    }
+
+    fn write(&mut self, epoch: Epoch, write: Write) -> Outcome {
         self.counts.writes += 1;
         let chance = self.random.draw() % 4;
         match self.store.mood {

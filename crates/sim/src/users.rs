@@ -1,10 +1,14 @@
 //! Users: callers in an open loop behind a load balancer, and operators who deploy.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use dirigent_core::{
-    Bytes, FunctionName, Isolation, Listen, MilliCpu, Protocol, RequestId, Resources, RevisionId,
-    RuntimeKind, SandboxSpec, Settings, Spec,
+    Bytes, Epoch, FunctionName, Isolation, Listen, MilliCpu, Protocol, RequestId, Resources,
+    RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
     control::{Answer, Call, Event, Refusal},
 };
 
@@ -33,6 +37,9 @@ pub(crate) struct Users {
     newest: BTreeMap<FunctionName, RequestId>,
     /// The newest deploy of each name that was acknowledged and that no later order touched.
     pub(crate) acknowledged: BTreeMap<FunctionName, RevisionId>,
+    /// Leaders under whom the store was restored from an older copy: until they notice, they take for
+    /// durable what it has forgotten.
+    deceived: BTreeSet<Epoch>,
     pub(crate) calm: bool,
 }
 
@@ -185,11 +192,23 @@ impl World {
         // What a leader did long ago may be told after what the next one has done since.
         let later = self.users.newest.get(&request.name) != Some(&to)
             || self.users.requests.values().any(|other| other.name == request.name);
+        let deceived =
+            self.epoch_of(request.control).is_none_or(|epoch| self.users.deceived.contains(&epoch));
         if let (Ok(Answer::Deployed { revision, .. }), false, false) =
-            (result, later, request.is_delete)
+            (result, later || deceived, request.is_delete)
         {
             self.users.acknowledged.insert(request.name, revision);
         }
+    }
+
+    /// The store has forgotten what it took since it was copied: that is lost, and known to be.
+    pub(crate) fn forget_orders(&mut self) {
+        self.users.newest.clear();
+        let leaders = (0..self.controls.len()).filter_map(|control| self.epoch_of(control));
+        let leaders: Vec<Epoch> = leaders.collect();
+        self.users.deceived.extend(leaders);
+        let store = &self.store;
+        self.users.acknowledged.retain(|_, revision| store.has(*revision));
     }
 
     /// A control plane died: its askers hear nothing.

@@ -310,7 +310,9 @@ impl World {
         if self.plant == Some(Plant::SettledAtOnce) {
             return self.tell_worker(worker, Event::Settled { sandbox, data_plane });
         }
-        let plane = self.plane_of(data_plane);
+        let stream = self.workers.get(worker).and_then(|w| w.stream);
+        let control = stream.and_then(|stream| self.net.streams.get(&stream)).map(|s| s.control);
+        let plane = control.and_then(|control| self.plane_of(control, data_plane));
         let Some(w) = self.workers.get_mut(worker) else { return };
         let boot = w.durable.boot;
         let Some(one) = w.sandboxes.get_mut(&sandbox) else {
@@ -395,9 +397,10 @@ impl World {
     ) {
         self.counts.handlers += 1;
         let handler = self.counts.handlers;
+        let overrun = self.planes.get(at.plane).is_some_and(|p| p.forgotten.contains(&sandbox));
         let one = self.workers.get_mut(worker).and_then(|w| w.sandboxes.get_mut(&sandbox));
         if let Some(one) = one {
-            one.handlers.insert(handler, Handler { at, overrun: false });
+            one.handlers.insert(handler, Handler { at, overrun });
             self.after(runs, What::HandlerEnds { worker, sandbox, handler });
             self.check_concurrency(worker, sandbox);
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, DataPlaneId, SandboxId, Settings, StreamId, Time,
+    Bytes, SandboxId, Settings, StreamId, Time,
     frame::{Grant, StartSandbox},
     policy::random::Pcg,
 };
@@ -125,7 +125,6 @@ pub(crate) struct World {
     pub(crate) witness: Witness,
     /// Hosts that died for good.
     pub(crate) left: BTreeSet<Host>,
-    pub(crate) plane_ids: BTreeMap<DataPlaneId, usize>,
     pub(crate) plant: Option<Plant>,
     pub(crate) planted_order: Option<Box<StartSandbox>>,
     pub(crate) planted_streams: u64,
@@ -159,7 +158,6 @@ impl World {
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, log: log.then(String::new) },
             witness: Witness::default(),
             left: BTreeSet::new(),
-            plane_ids: BTreeMap::new(),
             plant,
             planted_order: None,
             planted_streams: 0,
@@ -181,6 +179,7 @@ impl World {
         }
         world.after(Duration::from_millis(200), What::Arrive);
         world.after(Duration::from_secs(2), What::Fault);
+        world.after(Duration::from_secs(3), What::Copy);
         world.after(SWEEP, What::Sweep);
         world.agenda.put(HEALED, What::Heal);
         world.agenda.put(CALM, What::Quiet);
@@ -307,6 +306,11 @@ impl World {
                 self.sandbox_gone(worker, sandbox, boot, cause);
             }
             What::Settles { worker, sandbox, boot } => self.settles(worker, sandbox, boot),
+            What::Copy => {
+                self.store.copy();
+                let pause = 2000 + u64::from(self.random.draw() % 10_000);
+                self.after(Duration::from_millis(pause), What::Copy);
+            }
             What::User => self.operate(),
             What::Fault => self.fault(),
             What::Restart { host } => self.restart(host),

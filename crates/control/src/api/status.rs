@@ -53,10 +53,10 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
         "version": facts.version,
         "role": role,
         "cluster": office.map(|office| format!("{:032x}", office.cluster.0)),
-        "epoch": office.map(|office| office.epoch),
+        "epoch": office.map(|office| office.epoch.term()),
         "leader": api.leader().map(|leader| json!({
             "name": leader.member.name,
-            "epoch": leader.epoch,
+            "epoch": leader.epoch.term(),
             "api": format!("http://{}", leader.member.api),
             "peers": leader.member.peers,
         })),

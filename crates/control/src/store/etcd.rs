@@ -16,7 +16,7 @@ mod rpc;
 
 use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};
 
-use dirigent_core::{Office, Records, Write, control::Outcome};
+use dirigent_core::{Epoch, Office, Records, Write, control::Outcome};
 use tokio::{runtime::Handle, time::Instant};
 
 pub use self::office::{Beat, Chair, Leader, Look, Member, Term};
@@ -265,14 +265,14 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
-    fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
+    fn take_office(&mut self, shown: Epoch) -> Result<(Office, Records), StoreError> {
         let chair = self.chair.clone();
         let term = match self.term {
             Some(term) => term,
             None => self.block(async {
                 loop {
                     let look = chair.look().await?;
-                    if let Some(term) = chair.take(look.seat).await? {
+                    if let Some(term) = chair.take(look.seat, shown).await? {
                         return Ok::<_, StoreError>(term);
                     }
                 }

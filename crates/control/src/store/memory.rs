@@ -21,7 +21,8 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct State {
     cluster: Option<ClusterId>,
-    epoch: Epoch,
+    /// The last ones, oldest first.
+    terms: Vec<Epoch>,
     revision: u64,
     functions: BTreeMap<FunctionId, Arc<FunctionRecord>>,
     workers: BTreeMap<WorkerId, WorkerRecord>,
@@ -29,7 +30,7 @@ struct State {
 }
 
 impl Store for MemoryStore {
-    fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
+    fn take_office(&mut self, shown: Epoch) -> Result<(Office, Records), StoreError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = match state.cluster {
             Some(cluster) => cluster,
@@ -39,13 +40,19 @@ impl Store for MemoryStore {
             })?,
         };
         state.cluster = Some(cluster);
-        state.epoch.0 += 1;
+        let last = state.terms.last().copied().unwrap_or_default();
+        let epoch = super::next_epoch(last, shown)
+            .map_err(|source| StoreError::Io { place: "memory".into(), source: source.into() })?;
+        state.terms.push(epoch);
+        let forgotten = state.terms.len().saturating_sub(Records::TERMS);
+        state.terms.drain(..forgotten);
         let records = Records {
             functions: state.functions.values().cloned().collect(),
             workers: state.workers.values().cloned().collect(),
             data_planes: state.data_planes.values().cloned().collect(),
+            terms: state.terms.clone(),
         };
-        Ok((Office { cluster, epoch: state.epoch }, records))
+        Ok((Office { cluster, epoch }, records))
     }
 
     fn apply(&mut self, batch: &[Write]) -> Result<Applied, Deposed> {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use dirigent_core::{
-    FunctionId, FunctionName, FunctionRecord, RevisionRecord, RevisionState, Settings, Spec,
+    Epoch, FunctionId, FunctionName, FunctionRecord, RevisionRecord, RevisionState, Settings, Spec,
     StartFailure, Target,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -33,6 +33,8 @@ struct StoredRevision<'a> {
     state: RevisionState,
     created_ms: u64,
     failure: Option<StartFailure>,
+    #[serde(default)]
+    born: Epoch,
 }
 
 /// See the module.
@@ -47,9 +49,9 @@ impl Reader {
         let Stored { id, name, settings, next, revisions, targets } =
             serde_json::from_slice(bytes)?;
         let revision = |stored: StoredRevision<'_>| {
-            let StoredRevision { number, spec, state, created_ms, failure } = stored;
+            let StoredRevision { number, spec, state, created_ms, failure, born } = stored;
             let spec = self.specs.read(spec)?;
-            Ok(RevisionRecord { number, spec, state, created_ms, failure })
+            Ok(RevisionRecord { number, spec, state, created_ms, failure, born })
         };
         let revisions: Result<Vec<_>, serde_json::Error> =
             revisions.into_iter().map(revision).collect();

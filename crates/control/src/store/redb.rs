@@ -26,6 +26,8 @@ const CLUSTER: TableDefinition<'_, (), u128> = TableDefinition::new("cluster");
 const FUNCTIONS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("functions");
 const WORKERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("workers");
 const DATA_PLANES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("data_planes");
+/// The epochs of the last terms of office, by their numbers.
+const TERMS: TableDefinition<'_, u64, u64> = TableDefinition::new("terms");
 
 /// Pages that redb keeps in memory. The records are read once; after that only writes touch it.
 const CACHE: usize = 8 << 20;
@@ -90,11 +92,11 @@ impl RedbStore {
         self.database.as_ref().ok_or_else(|| StoreError::InUse { place: self.place() })
     }
 
-    fn office(&self, database: &Database) -> Result<(Office, u64), StoreError> {
+    fn office(&self, database: &Database, shown: Epoch) -> Result<(Office, u64), StoreError> {
         // The format is looked at before anything is written.
         self.check_schema(database)?;
         let fresh = super::new_cluster().map_err(|error| self.io(StorageError::Io(error)))?;
-        enter(database, fresh).map_err(|error| self.io(error))
+        enter(database, fresh, shown).map_err(|error| self.io(error))
     }
 
     fn check_schema(&self, database: &Database) -> Result<(), StoreError> {
@@ -144,6 +146,11 @@ impl RedbStore {
                 })?;
             records.data_planes.push(record);
         }
+        let table = transaction.open_table(TERMS).map_err(|error| self.io(error))?;
+        for row in table.iter().map_err(|error| self.io(error))? {
+            let (_, epoch) = row.map_err(|error| self.io(error))?;
+            records.terms.push(Epoch(epoch.value()));
+        }
         Ok(records)
     }
 
@@ -190,11 +197,11 @@ const REOPENINGS: u32 = 4;
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 
 impl Store for RedbStore {
-    fn take_office(&mut self) -> Result<(Office, Records), StoreError> {
+    fn take_office(&mut self, shown: Epoch) -> Result<(Office, Records), StoreError> {
         self.opened()?;
         let database =
             self.database.take().ok_or_else(|| StoreError::InUse { place: self.place() })?;
-        let (office, revision) = self.office(&database)?;
+        let (office, revision) = self.office(&database, shown)?;
         let records = self.load(&database)?;
         self.revision = revision;
         self.functions = records.functions.len() as u64;
@@ -238,7 +245,7 @@ impl RedbStore {
 }
 
 /// The transaction that takes office: a cluster id if there is none, the format, the next epoch.
-fn enter(database: &Database, fresh: ClusterId) -> Result<(Office, u64), Error> {
+fn enter(database: &Database, fresh: ClusterId, shown: Epoch) -> Result<(Office, u64), Error> {
     let transaction = database.begin_write()?;
     let office = {
         let mut cluster = transaction.open_table(CLUSTER)?;
@@ -247,16 +254,22 @@ fn enter(database: &Database, fresh: ClusterId) -> Result<(Office, u64), Error> 
             cluster.insert((), fresh.0)?;
         }
         let mut meta = transaction.open_table(META)?;
-        let epoch = meta.get("epoch")?.map_or(0, |value| value.value()) + 1;
+        let last = meta.get("epoch")?.map_or(0, |value| value.value());
+        let epoch = super::next_epoch(Epoch(last), shown).map_err(Error::Io)?;
         let revision = meta.get("revision")?.map_or(0, |value| value.value()) + 1;
         meta.insert("schema", SCHEMA)?;
-        meta.insert("epoch", epoch)?;
+        meta.insert("epoch", epoch.0)?;
         meta.insert("revision", revision)?;
         transaction.open_table(FUNCTIONS)?;
         transaction.open_table(WORKERS)?;
         transaction.open_table(DATA_PLANES)?;
+        let mut terms = transaction.open_table(TERMS)?;
+        terms.insert(epoch.term(), epoch.0)?;
+        while terms.len()? > Records::TERMS as u64 {
+            terms.pop_first()?;
+        }
         let cluster = known.map_or(fresh, ClusterId);
-        (Office { cluster, epoch: Epoch(epoch) }, revision)
+        (Office { cluster, epoch }, revision)
     };
     transaction.commit()?;
     Ok(office)

@@ -39,6 +39,7 @@ pub(crate) fn function(counter: u64) -> FunctionRecord {
             state: RevisionState::Live,
             created_ms: 1,
             failure: None,
+            born: Epoch(1),
         }],
         targets: vec![Target { revision: 1, weight: 1 }],
     }
@@ -59,8 +60,8 @@ pub(super) fn apply(store: &mut dyn Store, mut batch: &[Write]) -> Outcome {
 /// What every back end does; `reopen` gives the same store as after a restart.
 pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     let mut store = reopen();
-    let (first, records) = store.take_office().unwrap();
-    assert_eq!(first.epoch, Epoch(1));
+    let (first, records) = store.take_office(Epoch(0)).unwrap();
+    assert_eq!((first.epoch.term(), records.terms), (1, vec![first.epoch]));
     assert!(records.functions.is_empty());
 
     let worker = WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false };
@@ -93,8 +94,9 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     drop(store);
 
     let mut store = reopen();
-    let (second, records) = store.take_office().unwrap();
-    assert_eq!((second.cluster, second.epoch), (first.cluster, Epoch(2)));
+    let (second, records) = store.take_office(Epoch(0)).unwrap();
+    assert_eq!((second.cluster, second.epoch.term()), (first.cluster, 2));
+    assert_eq!(records.terms, [first.epoch, second.epoch]);
     assert_eq!(records.functions, [Arc::new(function(1)), Arc::new(changed)]);
     assert_eq!(records.workers, [worker]);
     assert_eq!(records.data_planes, [data_plane]);
@@ -110,7 +112,13 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     assert!(matches!(three, Outcome::Ok { revision } if revision > two), "{three:?}");
     drop(store);
 
-    let (_, records) = reopen().take_office().unwrap();
+    // A peer has obeyed a term that this store, an older copy, knows nothing of.
+    let shown = Epoch(40).next(7);
+    let (third, records) = reopen().take_office(shown).unwrap();
+    assert_eq!(third.epoch.term(), 42);
+    assert_eq!(records.terms, [first.epoch, second.epoch, third.epoch]);
+    let (fourth, _) = reopen().take_office(shown).unwrap();
+    assert_eq!(fourth.epoch.term(), 43);
     assert_eq!(records.functions.len(), 1);
     assert!(records.workers.is_empty() && records.data_planes.is_empty());
 }
@@ -138,7 +146,7 @@ fn a_newer_format_is_refused_with_what_to_do() {
     transaction.open_table(meta).unwrap().insert("schema", 99).unwrap();
     transaction.commit().unwrap();
     drop(database);
-    let error = RedbStore::new(&path).take_office().unwrap_err().to_string();
+    let error = RedbStore::new(&path).take_office(Epoch(0)).unwrap_err().to_string();
     assert!(error.contains("has format 99") && error.contains("--state"), "{error}");
 }
 
@@ -147,8 +155,8 @@ fn a_store_that_is_open_already_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
     let mut first = RedbStore::new(&path);
-    first.take_office().unwrap();
-    let error = RedbStore::new(&path).take_office().unwrap_err();
+    first.take_office(Epoch(0)).unwrap();
+    let error = RedbStore::new(&path).take_office(Epoch(0)).unwrap_err();
     assert!(matches!(error, StoreError::InUse { .. }), "{error}");
 }
 
@@ -157,11 +165,11 @@ fn functions_that_are_equal_in_spec_and_settings_share_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
     let mut store = RedbStore::new(&path);
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let batch: Vec<_> = (1..=3).map(|n| Write::PutFunction(function(n).into())).collect();
     apply(&mut store, &batch);
     drop(store);
-    let (_, records) = RedbStore::new(&path).take_office().unwrap();
+    let (_, records) = RedbStore::new(&path).take_office(Epoch(0)).unwrap();
     let [a, b, _] = records.functions.as_slice() else { panic!("three") };
     assert!(Arc::ptr_eq(&a.settings, &b.settings));
     assert!(Arc::ptr_eq(&a.revisions[0].spec, &b.revisions[0].spec));
@@ -231,7 +239,7 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let full = Arc::new(AtomicBool::new(false));
     let mut store = on_disk(&dir.path().join("store.redb"), &full);
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let put = |n| [Write::PutFunction(function(n).into())];
     assert!(matches!(apply(&mut store, &put(1)), Outcome::Ok { .. }));
 
@@ -244,7 +252,8 @@ fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
     full.store(false, Ordering::SeqCst);
     assert!(matches!(apply(&mut store, &put(9)), Outcome::Ok { .. }));
     drop(store);
-    let (_, records) = on_disk(&dir.path().join("store.redb"), &full).take_office().unwrap();
+    let (_, records) =
+        on_disk(&dir.path().join("store.redb"), &full).take_office(Epoch(0)).unwrap();
     let kept: Vec<_> = records.functions.iter().map(|record| record.id.counter).collect();
     assert_eq!(kept, [1, 9]);
 }

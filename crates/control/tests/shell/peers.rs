@@ -27,6 +27,11 @@ fn hello() -> Hello {
 }
 
 pub(crate) fn worker_hello() -> FromWorker {
+    FromWorker::Hello(Box::new(hello_after(Epoch(0))))
+}
+
+/// Of a worker that has obeyed this epoch.
+pub(crate) fn hello_after(highest_epoch: Epoch) -> WorkerHello {
     let capacity = Capacity {
         memory: Bytes::mib(1024),
         cpu: MilliCpu(2000),
@@ -37,12 +42,12 @@ pub(crate) fn worker_hello() -> FromWorker {
         missing: Vec::new(),
     };
     let artifacts = Vec::new();
-    FromWorker::Hello(Box::new(WorkerHello {
-        hello: hello(),
+    WorkerHello {
+        hello: Hello { highest_epoch, ..hello() },
         capacity,
         sandboxes: Vec::new(),
         artifacts,
-    }))
+    }
 }
 
 /// A worker whose sandboxes are ready at once; those with `FAIL` in their environment never are.

@@ -3,13 +3,14 @@
 use dirigent_control::{StartError, store::RedbStore, store::Store as _};
 use dirigent_core::{
     Bytes, Isolation, MilliCpu, RuntimeKind,
-    frame::{Capacity, FromWorker, Hello, Incarnation, PROTOCOL, WorkerHello},
+    frame::{Capacity, FromWorker, Hello, Incarnation, PROTOCOL, ToWorker, WorkerHello},
 };
 use dirigent_service::Tasks;
 
 use crate::{
     host::{Host, config, loopback},
     http::exchange,
+    peers,
 };
 
 /// Every route of the document, with its parameters filled in.
@@ -180,13 +181,40 @@ async fn what_is_in_the_way_of_a_start_is_named() {
     assert!(matches!(blocked, StartError::State { .. }), "{blocked}");
 
     let mut opened = RedbStore::new(&other.path().join("store.redb"));
-    opened.take_office().unwrap();
+    opened.take_office(dirigent_core::Epoch(0)).unwrap();
     let mut used = config(&other);
     used.state = other.path().to_owned();
     used.listen = loopback();
     let used = start(used).await.unwrap_err().to_string();
     assert!(used.contains("is open in another process"), "{used}");
     tasks.stop();
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_has_obeyed_more_than_an_old_copy_of_the_store_knows_makes_the_next_term_later()
+{
+    let host = Host::new().await;
+    let end = host.running.workers.named("w1").dial().await.unwrap();
+    // What the store had said before it was restored.
+    let shown = dirigent_core::Epoch(8).next(77);
+    let hello = peers::hello_after(shown);
+    end.tx.send(FromWorker::Hello(Box::new(hello))).await.unwrap();
+    let term = loop {
+        let term = host.get("/v1/status").await.json()["epoch"].clone();
+        if term.is_number() && term != 1 {
+            break term;
+        }
+    };
+    assert_eq!(term, 10, "above what was shown, in the same process");
+    // Who was sent away is welcome to the new term.
+    let mut end = host.running.workers.named("w1").dial().await.unwrap();
+    let hello = peers::hello_after(shown);
+    end.tx.send(FromWorker::Hello(Box::new(hello))).await.unwrap();
+    let Some(ToWorker::Welcome { welcome, .. }) = end.rx.recv().await else {
+        panic!("no welcome");
+    };
+    assert_eq!(welcome.epoch.term(), 10);
     host.stop().await;
 }
 

@@ -67,6 +67,12 @@ impl Control {
             .collect()
     }
 
+    /// The name of a data plane in these books.
+    #[must_use]
+    pub fn data_plane(&self, id: DataPlaneId) -> Option<&str> {
+        self.cluster.peers.get(id).map(|peer| &*peer.name)
+    }
+
     /// The workers with what is reserved on them.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerSummary> {
@@ -77,7 +83,7 @@ impl Control {
     /// somebody who has not attached may hold them.
     #[must_use]
     pub fn withholds(&self, sandbox: SandboxId) -> bool {
-        let home = self.cluster.homes.get(&sandbox).and_then(|home| self.functions.get(home));
+        let home = self.cluster.fleet.home(sandbox).and_then(|home| self.functions.get(&home));
         let active = home.and_then(|function| function.active.as_deref());
         let entry = active.and_then(|active| active.sandboxes.get(&sandbox));
         entry.is_none_or(|entry| entry.is_withheld())
@@ -85,7 +91,8 @@ impl Control {
 
     /// Until when slots that were moved to a data plane rest there.
     #[must_use]
-    pub fn rests_until(&self, function: FunctionId, data_plane: DataPlaneId) -> Time {
+    pub fn rests_until(&self, function: FunctionId, data_plane: &str) -> Time {
+        let Some(data_plane) = self.cluster.peers.id_of(data_plane) else { return Time::ZERO };
         let active = self.functions.get(&function).and_then(|f| f.active.as_deref());
         let level = active.and_then(|active| active.levels.get(data_plane));
         level.map_or(Time::ZERO, |level| level.rest_until)

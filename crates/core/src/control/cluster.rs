@@ -12,8 +12,8 @@ use std::{
 };
 
 use crate::{
-    Address, DataPlaneId, Digest, Epoch, FunctionId, FunctionRecord, Office, RequestId, SandboxId,
-    Time, WorkerId, Write, WriteToken,
+    Address, DataPlaneId, Digest, Epoch, FunctionId, FunctionRecord, Office, RequestId, RevisionId,
+    SandboxId, Time, WorkerId, Write, WriteToken,
     control::{
         Answer, Effect, Measure, Refusal,
         fleet::Fleet,
@@ -46,7 +46,7 @@ pub(crate) enum Author {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
     pub(crate) by: DataPlaneId,
-    pub(crate) function: FunctionId,
+    pub(crate) revision: RevisionId,
     pub(crate) share: Share,
     pub(crate) pinned: bool,
 }
@@ -100,6 +100,10 @@ pub(crate) struct Cluster {
     pub(crate) waiters: BTreeMap<RequestId, FunctionId>,
     pub(crate) writes: BTreeMap<WriteToken, Author>,
     pub(crate) resigning: bool,
+    /// The last terms of this store, oldest first.
+    pub(crate) terms: Vec<Epoch>,
+    /// The highest revision of the store that was told.
+    stored: u64,
     version: u64,
     next_sandbox: u64,
     next_write: u64,
@@ -133,7 +137,9 @@ impl Cluster {
             waiters: BTreeMap::new(),
             writes: BTreeMap::new(),
             resigning: false,
-            version: office.epoch.0 << VERSION_BITS,
+            terms: Vec::new(),
+            stored: 0,
+            version: office.epoch.term() << VERSION_BITS,
             next_sandbox: 0,
             next_write: 0,
         }
@@ -143,6 +149,28 @@ impl Cluster {
         self.office.epoch
     }
 
+    /// Stop leading; the next term must be above `shown`.
+    pub(crate) fn resign(&mut self, shown: Epoch) {
+        if !std::mem::replace(&mut self.resigning, true) {
+            self.effects.push_back(Effect::Resign { shown });
+        }
+    }
+
+    /// The store is at this revision. It only grows: if it went back, the store is not the one that
+    /// this leader took office in, but an older copy of it.
+    pub(crate) fn store_is_at(&mut self, revision: u64) {
+        if revision < self.stored {
+            self.resign(self.office.epoch);
+        }
+        self.stored = self.stored.max(revision);
+    }
+
+    /// Whether an id was made in a history that the store has lost.
+    pub(crate) fn is_lost_history(&self, made: Epoch) -> bool {
+        let remembered = self.terms.first().is_some_and(|oldest| *oldest <= made);
+        remembered && !self.terms.contains(&made)
+    }
+
     /// The newest version of the catalogue.
     pub(crate) const fn version(&self) -> u64 {
         self.version
@@ -150,7 +178,7 @@ impl Cluster {
 
     /// The version of a change that the store took at `revision`.
     pub(crate) fn raise_version(&mut self, revision: u64) -> u64 {
-        let stored = (self.office.epoch.0 << VERSION_BITS).saturating_add(revision);
+        let stored = (self.office.epoch.term() << VERSION_BITS).saturating_add(revision);
         self.version = stored.max(self.version + 1);
         self.version
     }

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, MilliCpu, RequestId,
-    RevisionId, RevisionState, SandboxId, Settings, Spec, StartFailure, StreamId, Target, WorkerId,
-    Write, WriteToken,
+    Address, Bytes, DataPlaneId, Digest, Epoch, Fault, FunctionId, FunctionName, MilliCpu,
+    RequestId, RevisionId, RevisionState, SandboxId, Settings, Spec, StartFailure, StreamId,
+    Target, WorkerId, Write, WriteToken,
     frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker},
 };
 
@@ -75,7 +75,8 @@ pub enum Event {
 pub enum Outcome {
     /// It is durable, at this revision of the store.
     Ok {
-        /// The store's revision, which only grows.
+        /// The store's revision, which only grows: writes are answered in their order, and if it is
+        /// lower than before, this is another store, restored from an older copy.
         revision: u64,
     },
     /// It was not applied, and will not be.
@@ -264,8 +265,12 @@ pub enum Effect {
         /// Which.
         digests: Vec<Digest>,
     },
-    /// A leader with a higher epoch exists: stop leading.
-    Resign,
+    /// This epoch is over, or the store is not the one that it was: stop leading. The next term must
+    /// be above `shown`, of which the store may know nothing.
+    Resign {
+        /// The highest epoch known to have been obeyed.
+        shown: Epoch,
+    },
     /// Count something.
     Measure(Measure),
 }

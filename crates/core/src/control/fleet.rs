@@ -75,8 +75,14 @@ pub(crate) struct Want {
 /// What the fleet has to say, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// A worker said what it has, and what of it is missing by the books.
-    Joined { worker: WorkerId, sandboxes: Vec<SandboxReport>, missing: BTreeSet<SandboxId> },
+    /// A worker said what it has, and what of it is missing by the books. No leader has recorded a
+    /// stranger: what it runs is older than the store's memory of it.
+    Joined {
+        worker: WorkerId,
+        sandboxes: Vec<SandboxReport>,
+        missing: BTreeSet<SandboxId>,
+        is_stranger: bool,
+    },
     /// A wanted sandbox has a worker; the order to start it was sent just before.
     Placed { sandbox: SandboxId, worker: WorkerId, waited: Duration },
     /// A function waits because no worker has room.

@@ -299,9 +299,23 @@ impl Function {
         self.make_sure(c, sandbox);
     }
 
+    /// Whether a sandbox is of a history that the store has lost, restored from an older copy: what it
+    /// runs is not what the record says of its revision, or may be in the hands of a data plane that
+    /// is not recorded.
+    pub(crate) fn is_of_lost_history(&self, c: &Cluster, sandbox: SandboxId, number: u32) -> bool {
+        let born = self.revision(number).map(|revision| revision.born);
+        c.is_lost_history(sandbox.epoch) || born.is_some_and(|born| sandbox.epoch < born)
+    }
+
     /// A worker has a sandbox that is in nobody's books: it is adopted, and judged when everybody
     /// has attached.
-    pub(crate) fn adopt(&mut self, c: &mut Cluster, worker: WorkerId, report: &SandboxReport) {
+    pub(crate) fn adopt(
+        &mut self,
+        c: &mut Cluster,
+        worker: WorkerId,
+        report: &SandboxReport,
+        is_stranger: bool,
+    ) {
         let claims = c.claims.remove(&report.sandbox).unwrap_or_default();
         let (number, sandbox) = (report.revision.number, report.sandbox);
         let known = self.revision(number).map(|r| (r.spec.concurrency, r.spec.sandbox.protocol));
@@ -347,8 +361,9 @@ impl Function {
             self.claim(c, sandbox, claim);
         }
         let left_behind = c.left_behind.get(&worker).is_some_and(|all| all.contains(&sandbox));
-        let condemned = c.condemned.remove(&sandbox) || left_behind;
-        if stage == Stage::Ready && condemned {
+        let lost = is_stranger || self.is_of_lost_history(c, sandbox, number);
+        let condemned = c.condemned.remove(&sandbox) || left_behind || lost;
+        if (stage == Stage::Ready && condemned) || (stage == Stage::Starting && lost) {
             self.recall(c, sandbox);
         } else if stage == Stage::Ready {
             self.put_to_use(c, sandbox, number);

@@ -64,7 +64,7 @@ impl Control {
                 if claim.by != from {
                     return true;
                 }
-                of = Some(claim.function);
+                of = Some(claim.revision.function);
                 // Of several slots some may be in use still.
                 match (&mut claim.share, returned.share) {
                     (Share::Slots(held), Share::Slots(back)) if back < *held => {
@@ -125,15 +125,9 @@ impl Control {
     /// Whether a peer may attach; else its stream is closed.
     fn greets(&mut self, stream: StreamId, hello: &Hello) -> bool {
         let office = self.cluster.office;
-        let reason = if hello.highest_epoch > office.epoch {
-            if !self.cluster.resigning {
-                self.cluster.resigning = true;
-                self.cluster.effects.push_back(Effect::Resign);
-            }
-            format!(
-                "it obeyed epoch {} and this leader's is {}",
-                hello.highest_epoch.0, office.epoch.0
-            )
+        let reason = if office.epoch.is_over_by(hello.highest_epoch) {
+            self.cluster.resign(hello.highest_epoch);
+            format!("it obeyed epoch {} and this leader's is {}", hello.highest_epoch, office.epoch)
         } else if hello.cluster.is_some_and(|cluster| cluster != office.cluster) {
             "it belongs to another cluster: its state directory is not of this one".to_owned()
         } else if !(hello.protocol.0..=hello.protocol.1).contains(&PROTOCOL) {
@@ -168,6 +162,7 @@ impl Control {
         let office = self.cluster.office;
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
+        self.recall_lost_history(id, &hello.holdings);
         self.subscribe(id, hello.names);
         let functions = self.cluster.peers.get(id).map(|peer| peer.functions.clone());
         for function in functions.into_iter().flatten() {
@@ -232,6 +227,22 @@ impl Control {
         }
     }
 
+    /// What a data plane holds of a history that the store has lost is called back, before it is told
+    /// what the numbers of its revisions mean now.
+    fn recall_lost_history(&mut self, by: DataPlaneId, holdings: &[crate::frame::Holding]) {
+        for holding in holdings {
+            let (sandbox, revision) = (holding.sandbox, holding.revision);
+            let function = self.functions.get(&revision.function);
+            let lost = function.map_or_else(
+                || self.cluster.is_lost_history(sandbox.epoch),
+                |f| f.is_of_lost_history(&self.cluster, sandbox, revision.number),
+            );
+            if lost {
+                self.cluster.tell(by, ToDataPlane::RecallSandbox { sandbox, gone: false });
+            }
+        }
+    }
+
     /// The holdings of a `Hello` replace what the books say of this data plane.
     fn claim(
         &mut self,
@@ -259,7 +270,7 @@ impl Control {
             let sandbox = holding.sandbox;
             let claim = Claim {
                 by,
-                function: holding.revision.function,
+                revision: holding.revision,
                 share: holding.share,
                 pinned: holding.pinned,
             };
@@ -425,8 +436,8 @@ impl Control {
                     self.cluster.starved.remove(&function);
                     self.with(function, |f, _| f.room_again());
                 }
-                Output::Joined { worker, sandboxes, missing } => {
-                    self.joined(worker, sandboxes, missing);
+                Output::Joined { worker, sandboxes, missing, is_stranger } => {
+                    self.joined(worker, sandboxes, missing, is_stranger);
                 }
                 Output::Lost { sandboxes, .. } => self.lost(sandboxes),
             }
@@ -439,6 +450,7 @@ impl Control {
         worker: WorkerId,
         reports: Vec<SandboxReport>,
         missing: BTreeSet<SandboxId>,
+        is_stranger: bool,
     ) {
         // Before anything else is put to use there.
         for &sandbox in &missing {
@@ -453,7 +465,7 @@ impl Control {
             if function.has(report.sandbox) {
                 self.with(home, |f, c| f.found(c, report.sandbox, &report));
             } else {
-                self.with(home, |f, c| f.adopt(c, worker, &report));
+                self.with(home, |f, c| f.adopt(c, worker, &report, is_stranger));
             }
         }
         for sandbox in missing {

@@ -139,6 +139,10 @@ impl Peers {
         before
     }
 
+    pub(crate) fn id_of(&self, name: &str) -> Option<DataPlaneId> {
+        self.by_name.get(name).copied()
+    }
+
     pub(crate) fn get(&self, id: DataPlaneId) -> Option<&Peer> {
         self.by_id.get(&id)
     }

@@ -326,13 +326,21 @@ impl Function {
                     return Plan::Done(Err(Refusal::Impossible { message }));
                 }
                 retire_going(&mut record);
-                let number = revisions.iter().map(|r| r.number).max().unwrap_or(0) + 1;
+                // What runs may be of a number that the store, restored from an older copy, forgot.
+                let booked = self.active.iter().flat_map(|active| active.sandboxes.values());
+                let booked = booked.map(|sandbox| sandbox.number);
+                let claimed = c.claims.values().flatten().map(|claim| claim.revision);
+                let claimed = claimed.filter(|id| id.function == self.id()).map(|id| id.number);
+                let forgotten = booked.chain(claimed);
+                let number = revisions.iter().map(|r| r.number).chain(forgotten).max();
+                let number = number.unwrap_or(0) + 1;
                 record.revisions.push(RevisionRecord {
                     number,
                     spec: Arc::clone(spec),
                     state: RevisionState::Checking,
                     created_ms: wall_ms,
                     failure: None,
+                    born: c.epoch(),
                 });
                 if !check {
                     make_live(&mut record, number);

@@ -537,7 +537,8 @@ impl Function {
     /// When every slot is claimed, nobody who has not attached can hold one.
     fn sure_if_all_claimed(&mut self, c: &mut Cluster, sandbox: SandboxId) {
         let entry = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
-        let Some(entry) = entry.filter(|entry| entry.unsure && entry.concurrency > 0) else {
+        let Some(entry) = entry.filter(|entry| entry.unsure.is_some() && entry.concurrency > 0)
+        else {
             return;
         };
         // Of a revision that is not kept the concurrency is not known, only what was claimed.
@@ -549,10 +550,15 @@ impl Function {
 
     /// A data plane says, after its attachment, what it holds of a sandbox of ours.
     pub(crate) fn claim(&mut self, c: &mut Cluster, sandbox: SandboxId, claim: Claim) {
-        let Claim { by, share, pinned, .. } = claim;
+        let Claim { by, revision, share, pinned } = claim;
+        let known = self.revision(revision.number).is_some();
         let active = self.activate();
         let claimed = active.change(sandbox, |entry| {
             let slots = entry.slots_in(share);
+            if !known && entry.concurrency > 0 {
+                // Of a revision that is not kept no more is known than what is claimed.
+                entry.concurrency = entry.concurrency.max(entry.held() + slots);
+            }
             let room = match entry.concurrency {
                 0 => 1,
                 concurrency => concurrency.saturating_sub(entry.held()),

@@ -144,15 +144,7 @@ impl World {
         self.tell(Event::WorkerAttached { stream: WORKER, name: "local".into() });
         let hello = WorkerHello {
             hello: hello(),
-            capacity: Capacity {
-                memory: Bytes::mib(128 * self.room),
-                cpu: MilliCpu(64_000),
-                cpu_overcommit: 10,
-                sandboxes: 10_000,
-                starts: 10_000,
-                runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
-                missing: Vec::new(),
-            },
+            capacity: capacity(self.room),
             sandboxes,
             artifacts: Vec::new(),
         };
@@ -263,6 +255,19 @@ impl World {
             Ok(Answer::Function(description)) => *description,
             other => panic!("not described: {other:?}"),
         }
+    }
+}
+
+/// Room for so many sandboxes of the usual size.
+fn capacity(room: u64) -> Capacity {
+    Capacity {
+        memory: Bytes::mib(128 * room),
+        cpu: MilliCpu(64_000),
+        cpu_overcommit: 10,
+        sandboxes: 10_000,
+        starts: 10_000,
+        runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
+        missing: Vec::new(),
     }
 }
 

@@ -475,6 +475,23 @@ fn a_deleted_function_refuses_everybody_and_gives_everything_back() {
 }
 
 #[test]
+fn a_deleted_function_that_a_restored_store_knows_again_is_served_and_gives_back_what_it_should() {
+    let mut gate = gate(1);
+    granted(&mut gate, ms(1), 1, 1);
+    assert_eq!(admit(&mut gate, ms(2), 1), "1");
+    gate.handle(ms(3), Event::Deleted);
+    gate.handle(ms(3), Event::Configured { version: 1, view: view(1, &[(1, 100)]) });
+    assert_eq!(admit(&mut gate, ms(3), 2), "deleted", "nothing new was said");
+    gate.handle(ms(4), Event::Configured { version: 9, view: view(1, &[(1, 100)]) });
+    assert_eq!(admit(&mut gate, ms(4), 3), "queued");
+    done(&mut gate);
+    finish(&mut gate, ms(5), 1, Finish::Done);
+    assert_eq!(done(&mut gate), ["return 1 of 1 after 1: drained", "close 1"]);
+    granted(&mut gate, ms(6), 2, 1);
+    assert!(done(&mut gate).contains(&"bind 3 to 2".to_owned()));
+}
+
+#[test]
 fn one_who_leaves_the_queue_withdraws_the_demand_at_once() {
     let mut gate = gate(1);
     assert_eq!(admit(&mut gate, ms(1), 1), "queued");

@@ -207,9 +207,9 @@ impl World {
             }
             Step::Target { revisions } => {
                 self.version += 1;
-                if !self.deleted {
-                    self.targets = revisions;
-                }
+                // What is said after a deletion is that the store was restored, and has it again.
+                self.deleted = false;
+                self.targets = revisions;
                 let view = view(self.concurrency, revisions);
                 self.handle(Event::Configured { version: self.version, view });
             }

@@ -530,7 +530,7 @@ impl World {
                 assert!(!streams.contains(&Some(stream)), "closed: {reason}");
             }
             control::Effect::DiscardArtifacts { .. } | control::Effect::Measure(_) => {}
-            control::Effect::Resign => panic!("nobody else leads"),
+            control::Effect::Resign { .. } => panic!("nobody else leads"),
         }
     }
 

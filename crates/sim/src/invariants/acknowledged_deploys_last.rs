@@ -8,9 +8,8 @@ impl World {
     pub(super) fn check_acknowledged(&mut self) {
         let mut missing = None;
         for (name, revision) in &self.users.acknowledged {
-            let record = self.store.functions.get(&revision.function);
-            let newest = record.and_then(|r| r.revisions.iter().map(|r| r.number).max());
-            if newest.is_none_or(|newest| newest < revision.number) {
+            if !self.store.has(*revision) {
+                let record = self.store.functions.get(&revision.function);
                 missing = Some(format!("{revision} of {name} was acknowledged: {record:?}"));
             }
         }

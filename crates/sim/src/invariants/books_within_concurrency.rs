@@ -1,5 +1,6 @@
 //! In no leader's books are more slots of a sandbox held than it has, nor do the data planes that
-//! live hold more of it together.
+//! live hold more of it together. What a data plane holds that the store was made to forget is not counted
+//! until it has given it back.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ impl World {
             for holding in p.gates.values().flat_map(|f| f.gate.holdings()) {
                 // What it was barred from it holds in vain.
                 let barred = self.find_sandbox(holding.sandbox).is_some_and(|one| one.bars(plane));
-                if let (Share::Slots(slots), false) = (holding.share, barred) {
+                let forgotten = p.forgotten.contains(&holding.sandbox);
+                if let (Share::Slots(slots), false) = (holding.share, barred || forgotten) {
                     *held.entry(holding.sandbox).or_default() += slots;
                 }
             }

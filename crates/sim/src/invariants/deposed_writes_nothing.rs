@@ -8,10 +8,10 @@ pub(super) const NAME: &str = "deposed_writes_nothing";
 
 impl World {
     /// The store is about to apply a write.
-    pub(crate) fn stored(&mut self, epoch: u64, write: &Write) {
+    pub(crate) fn stored(&mut self, epoch: Epoch, write: &Write) {
         let current = self.store.seat.epoch;
-        self.hold(NAME, current == Epoch(epoch), |_| {
-            format!("epoch {epoch} wrote in epoch {}: {write:?}", current.0)
+        self.hold(NAME, current == epoch, |_| {
+            format!("epoch {epoch} wrote in epoch {current}: {write:?}")
         });
     }
 }

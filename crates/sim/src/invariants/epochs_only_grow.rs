@@ -14,7 +14,7 @@ impl World {
         let before = *highest;
         *highest = before.max(epoch);
         self.hold(NAME, epoch >= before, |_| {
-            format!("{peer:?} obeys epoch {} after {}", epoch.0, before.0)
+            format!("{peer:?} obeys epoch {epoch} after {before}")
         });
     }
 }

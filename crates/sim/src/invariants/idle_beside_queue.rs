@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use dirigent_core::{FunctionId, SandboxId, Time, frame::Share};
 
 use crate::{
+    agenda::Host,
     net::SLOWEST,
     world::{HEALED, World},
 };
@@ -98,7 +99,6 @@ impl World {
     fn rests_until(&self, function: FunctionId, plane: usize) -> Time {
         let leader = self.leader().and_then(|c| self.controls.get(c));
         let Some(machine) = leader.and_then(|c| c.leads.as_ref()) else { return Time(u64::MAX) };
-        let ids = self.plane_ids.iter().filter(|(_, at)| **at == plane).map(|(id, _)| *id);
-        ids.map(|id| machine.rests_until(function, id)).max().unwrap_or_default()
+        machine.rests_until(function, &format!("{:?}", Host::Plane(plane)))
     }
 }

@@ -22,6 +22,9 @@ impl World {
         let held = gates.flat_map(|f| f.gate.holdings()).any(|h| h.sandbox == sandbox);
         if !held {
             self.witness.returned.insert((plane, sandbox));
+            if let Some(p) = self.planes.get_mut(plane) {
+                p.forgotten.remove(&sandbox);
+            }
         }
     }
 

@@ -19,7 +19,7 @@ impl World {
         let mut seen = false;
         for entry in booked.into_iter().flatten() {
             for &(id, _) in &entry.holders {
-                let Some(plane) = self.plane_of(id) else { continue };
+                let Some(plane) = self.plane_of(leader, id) else { continue };
                 let hears = self.net.joined(Host::Plane(plane), Host::Control(leader));
                 let awake = [Host::Plane(plane), Host::Control(leader)]
                     .iter()

@@ -370,7 +370,7 @@ impl Machines<'_> {
                 self.put(link, What::ToPlane(plane, frame));
             }
             control::Effect::Reply { result, .. } => self.refused += u64::from(result.is_err()),
-            control::Effect::Close { .. } | control::Effect::Resign => self.refused += 1,
+            control::Effect::Close { .. } | control::Effect::Resign { .. } => self.refused += 1,
             control::Effect::DiscardArtifacts { .. } | control::Effect::Measure(_) => {}
         }
     }

@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     EtcdError, Place,
     keys::{after, beginning, read, read_all, signed, unsigned},
-    office::Term,
+    office::{Leader, Term},
     rpc::{KeyValue, RangeRequest, RangeResponse, TxnRequest},
 };
 use crate::store::{StoreError, reading::Reader};
@@ -26,7 +26,7 @@ pub(super) fn load(
     runtime: &Handle,
 ) -> Result<Records, StoreError> {
     let first = runtime.block_on(begin(place, term))?;
-    let Beginning { revision, workers, data_planes, functions } = first;
+    let Beginning { revision, leader, workers, data_planes, functions } = first;
     let mut parsed = Vec::with_capacity(usize::try_from(functions.count).unwrap_or_default());
     // One page waits while another is parsed.
     let (pages, next) = mpsc::sync_channel(1);
@@ -44,11 +44,13 @@ pub(super) fn load(
         functions: parsed,
         workers: workers.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
         data_planes: data_planes.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
+        terms: leader.terms,
     })
 }
 
 struct Beginning {
     revision: u64,
+    leader: Leader,
     workers: Vec<KeyValue>,
     data_planes: Vec<KeyValue>,
     functions: RangeResponse,
@@ -73,10 +75,9 @@ async fn begin(place: &Place, term: &Term) -> Result<Beginning, StoreError> {
     let mut ranges = answered.ranges();
     let mut next = || ranges.next().unwrap_or_default();
     let (leader, workers, data_planes) = (next().kvs, next().kvs, next().kvs);
-    if leader.first().is_none_or(|kv| unsigned(kv.mod_revision) != term.revision) {
-        return Err(StoreError::Deposed);
-    }
-    Ok(Beginning { revision, workers, data_planes, functions: next() })
+    let leader = leader.first().filter(|kv| unsigned(kv.mod_revision) == term.revision);
+    let leader = place.parse(leader.ok_or(StoreError::Deposed)?)?;
+    Ok(Beginning { revision, leader, workers, data_planes, functions: next() })
 }
 
 /// Page after page, until there is none or nobody takes them.

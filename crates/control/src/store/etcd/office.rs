@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dirigent_core::{ClusterId, Epoch, Office, office::Seat};
+use dirigent_core::{ClusterId, Epoch, Office, Records, office::Seat};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -46,6 +46,9 @@ pub struct Leader {
     pub life: u64,
     /// Which.
     pub member: Member,
+    /// The last terms, oldest first, this one included.
+    #[serde(default)]
+    pub terms: Vec<Epoch>,
 }
 
 /// The office as read.
@@ -124,7 +127,8 @@ impl Chair {
     /// What this control plane writes as the leader of `term`.
     #[must_use]
     pub fn leader(&self, term: &Term) -> Leader {
-        Leader { epoch: term.office.epoch, life: self.life, member: self.member.clone() }
+        let (epoch, member) = (term.office.epoch, self.member.clone());
+        Leader { epoch, life: self.life, member, terms: Vec::new() }
     }
 
     /// How the office stands.
@@ -177,13 +181,14 @@ impl Chair {
     }
 
     /// Take the office over from `over`, and only from it; `None` if another was first. A beat since
-    /// then does not save it, another epoch does.
+    /// then does not save it, another epoch does. The new epoch is above that one, and above `shown`.
     ///
     /// # Errors
     /// If it cannot be known whether it was taken: the next look tells.
-    pub async fn take(&self, over: Seat) -> Result<Option<Term>, StoreError> {
+    pub async fn take(&self, over: Seat, shown: Epoch) -> Result<Option<Term>, StoreError> {
         let deadline = Instant::now() + TAKE_WITHIN;
-        let epoch = Epoch(over.epoch.0 + 1);
+        let epoch = crate::store::next_epoch(over.epoch, shown)
+            .map_err(|error| self.place.broken(error))?;
         loop {
             let look = self.look_by(deadline).await?;
             let cluster = self.cluster(&look)?;
@@ -229,7 +234,10 @@ impl Chair {
         cluster: &Cluster,
     ) -> Result<TxnRequest, StoreError> {
         let keys = &self.place.keys;
-        let leader = Leader { epoch, life: self.life, member: self.member.clone() };
+        let mut terms = look.leader.as_ref().map_or_else(Vec::new, |leader| leader.terms.clone());
+        terms.push(epoch);
+        terms.drain(..terms.len().saturating_sub(Records::TERMS));
+        let leader = Leader { epoch, life: self.life, member: self.member.clone(), terms };
         let value = |bytes: Result<Vec<u8>, String>| bytes.map_err(|why| self.place.broken(why));
         let mut success = vec![
             put(keys.of("leader"), value(json(&leader))?),

@@ -60,7 +60,7 @@ fn worker(id: u64, name: &str) -> Write {
 
 /// The names of the workers that are recorded.
 fn names(host: &Host) -> Vec<String> {
-    let (_, records) = host.store(host.chair("reader")).take_office().unwrap();
+    let (_, records) = host.store(host.chair("reader")).take_office(Epoch(0)).unwrap();
     records.workers.iter().map(|worker| worker.name.to_string()).collect()
 }
 
@@ -74,7 +74,7 @@ fn etcd_keeps_what_it_was_given() {
 fn a_batch_takes_as_many_transactions_as_it_needs_and_is_read_by_pages() {
     let Some(host) = Host::start(1) else { return };
     let mut store = host.store(host.chair("one"));
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let before = host.etcd.revision().unwrap();
     let count = 8100;
     let batch: Vec<Write> = (1..=count).map(|n| Write::PutFunction(function(n).into())).collect();
@@ -104,7 +104,7 @@ fn a_batch_takes_as_many_transactions_as_it_needs_and_is_read_by_pages() {
     assert!(matches!(apply(&mut store, &[worker(1, "w")]), Outcome::Ok { .. }));
 
     let mut next = host.store(host.chair("two"));
-    let (_, records) = next.take_office().unwrap();
+    let (_, records) = next.take_office(Epoch(0)).unwrap();
     let ids: Vec<u64> = records.functions.iter().map(|record| record.id.counter).collect();
     assert_eq!(ids, (1..=count).collect::<Vec<_>>());
     assert!(Arc::ptr_eq(&records.functions[3].settings, &records.functions[8000].settings));
@@ -115,14 +115,14 @@ fn a_deposed_leader_neither_writes_nor_beats() {
     let Some(host) = Host::start(1) else { return };
     let (one, two) = (host.chair("one"), host.chair("two"));
     let look = |chair: &Chair| host.runtime.block_on(chair.look()).unwrap();
-    let take = |chair: &Chair, over| host.runtime.block_on(chair.take(over)).unwrap();
+    let take = |chair: &Chair, over| host.runtime.block_on(chair.take(over, Epoch(0))).unwrap();
     assert_eq!(look(&one).seat, Seat::default());
 
     let first = take(&one, Seat::default()).unwrap();
     assert_eq!(take(&two, Seat::default()), None, "one of those who ask has it");
     let mut old = EtcdStore::new(one.clone(), Some(first), host.runtime.handle().clone());
-    let (office, _) = old.take_office().unwrap();
-    assert_eq!(office.epoch, Epoch(1));
+    let (office, _) = old.take_office(Epoch(0)).unwrap();
+    assert_eq!(office.epoch.term(), 1);
     assert!(matches!(apply(&mut old, &[worker(1, "before")]), Outcome::Ok { .. }));
     assert_eq!(host.runtime.block_on(one.beat(&first, 7)), Beat::Told);
     let seen = look(&two);
@@ -132,13 +132,17 @@ fn a_deposed_leader_neither_writes_nor_beats() {
     // A beat since the look does not save it.
     assert_eq!(host.runtime.block_on(one.beat(&first, 8)), Beat::Told);
     let second = take(&two, seen.seat).unwrap();
-    assert_eq!((second.office.epoch, second.office.cluster), (Epoch(2), office.cluster));
+    assert_eq!((second.office.epoch.term(), second.office.cluster), (2, office.cluster));
     old.apply(&[worker(1, "after")]).unwrap_err();
     assert_eq!(host.runtime.block_on(one.beat(&first, 9)), Beat::Deposed);
     let mut late = EtcdStore::new(one, Some(first), host.runtime.handle().clone());
-    assert!(matches!(late.take_office(), Err(StoreError::Deposed)), "nothing is read in its name");
+    assert!(
+        matches!(late.take_office(Epoch(0)), Err(StoreError::Deposed)),
+        "nothing is read in its name"
+    );
     let mut new = EtcdStore::new(two, Some(second), host.runtime.handle().clone());
-    let (_, records) = new.take_office().unwrap();
+    let (_, records) = new.take_office(Epoch(0)).unwrap();
+    assert_eq!(records.terms, [office.epoch, second.office.epoch]);
     assert_eq!(records.workers.len(), 1);
     assert_eq!(&*records.workers[0].name, "before");
 }
@@ -148,17 +152,21 @@ fn of_many_who_ask_at_once_one_takes_office_and_the_cluster_has_one_id() {
     let Some(host) = Host::start(1) else { return };
     let chairs: Vec<Chair> = (0..8).map(|n| host.chair(&format!("c{n}"))).collect();
     let mut clusters = Vec::new();
-    for epoch in 0..3 {
-        let over = Seat { epoch: Epoch(epoch), ..Seat::default() };
+    let mut epoch = Epoch(0);
+    for term in 1..=3 {
+        let over = Seat { epoch, ..Seat::default() };
         let taken: Vec<Term> = thread::scope(|scope| {
             let attempts: Vec<_> = chairs
                 .iter()
-                .map(|chair| scope.spawn(|| host.runtime.block_on(chair.take(over)).unwrap()))
+                .map(|chair| {
+                    scope.spawn(|| host.runtime.block_on(chair.take(over, Epoch(0))).unwrap())
+                })
                 .collect();
             attempts.into_iter().filter_map(|attempt| attempt.join().unwrap()).collect()
         });
         assert_eq!(taken.len(), 1, "{taken:?}");
-        assert_eq!(taken[0].office.epoch, Epoch(epoch + 1));
+        epoch = taken[0].office.epoch;
+        assert_eq!(epoch.term(), term);
         clusters.push(taken[0].office.cluster);
     }
     clusters.dedup();
@@ -173,7 +181,7 @@ fn the_format_is_raised_only_when_every_control_plane_knows_it() {
     let (new, old) = (host.chair_at(&addresses, "new", 2), host.chair_at(&addresses, "old", 1));
     run(&new).unwrap();
     run(&old).unwrap();
-    let term = host.runtime.block_on(new.take(Seat::default())).unwrap().unwrap();
+    let term = host.runtime.block_on(new.take(Seat::default(), Epoch(0))).unwrap().unwrap();
     assert_eq!(host.runtime.block_on(new.raise_format(&term)).unwrap(), 1, "one does not know it");
 
     let upgraded = host.chair_at(&addresses, "old", 2);
@@ -184,7 +192,7 @@ fn the_format_is_raised_only_when_every_control_plane_knows_it() {
         let error = error.to_string();
         assert!(error.contains("has format 2") && error.contains("--etcd-prefix"), "{error}");
     }
-    host.store(old).take_office().unwrap_err();
+    host.store(old).take_office(Epoch(0)).unwrap_err();
 }
 
 /// What a caller sees whose connection fails in the middle of a transaction.
@@ -193,7 +201,7 @@ fn a_transaction_whose_answer_is_lost_is_looked_up_before_anything_else() {
     let Some(host) = Host::start(1) else { return };
     let line = Line::to(host.etcd.client(0).unwrap());
     let mut store = host.store(host.chair_at(&[line.address()], "one", SCHEMA));
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     assert!(matches!(apply(&mut store, &[worker(1, "w")]), Outcome::Ok { .. }));
 
     // It was taken, and the answer lost.
@@ -226,7 +234,7 @@ fn a_transaction_whose_answer_is_lost_is_looked_up_before_anything_else() {
 fn without_etcd_nothing_is_written_and_afterwards_everything_is() {
     let Some(mut host) = Host::start(1) else { return };
     let mut store = host.store(host.chair("one"));
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     host.etcd.kill(0);
     // The first may have been on its way when etcd died; the next ones are not tried.
     let first = apply(&mut store, &[worker(1, "w")]);
@@ -244,7 +252,7 @@ fn without_etcd_nothing_is_written_and_afterwards_everything_is() {
 fn writes_go_on_when_the_leader_of_etcd_is_killed_or_stands_still() {
     let Some(mut host) = Host::start(3) else { return };
     let mut store = host.store(host.chair("one"));
-    store.take_office().unwrap();
+    store.take_office(Epoch(0)).unwrap();
     let mut acknowledged = Vec::new();
     let mut number = 0;
     for round in 0..2 {
@@ -273,7 +281,7 @@ fn writes_go_on_when_the_leader_of_etcd_is_killed_or_stands_still() {
             host.etcd.freeze(leader, false).unwrap();
         }
     }
-    let (_, records) = host.store(host.chair("two")).take_office().unwrap();
+    let (_, records) = host.store(host.chair("two")).take_office(Epoch(0)).unwrap();
     let kept: Vec<u64> = records.workers.iter().map(|worker| worker.id.0).collect();
     let lost: Vec<_> = acknowledged.iter().filter(|id| !kept.contains(id)).collect();
     assert!(lost.is_empty(), "{lost:?}");

@@ -54,6 +54,7 @@ impl Fleet {
             self.outputs.push_back(Output::Close { stream, reason });
             return;
         }
+        let is_stranger = !self.names.contains_key(&name);
         let id = self.numbered(now, name);
         if let Some(connection) = self.connections.get_mut(&stream) {
             connection.worker = Some(id);
@@ -95,7 +96,8 @@ impl Fleet {
             missing.remove(&report.sandbox);
         }
         self.adopt(id, stream, &hello.sandboxes);
-        self.outputs.push_back(Output::Joined { worker: id, sandboxes: hello.sandboxes, missing });
+        let sandboxes = hello.sandboxes;
+        self.outputs.push_back(Output::Joined { worker: id, sandboxes, missing, is_stranger });
         self.rearm(id);
         self.touched(id);
         self.weather(now);
@@ -121,7 +123,7 @@ impl Fleet {
                 "worker {name} belongs to another cluster; to move it, empty its state directory"
             ));
         }
-        if common.highest_epoch > self.office.epoch {
+        if self.office.epoch.is_over_by(common.highest_epoch) {
             return Err(format!("worker {name} has obeyed a newer leader"));
         }
         let worker = self.names.get(name).and_then(|id| self.workers.get(id));

@@ -172,6 +172,7 @@ fn successor(settings: &Settings) -> World {
                 state: RevisionState::Live,
                 created_ms: 1,
                 failure: None,
+                born: Epoch(1),
             }],
             targets: vec![Target { revision: 1, weight: 100 }],
         })
@@ -181,6 +182,7 @@ fn successor(settings: &Settings) -> World {
         functions: vec![record(1, "hello"), record(2, "other")],
         workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
         data_planes: vec![plane(1, "a"), plane(2, "never seen again")],
+        terms: Vec::new(),
     })
 }
 
@@ -288,17 +290,8 @@ fn what_idles_in_a_sandbox_of_a_lost_worker_does_not_keep_callers_waiting() {
     world.tell(Event::Detached { stream: WORKER });
     world.pass(Duration::from_secs(5));
     world.tell(Event::WorkerAttached { stream: StreamId(9), name: "another".into() });
-    let capacity = Capacity {
-        memory: Bytes::mib(1024),
-        cpu: MilliCpu(1000),
-        cpu_overcommit: 10,
-        sandboxes: 10,
-        starts: 10,
-        runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
-        missing: Vec::new(),
-    };
     let (sandboxes, artifacts) = (Vec::new(), Vec::new());
-    let hello = WorkerHello { hello: hello(), capacity, sandboxes, artifacts };
+    let hello = WorkerHello { hello: hello(), capacity: capacity(8), sandboxes, artifacts };
     let frame = FromWorker::Hello(Box::new(hello));
     world.tell(Event::WorkerSaid { stream: StreamId(9), frame });
     world.started();

@@ -12,6 +12,7 @@ fn records(settings: &Settings) -> (Records, FunctionId) {
         state: crate::RevisionState::Live,
         created_ms: 0,
         failure: None,
+        born: Epoch(3),
     };
     let record = FunctionRecord {
         id: function,
@@ -25,6 +26,7 @@ fn records(settings: &Settings) -> (Records, FunctionId) {
         functions: vec![Arc::new(record)],
         workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
         data_planes: vec![DataPlaneRecord { id: DataPlaneId(1), name: "a".into() }],
+        terms: Vec::new(),
     };
     (records, function)
 }
@@ -219,7 +221,126 @@ fn a_leader_that_is_shown_a_higher_epoch_resigns() {
         DataPlaneHello { hello, holdings: Vec::new(), names: Vec::new(), demands: Vec::new() };
     world.plane(PLANE, FromDataPlane::Hello(Box::new(hello)));
     let reason = "it obeyed epoch 8 and this leader's is 7".to_owned();
-    assert_eq!(world.said(), [Effect::Resign, Effect::Close { stream: PLANE, reason }]);
+    assert_eq!(
+        world.said(),
+        [Effect::Resign { shown: Epoch(8) }, Effect::Close { stream: PLANE, reason }]
+    );
+}
+
+#[test]
+fn a_leader_whose_epoch_was_given_twice_or_whose_store_goes_back_resigns() {
+    let office = Office { epoch: Epoch(4).next(1), ..OFFICE };
+    let config = Config { office, seed: 1 };
+    let mut world = World::new();
+    world.control = Control::new(world.now, config, Records::default());
+    world.tell(Event::WorkerAttached { stream: WORKER, name: "local".into() });
+    let shown = Epoch(4).next(2);
+    let hello = Hello { highest_epoch: shown, ..hello() };
+    let (sandboxes, artifacts) = (Vec::new(), Vec::new());
+    let hello = WorkerHello { hello, capacity: capacity(1), sandboxes, artifacts };
+    world.worker(FromWorker::Hello(Box::new(hello)));
+    assert_eq!(world.said()[0], Effect::Resign { shown });
+
+    let mut world = World::new();
+    world.revision = 10;
+    world.attach_worker();
+    world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    assert!(!world.said().contains(&Effect::Resign { shown: EPOCH }));
+    world.revision = 3;
+    world.deploy("other", &spec("a", 1), &Settings::default(), false);
+    assert!(world.said().contains(&Effect::Resign { shown: EPOCH }), "another store's answer");
+}
+
+/// A leader of a store that knows only the terms 3 and 7, and to which `made` is reported.
+fn adopts(made: Epoch, born: Epoch, worker: &str) -> (World, SandboxId) {
+    let (mut records, function) = records(&Settings::default());
+    records.terms = vec![Epoch(3), EPOCH];
+    let record = Arc::make_mut(&mut records.functions[0]);
+    record.revisions[0].born = born;
+    records.workers[0].name = worker.into();
+    let mut world = World::with(records);
+    world.attach_plane(PLANE, "a");
+    let sandbox = SandboxId::new(made, 1);
+    let report = SandboxReport { sandbox, address: Some(address(sandbox)), ..report(function, 1) };
+    world.attach_worker_with(vec![report]);
+    world.pass(Duration::from_secs(4));
+    (world, sandbox)
+}
+
+#[test]
+fn what_the_store_has_forgotten_serves_nobody() {
+    let (mut world, sandbox) = adopts(Epoch(3), Epoch(3), "local");
+    assert_eq!(world.granted()[0].1.sandbox, sandbox, "it knows this one");
+    for (made, born, worker, why) in [
+        (Epoch(5), Epoch(3), "local", "started in a term that the store does not know"),
+        (Epoch(3), EPOCH, "local", "its number was given anew since"),
+        (Epoch(3), Epoch(3), "another", "nobody is recorded for whom it may have been started"),
+    ] {
+        let (mut world, sandbox) = adopts(made, born, worker);
+        assert_eq!(world.granted(), [], "{why}");
+        assert!(world.said().contains(&stop(sandbox)), "{why}");
+    }
+}
+
+#[test]
+fn a_number_that_something_runs_under_is_not_given_to_another_revision() {
+    let (records, function) = records(&Settings::default());
+    let mut world = World::with(records);
+    world.attach_plane(PLANE, "a");
+    let mut forgotten = report(function, 1);
+    forgotten.revision.number = 2;
+    world.attach_worker_with(vec![forgotten]);
+    let (_, number) = world.deploy("hello", &spec("b", 1), &Settings::default(), false);
+    assert_eq!(number, 3);
+    let mut forgotten = holding(function, 2);
+    forgotten.revision.number = 4;
+    world.attach_plane_with(OTHER_PLANE, "b", vec![forgotten]);
+    let (_, number) = world.deploy("hello", &spec("c", 1), &Settings::default(), false);
+    assert_eq!(number, 5);
+    // Who comes later is told that it is something else before it is told what.
+    let mut forgotten = holding(function, 3);
+    forgotten.revision.number = 5;
+    world.said();
+    world.attach_plane_with(StreamId(8), "c", vec![forgotten]);
+    let sandbox = SandboxId::new(Epoch(3), 3);
+    let recall = to_plane(StreamId(8), ToDataPlane::RecallSandbox { sandbox, gone: false });
+    assert_eq!(world.said()[1], recall, "after the welcome");
+}
+
+#[test]
+fn slots_of_a_revision_that_is_not_kept_are_claimed_by_one_after_the_other() {
+    let (records, function) = records(&Settings::default());
+    let mut world = World::with(records);
+    let mut forgotten = report(function, 1);
+    forgotten.revision.number = 2;
+    let sandbox = forgotten.sandbox;
+    let holds = |slots| Holding {
+        revision: RevisionId { function, number: 2 },
+        share: Share::Slots(slots),
+        ..holding(function, 1)
+    };
+    world.attach_plane_with(PLANE, "a", vec![holds(1)]);
+    world.attach_worker_with(vec![forgotten]);
+    world.attach_plane_with(OTHER_PLANE, "b", vec![holds(9)]);
+    world.give_back(PLANE, sandbox, WhyReturned::Idle);
+    assert!(!world.said().contains(&stop(sandbox)), "nine are held still");
+    let (share, why) = (Share::Slots(9), WhyReturned::Drained);
+    let returned = Returned { sandbox, share, serial: Serial(0), why };
+    world.plane(OTHER_PLANE, FromDataPlane::Returned(returned));
+    assert!(world.said().contains(&stop(sandbox)));
+}
+
+#[test]
+fn of_two_functions_of_one_name_the_newer_one_is_meant() {
+    let (mut records, function) = records(&Settings::default());
+    let mut newer = FunctionRecord::clone(&records.functions[0]);
+    newer.id = FunctionId::new(Epoch(4), 1);
+    records.functions.push(Arc::new(newer));
+    let mut world = World::with(records);
+    world.store_answers = false;
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.describe("hello").summary.id, FunctionId::new(Epoch(4), 1));
+    assert_eq!(world.writes[0].1, Write::DeleteFunction(function));
 }
 
 #[test]

@@ -245,7 +245,7 @@ impl Together {
                 | Effect::Close { .. }
                 | Effect::DiscardArtifacts { .. }
                 | Effect::Measure(_) => {}
-                Effect::Resign => panic!("nobody has a higher epoch"),
+                Effect::Resign { .. } => panic!("nobody has a higher epoch"),
             }
         }
     }
@@ -283,7 +283,8 @@ impl Together {
         }
         let event = Event::Persisted { token, outcome };
         let term = self.term;
-        self.after(1, Step::ToControl(term, event));
+        // Writes are answered in their order, as frames of a stream are.
+        self.send(StreamId(0), true, Step::ToControl(term, event));
     }
 
     // ------------------------------------------------------------------------ faults

@@ -30,7 +30,12 @@ fn a_new_worker_is_numbered_recorded_welcomed_and_joined() {
                 stream: StreamId(1),
                 frame: ToWorker::Welcome { welcome, you: WorkerId(5) }
             },
-            Output::Joined { worker: WorkerId(5), sandboxes: Vec::new(), missing: BTreeSet::new() },
+            Output::Joined {
+                worker: WorkerId(5),
+                sandboxes: Vec::new(),
+                missing: BTreeSet::new(),
+                is_stranger: true
+            },
         ]
     );
     assert_eq!(fleet.worker_of(StreamId(1)), Some(WorkerId(5)));
@@ -91,7 +96,8 @@ fn a_silent_worker_is_suspect_then_lost_and_adopted_when_it_returns() {
     assert!(outputs.contains(&Output::Joined {
         worker: WorkerId(on),
         sandboxes: vec![report(1, 1)],
-        missing: BTreeSet::new()
+        missing: BTreeSet::new(),
+        is_stranger: false
     }));
     let summary = fleet.summaries().into_iter().find(|summary| summary.id.0 == on).unwrap();
     assert_eq!((summary.state.as_str(), summary.sandboxes, summary.starting), ("ready", 1, 0));
