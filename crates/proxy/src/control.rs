@@ -185,7 +185,7 @@ async fn attach(
     if let Err(broken) = memory.accept(welcome) {
         return broken;
     }
-    tracing::info!(data_plane = %you, epoch = welcome.epoch.0, "attached to the control plane");
+    tracing::info!(data_plane = %you, epoch = %welcome.epoch, "attached to the control plane");
     pause.0 = FIRST_PAUSE;
     shared.attached.store(true, Relaxed);
     shared.met.store(true, Relaxed);

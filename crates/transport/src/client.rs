@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use dirigent_core::frame::{
-    FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
-    ToWorker, ToWorkerBulk,
+use dirigent_core::{
+    Epoch,
+    frame::{
+        FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, ToDataPlane, ToDataPlaneBulk,
+        ToWorker, ToWorkerBulk,
+    },
 };
 use dirigent_proto::{
     Batch,
@@ -157,7 +160,7 @@ impl Reach {
         let response = M::call(&mut client, request).await;
         let response = response.map_err(|status| explained(status, &complaint))?;
         let epoch = response.metadata().get(EPOCH).and_then(|value| value.to_str().ok());
-        let epoch = epoch.and_then(|value| value.parse().ok()).unwrap_or_default();
+        let epoch = epoch.and_then(|value| value.parse().ok()).map(Epoch).unwrap_or_default();
         Ok(Open { epoch, speak, answer, heard: response.into_inner() })
     }
 }
@@ -165,7 +168,7 @@ impl Reach {
 /// A call that a leader has taken, and on which nothing is said yet.
 pub(crate) struct Open<M: Method> {
     /// The leader's term.
-    pub(crate) epoch: u64,
+    pub(crate) epoch: Epoch,
     speak: oneshot::Sender<mpsc::Receiver<Said<M>>>,
     answer: mpsc::Sender<Said<M>>,
     heard: Streaming<M::In>,

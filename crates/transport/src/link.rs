@@ -10,6 +10,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use dirigent_core::Epoch;
 use dirigent_service::{Acceptor, End};
 use tokio::{
     sync::Notify,
@@ -44,7 +45,7 @@ struct Place<M: Method> {
 struct Active {
     talk: u64,
     place: usize,
-    epoch: u64,
+    epoch: Epoch,
     cut: CancellationToken,
 }
 
@@ -143,13 +144,13 @@ impl<M: Method> Link<M> {
     }
 
     fn answered(&mut self, number: usize, called: Result<Open<M>, Status>) {
-        let lowest = self.active.as_ref().map_or(0, |active| active.epoch);
+        let lowest = self.active.as_ref().map_or(Epoch(0), |active| active.epoch);
         let Some(place) = self.places.get_mut(number) else { return };
         place.is_calling = false;
         let at = place.at;
         match called {
             Ok(open) if open.epoch < lowest => {
-                tracing::info!(%at, open.epoch, lowest, "an old leader is not listened to");
+                tracing::info!(%at, epoch = %open.epoch, %lowest, "an old leader is not listened to");
                 self.call(number, jittered(LAST_PAUSE));
             }
             Ok(open) => {
@@ -199,7 +200,7 @@ impl<M: Method> Link<M> {
         };
         if let Some(active) = &self.active {
             if active.epoch < epoch {
-                tracing::info!(epoch, "another control plane leads");
+                tracing::info!(%epoch, "another control plane leads");
                 active.cut.cancel();
             }
             return;

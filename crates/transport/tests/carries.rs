@@ -23,6 +23,10 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("the test's deadline")
 }
 
+// The second is the later one, though its mark is lower.
+const FIRST: Epoch = Epoch(0).next(u64::MAX);
+const SECOND: Epoch = FIRST.next(0);
+
 struct Rig {
     tasks: Tasks,
     address: SocketAddr,
@@ -32,7 +36,7 @@ struct Rig {
 
 impl Rig {
     async fn new() -> Self {
-        Self::leading(Some(Epoch(1))).await
+        Self::leading(Some(FIRST)).await
     }
 
     async fn leading(epoch: Option<Epoch>) -> Self {
@@ -174,7 +178,7 @@ async fn who_stands_by_is_called_already_when_it_leads() {
     // What is said while nobody leads is heard by the next one.
     let ours = within(dialer.dial()).await.unwrap();
     ours.tx.send(gone(7)).await.unwrap();
-    second.lead(Some(Epoch(2)));
+    second.lead(Some(SECOND));
     let (_, mut theirs) = within(second.workers.accept()).await.unwrap();
     assert_eq!(within(theirs.rx.recv()).await, Some(gone(7)));
 }
@@ -187,7 +191,7 @@ async fn the_highest_epoch_is_listened_to_and_a_lower_one_only_where_it_is_alone
     let mut ours = within(dialer.dial()).await.unwrap();
     let _theirs = old.hears(&ours).await;
     // The old one does not know yet that it is deposed.
-    new.lead(Some(Epoch(2)));
+    new.lead(Some(SECOND));
     assert_eq!(within(ours.rx.recv()).await, None, "it is left for the new one");
     let mut ours = within(dialer.dial()).await.unwrap();
     let theirs = new.hears(&ours).await;

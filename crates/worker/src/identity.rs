@@ -37,7 +37,7 @@ pub(crate) enum ObeyError {
     #[error("it leads another cluster than the one that this worker belongs to")]
     Stranger,
     #[error("its epoch {offered} is over: this worker has obeyed epoch {highest}")]
-    Deposed { offered: u64, highest: u64 },
+    Deposed { offered: Epoch, highest: Epoch },
     #[error("what it is cannot be written down: {0}")]
     Disk(#[from] io::Error),
 }
@@ -99,7 +99,7 @@ impl Identity {
             return Err(ObeyError::Stranger);
         }
         if welcome.epoch < epoch {
-            return Err(ObeyError::Deposed { offered: welcome.epoch.0, highest: epoch.0 });
+            return Err(ObeyError::Deposed { offered: welcome.epoch, highest: epoch });
         }
         Ok(())
     }
