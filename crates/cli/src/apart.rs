@@ -301,19 +301,32 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         let drain = config.drain;
         let lines = [
             format!("functions  http://{}", proxy.address),
-            format!("metrics    http://{admin}/metrics, readiness at /ready"),
+            format!("metrics    http://{}/metrics, readiness at /ready", admin.address),
             format!("control    {} (as {name})", host.control()),
         ];
         let functions = format!("http://{}", proxy.address);
-        let report = json!({ "functions": functions, "admin": admin.to_string(), "name": name });
+        let report = json!({
+            "functions": functions,
+            "admin": admin.address.to_string(),
+            "name": name,
+        });
         host.announce("The data plane", &lines, report)?;
+        let leave = config.leave;
         host.until_end().await?;
         host.printer.note(&format_args!(
             "stopping: calls may go on for {}; press Ctrl-C again to stop at once",
             duration(drain)
         ));
+        let leaving = async {
+            proxy.leave();
+            // Whatever asks whether it is ready sends calls here until it has heard that it is not.
+            if admin.is_checked() {
+                tokio::time::sleep(leave).await;
+            }
+            proxy.drain(drain).await
+        };
         tokio::select! {
-            all = proxy.drain(drain) => {
+            all = leaving => {
                 if !all {
                     let drain = duration(drain);
                     host.printer

@@ -370,6 +370,10 @@ pub(crate) struct DataPlaneArgs {
     /// Where its metrics and readiness are told [default: 127.0.0.1:9093]
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    /// How long to go on taking calls at the end while saying that it is not ready: two checks of
+    /// the load balancer [default: 3s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) leave: Option<String>,
     #[command(flatten)]
     pub(crate) peer: PeerFlags,
     #[command(flatten)]

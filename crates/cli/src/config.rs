@@ -90,6 +90,10 @@ pub(crate) struct Config {
     /// How long calls may go on after SIGTERM or Ctrl-C.
     #[serde(with = "units::duration")]
     pub(crate) drain: Duration,
+    /// How long a data plane that runs apart goes on to take calls after that while it says that it is
+    /// not ready, if anybody ever asked: two checks of what stands before it.
+    #[serde(with = "units::duration")]
+    pub(crate) leave: Duration,
     /// Domains under which functions are called, as `NAME.DOMAIN`; the flag adds to `localhost`.
     pub(crate) domains: Vec<String>,
     /// Hosts that are no function's: there, as at an IP address, the path names it,
@@ -213,6 +217,7 @@ impl Default for Config {
             admit: Vec::new(),
             state: None,
             drain: Duration::from_secs(30),
+            leave: Duration::from_secs(3),
             domains: vec!["localhost".to_owned()],
             gateways: Vec::new(),
             min_isolation: None,

@@ -132,6 +132,7 @@ pub async fn start(
         closed: Notify::new(),
         draining: CancellationToken::new(),
         is_draining: AtomicBool::new(false),
+        is_leaving: AtomicBool::new(false),
         beside: Stoppable(tasks.clone()),
         tasks: tasks.clone(),
         cores,
@@ -163,7 +164,15 @@ impl Running {
     /// for a while it goes on.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.shared.met.load(Relaxed) && !self.shared.is_draining.load(Relaxed)
+        let shared = &self.shared;
+        let leaves = shared.is_leaving.load(Relaxed) || shared.is_draining.load(Relaxed);
+        shared.met.load(Relaxed) && !leaves
+    }
+
+    /// From now on it says that it is not ready, and takes calls all the same: whatever stands
+    /// before it needs a moment to see that. To be drained then.
+    pub fn leave(&self) {
+        self.shared.is_leaving.store(true, Relaxed);
     }
 
     /// The page for Prometheus.
@@ -216,6 +225,7 @@ struct Shared {
     /// Client connections and tunnels.
     open: AtomicUsize,
     closed: Notify,
+    is_leaving: AtomicBool,
     draining: CancellationToken,
     /// As the token says, without its lock; set before it.
     is_draining: AtomicBool,

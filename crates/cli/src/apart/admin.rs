@@ -4,7 +4,10 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -19,35 +22,58 @@ use tokio::net::TcpListener;
 
 use crate::fail::{Kind, OrFail as _, Result};
 
+const READY: &str = "/ready";
 /// From a connection to its head.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// Between two tries when the process has no descriptor left.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// Listens; where.
+/// It listens.
+pub(super) struct Admin {
+    pub(super) address: SocketAddr,
+    is_checked: Arc<AtomicBool>,
+}
+
+impl Admin {
+    /// Whether anybody ever asked if it is ready: then something stands before it.
+    pub(super) fn is_checked(&self) -> bool {
+        self.is_checked.load(Relaxed)
+    }
+}
+
 pub(super) async fn start(
     address: SocketAddr,
     proxy: &Arc<Running>,
     tasks: &Tasks,
-) -> Result<SocketAddr> {
+) -> Result<Admin> {
     let listener =
         listen::bind(address, "--admin").await.or_fail(Kind::Unavailable, || "no metrics")?;
     let address = listener.local_addr()?;
-    let accepting = accept(listener, Arc::downgrade(proxy), tasks.clone());
-    tasks.run("admin", OnCancel::Abort, accepting);
-    Ok(address)
+    let is_checked = Arc::new(AtomicBool::new(false));
+    let page = Page { proxy: Arc::downgrade(proxy), is_checked: Arc::clone(&is_checked) };
+    tasks.run("admin", OnCancel::Abort, accept(listener, page, tasks.clone()));
+    Ok(Admin { address, is_checked })
 }
 
-async fn accept(listener: TcpListener, proxy: Weak<Running>, tasks: Tasks) {
+#[derive(Clone)]
+struct Page {
+    proxy: Weak<Running>,
+    is_checked: Arc<AtomicBool>,
+}
+
+async fn accept(listener: TcpListener, page: Page, tasks: Tasks) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(BREATH).await;
             continue;
         };
-        let proxy = Weak::clone(&proxy);
+        let page = page.clone();
         tasks.run("admin connection", OnCancel::Abort, async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(&request, proxy.upgrade().as_deref());
+                if request.uri().path() == READY {
+                    page.is_checked.store(true, Relaxed);
+                }
+                let response = answer(&request, page.proxy.upgrade().as_deref());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -65,10 +91,10 @@ fn answer(request: &Request<Incoming>, proxy: Option<&Running>) -> Response<Full
     let (status, text) = match (request.method(), request.uri().path(), proxy) {
         (&Method::GET, "/metrics", Some(proxy)) => (StatusCode::OK, proxy.metrics_page()),
         (&Method::GET, "/health", _) => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET, "/ready", Some(proxy)) if proxy.is_ready() => {
+        (&Method::GET, READY, Some(proxy)) if proxy.is_ready() => {
             (StatusCode::OK, "ready\n".to_owned())
         }
-        (&Method::GET, "/ready", _) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
+        (&Method::GET, READY, _) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "/metrics, /health or /ready\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));

@@ -63,9 +63,10 @@ impl Flagged for DataPlaneArgs {
     }
 
     fn flags(&self, flags: &mut Flags) {
-        let Self { process, role, peer, admin } = self;
+        let Self { process, role, peer, admin, leave } = self;
         flags.data_plane(role);
         flags.add("admin", "admin", *admin);
+        flags.add("leave", "leave", leave.as_ref());
         flags.peer(peer);
         flags.process(process);
     }
@@ -200,6 +201,7 @@ pub(crate) fn every_flag() -> Vec<Flag> {
         &DataPlaneArgs {
             role: data_plane(),
             admin: Some(address),
+            leave: Some("1s".to_owned()),
             peer: peer(),
             process: process(),
         },

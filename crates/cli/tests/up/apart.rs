@@ -83,7 +83,7 @@ impl Drop for Part {
 }
 
 /// A control plane, where its peers connect, and the file that lets them.
-struct Cluster {
+pub(crate) struct Cluster {
     control: Option<Part>,
     state: Arc<State>,
     peers: String,
@@ -91,7 +91,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let state = State::new();
         let args = ["--api", "127.0.0.1:0", "--peers", "127.0.0.1:0"];
         let control = Part::start("control-plane", &state, &args);
@@ -109,12 +109,12 @@ impl Cluster {
         self.control = Some(Part::start("control-plane", &self.state, &args));
     }
 
-    fn peer(&self, role: &str, state: &Arc<State>, args: &[&str]) -> Part {
+    pub(crate) fn peer(&self, role: &str, state: &Arc<State>, args: &[&str]) -> Part {
         let all = ["--control", &self.peers, "--peer-token", &self.token];
         Part::start(role, state, &[&all, args].concat())
     }
 
-    fn data_plane(&self, state: &Arc<State>) -> Part {
+    pub(crate) fn data_plane(&self, state: &Arc<State>) -> Part {
         self.peer("data-plane", state, &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
     }
 
@@ -128,7 +128,7 @@ impl Cluster {
         serde_json::from_str(&out).unwrap_or(Value::Null)
     }
 
-    fn deploy(&self, name: &str) {
+    pub(crate) fn deploy(&self, name: &str) {
         let (code, out, err) = self.cli(&["deploy", path(&hello(name, ""))]);
         assert_eq!(code, 0, "{out}\n{err}");
     }

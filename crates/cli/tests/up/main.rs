@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apart;
+mod balanced;
 mod benches;
 mod certificates;
 mod cluster;
