@@ -254,7 +254,7 @@ pub(crate) struct ManifestFlags {
     /// Idle time after which a sandbox goes, such as 60s
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) keep_alive: Option<std::time::Duration>,
-    /// From the last hop to the end of the response, such as 60s
+    /// From the last hop to the beginning of the response, such as 60s
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<std::time::Duration>,
     /// Waiting for a sandbox, such as 30s

@@ -201,7 +201,7 @@ pub struct Settings {
     /// Idle time after which a sandbox goes.
     #[serde(with = "units::duration")]
     pub keep_alive: Duration,
-    /// From the last hop to the end of the response.
+    /// From the last hop to the beginning of the response; from then on `idle_timeout` counts.
     #[serde(with = "units::duration")]
     pub timeout: Duration,
     /// Waiting for a slot, a start included.
