@@ -2,6 +2,7 @@
 //! nothing else differs. Any of them may die and come back while the others go on.
 
 mod admin;
+mod others;
 
 use std::{
     fs,
@@ -176,10 +177,7 @@ impl Host {
             etcd: EtcdConfig { members: config.etcd.clone(), prefix: config.etcd_prefix.clone() },
             name,
             peers,
-            line: Arc::new(move |leader, told| {
-                let reach = reach.clone();
-                Box::pin(async move { reach.line(leader, told).await })
-            }),
+            others: Arc::new(others::Neighbours(reach)),
         })
     }
 
@@ -271,6 +269,7 @@ pub(crate) fn control_plane(args: &ControlPlaneArgs, printer: Printer) -> Result
             workers_bulk: control.workers_bulk.clone(),
             data_planes: control.data_planes.clone(),
             data_planes_bulk: control.data_planes_bulk.clone(),
+            depot: Arc::new(others::Own(control.artifacts.clone())),
         };
         let (entrance, opened) = entrance(host, control.membership.clone(), token)?;
         serve(listener, doors, control.leads.clone(), entrance, tasks);

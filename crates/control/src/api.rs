@@ -41,6 +41,7 @@ use crate::{
     blobs::Blobs,
     bulk::Bulk,
     compat::{self, Images},
+    copies::Artifacts,
     membership::Membership,
     metrics::{Metrics, PageSource},
     office::Stand,
@@ -60,7 +61,7 @@ pub(crate) struct Api {
 pub(crate) struct Shared {
     pub(crate) owner: Handle,
     pub(crate) token: Token,
-    pub(crate) blobs: Blobs,
+    pub(crate) artifacts: Artifacts,
     pub(crate) bulk: Bulk,
     pub(crate) offers: Offers,
     pub(crate) metrics: Arc<Metrics>,
@@ -95,6 +96,11 @@ impl Api {
         self.ask(call).await
     }
 
+    /// What the API of each control plane speaks.
+    fn scheme(&self) -> &'static str {
+        if self.shared.membership.is_some() { "https" } else { "http" }
+    }
+
     /// The term, while this control plane leads.
     fn sitting(&self) -> Option<Sitting> {
         self.shared.owner.sitting()
@@ -106,7 +112,11 @@ impl Api {
     }
 
     fn blobs(&self) -> &Blobs {
-        &self.shared.blobs
+        &self.shared.artifacts.blobs
+    }
+
+    fn artifacts(&self) -> &Artifacts {
+        &self.shared.artifacts
     }
 
     fn bulk(&self) -> &Bulk {
@@ -214,7 +224,7 @@ fn is_of_each(path: &str) -> bool {
 /// To the leader with it, where one is known.
 fn elsewhere(api: &Api, uri: &Uri) -> Response {
     let leader = api.leader().filter(|leader| !leader.member.api.is_empty());
-    let scheme = if api.shared.membership.is_some() { "https" } else { "http" };
+    let scheme = api.scheme();
     let message = match &leader {
         Some(Leader { member, .. }) => format!(
             "this control plane stands by; {} leads: {scheme}://{}",

@@ -107,22 +107,28 @@ impl Blobs {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Office is taken: what `records` do not refer to has an hour to live from now on. Blocks on the
-    /// file system.
+    /// The artifacts that these records refer to.
+    #[must_use]
+    pub fn needed(records: &Records) -> BTreeSet<Digest> {
+        let revisions = records.functions.iter().flat_map(|function| &function.revisions);
+        revisions.filter_map(|revision| revision.spec.artifact).collect()
+    }
+
+    /// What these `records`, which have just been read, do not refer to has an hour to live, from the
+    /// time when that was seen first. Blocks on the file system.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn refer(&self, records: &Records) -> io::Result<()> {
-        let revisions = records.functions.iter().flat_map(|function| &function.revisions);
-        let referred: BTreeSet<Digest> =
-            revisions.filter_map(|revision| revision.spec.artifact).collect();
+        let referred = Self::needed(records);
         let mut state = self.lock();
-        state.unreferenced.clear();
+        let known = std::mem::take(&mut state.unreferenced);
         for entry in fs::read_dir(&self.shared.dir)? {
             let name = entry?.file_name();
             let digest = name.to_str().and_then(|name| format!("sha256:{name}").parse().ok());
             if let Some(digest) = digest.filter(|digest| !referred.contains(digest)) {
-                state.unreferenced.insert(digest, Instant::now());
+                let since = known.get(&digest).copied().unwrap_or_else(Instant::now);
+                state.unreferenced.insert(digest, since);
             }
         }
         Ok(())
@@ -132,6 +138,17 @@ impl Blobs {
     #[must_use]
     pub fn size(&self, digest: Digest) -> Option<u64> {
         fs::metadata(self.path(digest)).ok().map(|meta| meta.len())
+    }
+
+    /// Whether an artifact is held; if so, it is as if it had just been uploaded.
+    #[must_use]
+    pub fn touch(&self, digest: Digest) -> bool {
+        // Looked up under the lock under which files are removed.
+        let mut state = self.lock();
+        if let Some(since) = state.unreferenced.get_mut(&digest) {
+            *since = Instant::now();
+        }
+        self.size(digest).is_some()
     }
 
     /// The largest artifact allowed.

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::Blobs;
+use crate::copies::Artifacts;
 
 /// Every second connection, and every question on its way. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -85,21 +85,21 @@ impl Bulk {
     pub(crate) fn accept_workers(
         &self,
         mut acceptor: Acceptor<ToWorkerBulk, FromWorkerBulk>,
-        blobs: &Blobs,
+        artifacts: &Artifacts,
         tasks: &Tasks,
     ) {
-        let (this, blobs, spawner) = (self.clone(), blobs.clone(), tasks.clone());
+        let (this, artifacts, spawner) = (self.clone(), artifacts.clone(), tasks.clone());
         tasks.run("accept bulk of workers", OnCancel::Abort, async move {
             while let Some((_name, end)) = acceptor.accept().await {
-                let (this, blobs) = (this.clone(), blobs.clone());
+                let (this, artifacts) = (this.clone(), artifacts.clone());
                 spawner.run("bulk of a worker", OnCancel::Abort, async move {
-                    this.serve_worker(end, &blobs).await;
+                    this.serve_worker(end, &artifacts).await;
                 });
             }
         });
     }
 
-    async fn serve_worker(&self, end: End<ToWorkerBulk, FromWorkerBulk>, blobs: &Blobs) {
+    async fn serve_worker(&self, end: End<ToWorkerBulk, FromWorkerBulk>, artifacts: &Artifacts) {
         let End { tx, mut rx } = end;
         let connection = self.number();
         self.lock().workers.insert(connection, tx.clone());
@@ -114,9 +114,9 @@ impl Bulk {
                     if let Some(older) = current.insert(digest, newest.clone()) {
                         older.cancel();
                     }
-                    let (blobs, tx) = (blobs.clone(), tx.clone());
+                    let (artifacts, tx) = (artifacts.clone(), tx.clone());
                     sending.spawn(newest.run_until_cancelled_owned(async move {
-                        send_artifact(&blobs, digest, offset, &tx).await;
+                        send_artifact(&artifacts, digest, offset, &tx).await;
                     }));
                 }
                 FromWorkerBulk::LogLines { id, lines, end, missing } => {
@@ -302,12 +302,12 @@ impl Drop for LogReader {
 
 /// Send an artifact by pieces, each when the one before it was taken.
 async fn send_artifact(
-    blobs: &Blobs,
+    artifacts: &Artifacts,
     digest: Digest,
     offset: u64,
     tx: &mpsc::Sender<ToWorkerBulk>,
 ) {
-    if let Err(error) = pieces(blobs, digest, offset, tx).await {
+    if let Err(error) = pieces(artifacts, digest, offset, tx).await {
         let message = error.to_string();
         if tx.send(ToWorkerBulk::NoArtifact { digest, message }).await.is_err() {
             tracing::debug!(%digest, "the worker left");
@@ -316,12 +316,12 @@ async fn send_artifact(
 }
 
 async fn pieces(
-    blobs: &Blobs,
+    artifacts: &Artifacts,
     digest: Digest,
     offset: u64,
     tx: &mpsc::Sender<ToWorkerBulk>,
 ) -> std::io::Result<()> {
-    let mut file = blobs.read(digest).await?;
+    let mut file = artifacts.open(digest).await?;
     file.seek(std::io::SeekFrom::Start(offset)).await?;
     loop {
         let mut data = Vec::with_capacity(PIECE);

@@ -13,6 +13,7 @@ mod api;
 pub mod blobs;
 mod bulk;
 mod compat;
+pub mod copies;
 pub mod membership;
 mod metrics;
 pub mod office;
@@ -53,13 +54,14 @@ use crate::{
     blobs::Blobs,
     bulk::Bulk,
     compat::Images,
+    copies::{Artifacts, Others},
     membership::{Membership, MembershipError},
     metrics::Metrics,
     office::{Contest, Shared, Stand},
     owner::{Handle, Sitting},
     store::{
-        Counts, MemoryStore, RedbStore, Store, StoreError,
-        etcd::{self, Member},
+        Counts, MemoryStore, RedbStore, SCHEMA, Store, StoreError,
+        etcd::{self, Chair, Member},
     },
     streams::Offers,
     term::Chambers,
@@ -157,6 +159,8 @@ pub struct Running {
     pub data_planes: Dialer<FromDataPlane, ToDataPlane>,
     /// How data planes' second connections reach it.
     pub data_planes_bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
+    /// The artifacts, for other control planes.
+    pub artifacts: Artifacts,
     /// What the store has done and holds.
     pub store: Counts,
     functions: Arc<OnceLock<SocketAddr>>,
@@ -229,9 +233,6 @@ pub enum StartError {
     },
 }
 
-/// How often uploads that nothing refers to are looked for.
-const COLLECT: Duration = Duration::from_secs(300);
-
 /// Start a control plane: take the state directory, listen, and take office, or stand by where others
 /// may lead; accept peers. It stops when `tasks` are told to.
 ///
@@ -246,6 +247,11 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let token = Token::load_or_make(&token_path)?;
     let blobs = Blobs::open(&dir.join("blobs"), config.artifact_limit).map_err(unusable)?;
 
+    let seat = seat(&config, address)?;
+    let artifacts = match &seat {
+        Some(Seat { chair, others }) => Artifacts::shared(blobs, chair.clone(), Arc::clone(others)),
+        None => Artifacts::alone(blobs),
+    };
     let counts = Counts::default();
     let metrics = Arc::new(Metrics::new(counts.clone()));
     let (sits, sitting) = watch::channel(None::<Sitting>);
@@ -256,7 +262,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         version: config.version.clone(),
         record: config.record.clone(),
         clock: Clock::new(),
-        blobs: blobs.clone(),
+        artifacts: artifacts.clone(),
         metrics: Arc::clone(&metrics),
         counts: counts.clone(),
         lock: Arc::new(lock),
@@ -264,17 +270,18 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         leads: leading,
         tasks: tasks.clone(),
     };
-    sit(&config, address, chambers, stand, tasks).await?;
+    sit(&config, seat, chambers, stand, tasks).await?;
 
     let owner = Handle::new(sitting);
     let (bulk, offers) = (Bulk::default(), Offers::default());
-    let doors = Doors::open(&owner, &offers, &bulk, &blobs, tasks);
-    collect(&blobs, owner.clone(), tasks);
+    let doors = Doors::open(&owner, &offers, &bulk, &artifacts, tasks);
+    let tending = copies::tend(artifacts.clone(), owner.clone());
+    tasks.run("tend artifacts", OnCancel::Abort, tending);
     let functions = Arc::new(OnceLock::new());
     let api = api::Shared {
         owner,
         token,
-        blobs,
+        artifacts: artifacts.clone(),
         bulk,
         offers,
         metrics,
@@ -306,6 +313,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         workers_bulk,
         data_planes,
         data_planes_bulk,
+        artifacts,
         store: counts,
         functions,
     })
@@ -327,33 +335,45 @@ async fn move_in(
     Ok((lock, membership, listener))
 }
 
+/// A seat among other control planes, and how these are reached.
+struct Seat {
+    chair: Chair,
+    others: Arc<dyn Others>,
+}
+
+/// The one of this control plane, if there are others.
+fn seat(config: &Config, api: SocketAddr) -> Result<Option<Seat>, StartError> {
+    let StoreKind::Etcd(shared) = &config.store else { return Ok(None) };
+    let member = Member {
+        name: shared.name.clone(),
+        peers: shared.peers.to_string(),
+        api: advertised(api, shared.peers).to_string(),
+        version: config.version.clone(),
+        format: SCHEMA,
+    };
+    let (chair, others) = (etcd::chair(&shared.etcd, member)?, Arc::clone(&shared.others));
+    Ok(Some(Seat { chair, others }))
+}
+
 /// Take office, or begin to stand by.
 async fn sit(
     config: &Config,
-    api: SocketAddr,
+    seat: Option<Seat>,
     chambers: Chambers,
     stand: watch::Sender<Stand>,
     tasks: &Tasks,
 ) -> Result<(), StartError> {
+    if let Some(Seat { chair, others }) = seat {
+        let clock = chambers.clock;
+        let contest = Contest { chair, others, clock, stand, chambers };
+        tasks.spawn("office", OnError::StopRole, OnCancel::Wait, contest.run());
+        return Ok(());
+    }
     let path = config.state.join("store.redb");
     let kept = MemoryStore::default();
-    let open: OpenStore = match &config.store {
-        StoreKind::Redb => Box::new(move || Box::new(RedbStore::new(&path))),
+    let open: OpenStore = match config.store {
+        StoreKind::Redb | StoreKind::Etcd(_) => Box::new(move || Box::new(RedbStore::new(&path))),
         StoreKind::Memory => Box::new(move || Box::new(kept.clone())),
-        StoreKind::Etcd(shared) => {
-            let member = Member {
-                name: shared.name.clone(),
-                peers: shared.peers.to_string(),
-                api: advertised(api, shared.peers).to_string(),
-                version: config.version.clone(),
-                format: 0,
-            };
-            let chair = etcd::chair(&shared.etcd, member)?;
-            let (line, clock) = (Arc::clone(&shared.line), chambers.clock);
-            let contest = Contest { chair, line, clock, stand, chambers };
-            tasks.spawn("office", OnError::StopRole, OnCancel::Wait, contest.run());
-            return Ok(());
-        }
     };
     let (store, office, records) = take_office(open(), Epoch(0)).await?;
     let begun = chambers.begin(store, office, records, CancellationToken::new()).await?;
@@ -398,11 +418,17 @@ struct Doors {
 }
 
 impl Doors {
-    fn open(owner: &Handle, offers: &Offers, bulk: &Bulk, blobs: &Blobs, tasks: &Tasks) -> Self {
+    fn open(
+        owner: &Handle,
+        offers: &Offers,
+        bulk: &Bulk,
+        artifacts: &Artifacts,
+        tasks: &Tasks,
+    ) -> Self {
         let (workers, accepted) = acceptor("worker");
         streams::accept_workers(accepted, owner.clone(), offers.clone(), tasks);
         let (workers_bulk, accepted) = acceptor("worker");
-        bulk.accept_workers(accepted, blobs, tasks);
+        bulk.accept_workers(accepted, artifacts, tasks);
         let (data_planes, accepted) = acceptor("data plane");
         streams::accept_data_planes(accepted, owner.clone(), tasks);
         let (data_planes_bulk, accepted) = acceptor("data plane");
@@ -439,22 +465,6 @@ fn announce(dir: &Path, url: &str, tasks: &Tasks) -> io::Result<()> {
         std::fs::remove_file(&path)
     });
     Ok(())
-}
-
-fn collect(blobs: &Blobs, owner: Handle, tasks: &Tasks) {
-    let collecting = collecting(blobs.clone(), owner);
-    tasks.spawn("collect artifacts", OnError::StopRole, OnCancel::Abort, collecting);
-}
-
-async fn collecting(blobs: Blobs, owner: Handle) -> Result<(), tokio::task::JoinError> {
-    loop {
-        tokio::time::sleep(COLLECT).await;
-        // Only a leader knows what is referred to.
-        if owner.sitting().is_some() {
-            let blobs = blobs.clone();
-            tokio::task::spawn_blocking(move || blobs.collect()).await?;
-        }
-    }
 }
 
 /// Fill `bytes` from the kernel's random source.

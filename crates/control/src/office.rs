@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     StartError,
+    copies::Others,
     metrics::Metrics,
     owner::OwnerError,
     store::{
@@ -39,13 +40,6 @@ const FORMATS: Duration = Duration::from_secs(10);
 /// What is heard of the leader and not looked at yet.
 const HEARD: usize = 16;
 
-/// Tells what is heard of the leader at an address, until it is dropped.
-pub type Line = Arc<
-    dyn Fn(SocketAddr, mpsc::Sender<office::Event>) -> Pin<Box<dyn Future<Output = ()> + Send>>
-        + Send
-        + Sync,
->;
-
 /// What a control plane among several is started with.
 #[derive(Clone)]
 pub struct Shared {
@@ -55,8 +49,8 @@ pub struct Shared {
     pub name: String,
     /// Where workers, data planes and other control planes reach it.
     pub peers: SocketAddr,
-    /// How it hears of the leader.
-    pub line: Line,
+    /// How it reaches them.
+    pub others: Arc<dyn Others>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -81,7 +75,7 @@ pub(crate) struct Stand {
 /// See the module.
 pub(crate) struct Contest {
     pub(crate) chair: Chair,
-    pub(crate) line: Line,
+    pub(crate) others: Arc<dyn Others>,
     pub(crate) clock: Clock,
     pub(crate) stand: watch::Sender<Stand>,
     pub(crate) chambers: Chambers,
@@ -123,7 +117,8 @@ impl Contest {
         let mut candidate = Candidate::new(self.now());
         candidate.handle(self.now(), office::Event::Shown(shown));
         let (told, mut heard) = mpsc::channel(HEARD);
-        let mut line = Watched { line: Arc::clone(&self.line), told, at: None, talk: None };
+        let others = Arc::clone(&self.others);
+        let mut line = Watched { others, told, at: None, talk: None };
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut term = None;
@@ -313,7 +308,7 @@ impl<E: Into<StartError>> From<E> for Over {
 
 /// The line to whoever leads.
 struct Watched {
-    line: Line,
+    others: Arc<dyn Others>,
     told: mpsc::Sender<office::Event>,
     at: Option<(Epoch, SocketAddr)>,
     talk: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -328,7 +323,7 @@ impl Watched {
         });
         if self.at != at || (at.is_some() && self.talk.is_none()) {
             self.at = at;
-            self.talk = at.map(|(_, address)| (self.line)(address, self.told.clone()));
+            self.talk = at.map(|(_, address)| self.others.line(address, self.told.clone()));
         }
     }
 

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    blobs::Blobs,
+    copies::Artifacts,
     metrics::Metrics,
     recorder::Recorder,
     store::{Answers, Writer},
@@ -158,7 +158,7 @@ pub(crate) struct Owner {
     pub(crate) inputs: mpsc::Receiver<Input>,
     pub(crate) writer: Writer,
     pub(crate) answers: mpsc::Receiver<Answers>,
-    pub(crate) blobs: Blobs,
+    pub(crate) artifacts: Artifacts,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: Tasks,
     /// Cancelled when the store says that another leads.
@@ -291,9 +291,10 @@ impl Owner {
                 self.speakers.remove(&stream);
             }
             Effect::DiscardArtifacts { digests } => {
-                let blobs = self.blobs.clone();
+                let artifacts = self.artifacts.clone();
                 self.tasks.run("discard artifacts", OnCancel::Wait, async move {
-                    let done = tokio::task::spawn_blocking(move || blobs.discard(&digests)).await;
+                    let done =
+                        tokio::task::spawn_blocking(move || artifacts.discard(&digests)).await;
                     if let Err(error) = done {
                         tracing::warn!(%error, "artifacts were not discarded");
                     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     OpenStore, StartError,
-    blobs::Blobs,
+    copies::Artifacts,
     metrics::Metrics,
     owner::{Owner, OwnerError, Sitting},
     random,
@@ -27,7 +27,7 @@ pub(crate) struct Chambers {
     /// Where terms are recorded, if they are.
     pub(crate) record: Option<PathBuf>,
     pub(crate) clock: Clock,
-    pub(crate) blobs: Blobs,
+    pub(crate) artifacts: Artifacts,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) counts: Counts,
     /// The right to use the state directory, held until everything is written.
@@ -66,7 +66,7 @@ impl Chambers {
         deposed: CancellationToken,
     ) -> Result<Begun, StartError> {
         let unusable = |source| StartError::State { dir: self.state.clone(), source };
-        let blobs = self.blobs.clone();
+        let blobs = self.artifacts.blobs.clone();
         let began = self.began(office, records)?;
         let recorded = self.record.is_some();
         // Files are listed, and a machine with many functions takes its time.
@@ -88,7 +88,7 @@ impl Chambers {
             inputs,
             writer,
             answers,
-            blobs: self.blobs.clone(),
+            artifacts: self.artifacts.clone(),
             metrics: Arc::clone(&self.metrics),
             tasks: self.tasks.clone(),
             deposed,

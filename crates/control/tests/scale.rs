@@ -9,7 +9,7 @@ use dirigent_bench::etcd::Etcd;
 use dirigent_control::{
     Config,
     store::{
-        EtcdStore, RedbStore, Store as _,
+        EtcdStore, RedbStore, SCHEMA, Store as _,
         etcd::{EtcdConfig, Member, chair},
     },
 };
@@ -119,7 +119,7 @@ fn a_hundred_thousand_functions_are_loaded_from_etcd() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let config = EtcdConfig { members: etcd.addresses(), prefix: "/scale".to_owned() };
     let store = || {
-        let chair = chair(&config, Member::default()).unwrap();
+        let chair = chair(&config, Member { format: SCHEMA, ..Member::default() }).unwrap();
         EtcdStore::new(chair, None, runtime.handle().clone())
     };
     let mut first = store();

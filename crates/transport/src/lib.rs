@@ -17,6 +17,7 @@
 mod carry;
 mod client;
 mod connect;
+mod depot;
 mod entrance;
 mod line;
 mod link;
@@ -24,6 +25,7 @@ mod renew;
 mod server;
 
 pub use client::{Reach, ReachError};
+pub use depot::{Answer, Depot, Pieces};
 pub use entrance::{Entrance, Members};
 pub use server::{Doors, Leads, serve};
 

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use crate::{
     CONNECT_WITHIN, EPOCH, MESSAGE_BYTES, PING_EVERY, PING_WITHIN,
     carry::{Words, answers, hear, outgoing},
+    depot::{Depot, digest, outward},
     entrance::{Arrival, Entrance, Guest},
 };
 
@@ -44,6 +45,8 @@ pub struct Doors {
     pub data_planes: Dialer<FromDataPlane, ToDataPlane>,
     /// Their second ones.
     pub data_planes_bulk: Dialer<FromDataPlaneBulk, ToDataPlaneBulk>,
+    /// Artifacts, for other control planes.
+    pub depot: Arc<dyn Depot>,
 }
 
 /// The epoch in which this control plane leads, while it does.
@@ -166,6 +169,7 @@ impl ControlPlane for Porter {
     type DataPlaneStream = Batches<v1::ToDataPlanes>;
     type DataPlaneBulkStream = Batches<v1::ToDataPlaneBulks>;
     type LineStream = Batches<v1::Beat>;
+    type ReadArtifactStream = Batches<v1::ArtifactPiece>;
 
     async fn worker(
         &self,
@@ -216,5 +220,27 @@ impl ControlPlane for Porter {
             tracing::warn!(why = status.message(), "a certificate was not renewed");
         })?;
         Ok(Response::new(v1::RenewResponse { certificate }))
+    }
+
+    async fn read_artifact(
+        &self,
+        request: Request<v1::ArtifactRequest>,
+    ) -> Result<Response<Self::ReadArtifactStream>, Status> {
+        self.admit(&request, Role::ControlPlane)?;
+        let digest = digest(&request.get_ref().digest)?;
+        let pieces = self.doors.depot.read(digest).await.map_err(Status::not_found)?;
+        Ok(Response::new(Box::pin(outward(pieces))))
+    }
+
+    async fn keep_artifact(
+        &self,
+        request: Request<v1::KeepRequest>,
+    ) -> Result<Response<v1::Kept>, Status> {
+        self.admit(&request, Role::ControlPlane)?;
+        let v1::KeepRequest { digest: bytes, from } = request.get_ref();
+        let from = from.parse();
+        let from = from.map_err(|_error| Status::invalid_argument("`from` is not HOST:PORT"))?;
+        self.doors.depot.keep(digest(bytes)?, from).await.map_err(Status::unavailable)?;
+        Ok(Response::new(v1::Kept {}))
     }
 }

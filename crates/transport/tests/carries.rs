@@ -2,19 +2,25 @@
 
 #![cfg(test)]
 
+mod shelf;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use dirigent_core::{
-    Cause, Epoch, Fault, SandboxId, StartFailure,
+    Cause, Digest, Epoch, Fault, SandboxId, StartFailure,
     frame::{FromWorker, ToDataPlane, ToWorker},
     office::Event,
 };
 use dirigent_service::{Acceptor, End, OnCancel, Tasks, acceptor};
 use dirigent_transport::{Doors, Entrance, Reach, serve};
+use futures_util::TryStreamExt as _;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
+
+use shelf::{HELD, Shelf};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,6 +56,7 @@ impl Rig {
             workers_bulk: acceptor("worker").0,
             data_planes: acceptor("data plane").0,
             data_planes_bulk: acceptor("data plane").0,
+            depot: Arc::new(Shelf),
         };
         let (leads, led) = watch::channel(epoch);
         serve(listener, doors, led, Entrance::Token(Arc::new(|token| token == TOKEN)), &tasks);
@@ -240,4 +247,24 @@ async fn a_line_tells_whether_the_leader_lives_is_gone_or_silent() {
     let mut heard = line(silent.local_addr().unwrap());
     assert_eq!(within(heard.recv()).await, Some(Event::Silent));
     tasks.stop();
+}
+
+#[tokio::test]
+async fn artifacts_are_read_and_kept_whether_or_not_it_leads() {
+    let rig = Rig::leading(None).await;
+    let reach = rig.reach(&[rig.address], TOKEN);
+    let pieces = within(reach.read_artifact(rig.address, HELD)).await.unwrap();
+    let pieces: Vec<Bytes> = within(pieces.try_collect()).await.unwrap();
+    let sizes: Vec<usize> = pieces.iter().map(Bytes::len).collect();
+    assert_eq!(sizes, [256 << 10, 256 << 10, 88 << 10, 5]);
+    let other = Digest([8; 32]);
+    assert_eq!(
+        within(reach.read_artifact(rig.address, other)).await.err().unwrap(),
+        "it is not here"
+    );
+    within(reach.keep_artifact(rig.address, HELD, rig.address)).await.unwrap();
+    let refused = within(reach.keep_artifact(rig.address, other, rig.address)).await.unwrap_err();
+    assert!(refused.contains("is not asked"), "{refused}");
+    let stranger = rig.reach(&[rig.address], "wrong");
+    assert!(within(stranger.read_artifact(rig.address, HELD)).await.is_err());
 }

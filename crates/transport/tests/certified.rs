@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod shelf;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -96,6 +98,7 @@ impl Rig {
             workers_bulk: acceptor("worker").0,
             data_planes: acceptor("data plane").0,
             data_planes_bulk: acceptor("data plane").0,
+            depot: Arc::new(shelf::Shelf),
         };
         let rig = Self { dir, tasks, address, book, workers };
         let files = rig.files("control-plane/c1", SystemTime::now(), HOUR);

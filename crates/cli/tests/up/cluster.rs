@@ -266,6 +266,50 @@ fn without_etcd_everything_goes_on_but_deploys() {
     caller.stop();
 }
 
+/// A function with a file, which whoever starts it must have.
+fn with_file() -> tempfile::TempDir {
+    let dir = hello("filed", "");
+    fs::write(dir.path().join("data"), vec![b'x'; 700 << 10]).unwrap();
+    dir
+}
+
+#[test]
+fn a_deploy_outlives_the_disk_of_the_control_plane_that_took_it() {
+    let Some(mut cluster) = Cluster::start(1, 3) else { return };
+    let (code, out, err) = cluster.cli(0, &["deploy", path(&with_file()), "--no-check"]);
+    assert_eq!(code, 0, "{out}\n{err}");
+    let leader = cluster.leader().unwrap();
+    let held = |number: usize| {
+        let blobs = cluster.controls[number].state.path().join("blobs");
+        fs::read_dir(blobs).unwrap().count()
+    };
+    assert!((0..3).filter(|number| held(*number) == 1).count() >= 2, "not on a majority");
+    cluster.kill(leader);
+    fs::remove_dir_all(cluster.controls[leader].state.path().join("blobs")).unwrap();
+    // A worker that has never seen it.
+    cluster.worker.take().unwrap().kill();
+    let fresh = State::new();
+    let _worker = cluster.peer("worker", &fresh, &[]);
+    assert!(body(cluster.data_plane(), "filed").contains("Hello"));
+}
+
+#[test]
+fn a_deploy_is_refused_where_its_files_would_be_on_a_minority() {
+    let Some(mut cluster) = Cluster::start(1, 3) else { return };
+    let leader = cluster.leader().unwrap();
+    let others: Vec<usize> = (0..3).filter(|number| *number != leader).collect();
+    for number in &others {
+        cluster.kill(*number);
+    }
+    let (code, _, err) = cluster.cli(leader, &["deploy", path(&with_file())]);
+    assert!(code == 3 && err.contains("held by 1 of 3 control planes"), "{code} {err}");
+    // What needs no file is deployed all the same.
+    cluster.deploy(leader, "bare");
+    cluster.run(others[0]);
+    until("it is there again", || cluster.cli(leader, &["deploy", path(&with_file())]).0 == 0);
+    body(cluster.data_plane(), "filed");
+}
+
 #[test]
 fn the_leader_of_etcd_is_killed_and_deploys_go_on() {
     let Some(mut cluster) = Cluster::start(3, 2) else { return };

@@ -10,7 +10,7 @@ use dirigent_core::control::Refusal;
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
-use crate::blobs::PutError;
+use crate::{blobs::PutError, copies::TooFew};
 
 /// What a user is told instead of an answer.
 #[derive(Clone, Debug)]
@@ -64,6 +64,12 @@ impl From<Refusal> for ApiError {
             Refusal::NotLeader => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
         };
         Self::new(status, code, refusal.to_string())
+    }
+}
+
+impl From<TooFew> for ApiError {
+    fn from(error: TooFew) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "few_copies", error.to_string())
     }
 }
 

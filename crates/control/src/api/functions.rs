@@ -135,6 +135,10 @@ pub(super) async fn deploy(
         Some(digest) => Some(api.blobs().pin(digest).ok_or_else(|| no_artifact(digest))?),
         None => None,
     };
+    if let Some(digest) = artifact {
+        // First its bytes, then the record: nobody may have to run what is lost.
+        api.artifacts().spread(digest).await?;
+    }
     // Before it is asked for: a client who leaves now must not take the artifact of a deploy along
     // that becomes durable nevertheless.
     if let Some(pin) = &mut pin {

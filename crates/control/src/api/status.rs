@@ -57,7 +57,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Value> {
         "leader": api.leader().map(|leader| json!({
             "name": leader.member.name,
             "epoch": leader.epoch.term(),
-            "api": format!("http://{}", leader.member.api),
+            "api": format!("{}://{}", api.scheme(), leader.member.api),
             "peers": leader.member.peers,
         })),
         "started_ms": facts.started_ms,

@@ -5,6 +5,7 @@ use dirigent_service::acceptor;
 use sha2::Digest as _;
 
 use super::*;
+use crate::blobs::Blobs;
 
 fn line(at_ms: u64, text: &str) -> LogLine {
     let sandbox = SandboxId::new(Epoch(1), 1);
@@ -27,7 +28,7 @@ fn query(follow: bool) -> LogQuery {
 async fn worker(bulk: &Bulk, blobs: &Blobs, tasks: &Tasks) -> End<FromWorkerBulk, ToWorkerBulk> {
     let (dialer, acceptor) = acceptor("worker");
     let before = bulk.lock().workers.len();
-    bulk.accept_workers(acceptor, blobs, tasks);
+    bulk.accept_workers(acceptor, &Artifacts::alone(blobs.clone()), tasks);
     let end = dialer.dial().await.unwrap();
     while bulk.lock().workers.len() == before {
         tokio::task::yield_now().await;

@@ -25,7 +25,7 @@ use self::{
     keys::{Keys, beginning, change, json, put, read, unchanged, unsigned},
     rpc::{KeyValue, RequestOp, TxnRequest},
 };
-use super::{Applied, Deposed, SCHEMA, Store, StoreError};
+use super::{Applied, Deposed, Store, StoreError};
 
 /// Records in one transaction: etcd takes 128 operations, and the mark is one.
 const RECORDS: usize = 126;
@@ -86,7 +86,7 @@ impl Place {
 ///
 /// # Errors
 /// If an address is of no use.
-pub fn chair(config: &EtcdConfig, mut member: Member) -> Result<Chair, StoreError> {
+pub fn chair(config: &EtcdConfig, member: Member) -> Result<Chair, StoreError> {
     let name = format!("etcd at {}", config.members.join(","));
     let broken = |why: String| StoreError::Io {
         place: name.clone(),
@@ -95,9 +95,6 @@ pub fn chair(config: &EtcdConfig, mut member: Member) -> Result<Chair, StoreErro
     let client = Client::new(&config.members).map_err(broken)?;
     let keys = Keys::new(&config.prefix);
     let name = format!("{name} under {}", keys.prefix());
-    if member.format == 0 {
-        member.format = SCHEMA;
-    }
     let place = Arc::new(Place { client, keys, name });
     Chair::new(Arc::clone(&place), member).map_err(|error| place.broken(error))
 }
@@ -278,7 +275,7 @@ impl Store for EtcdStore {
                 }
             })?,
         };
-        let records = load::load(self.place(), &term, &self.runtime)?;
+        let records = load::load(self.place(), Some(&term), &self.runtime)?;
         self.functions = records.functions.len() as u64;
         // Office was taken with the chain's first mark.
         self.last = term.revision;

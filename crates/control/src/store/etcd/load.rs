@@ -19,10 +19,10 @@ const PAGE: i64 = 4000;
 /// For one page.
 const PAGE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Everything that is recorded.
+/// Everything that is recorded, to whoever leads in `term`, or to anybody.
 pub(super) fn load(
     place: &Arc<Place>,
-    term: &Term,
+    term: Option<&Term>,
     runtime: &Handle,
 ) -> Result<Records, StoreError> {
     let first = runtime.block_on(begin(place, term))?;
@@ -44,20 +44,20 @@ pub(super) fn load(
         functions: parsed,
         workers: workers.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
         data_planes: data_planes.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
-        terms: leader.terms,
+        terms: leader.map(|leader| leader.terms).unwrap_or_default(),
     })
 }
 
 struct Beginning {
     revision: u64,
-    leader: Leader,
+    leader: Option<Leader>,
     workers: Vec<KeyValue>,
     data_planes: Vec<KeyValue>,
     functions: RangeResponse,
 }
 
 /// All but most functions, and the moment: later pages are of the same.
-async fn begin(place: &Place, term: &Term) -> Result<Beginning, StoreError> {
+async fn begin(place: &Place, term: Option<&Term>) -> Result<Beginning, StoreError> {
     let keys = &place.keys;
     let functions = RangeRequest { limit: PAGE, ..beginning(keys.functions()) };
     let request = TxnRequest {
@@ -75,8 +75,11 @@ async fn begin(place: &Place, term: &Term) -> Result<Beginning, StoreError> {
     let mut ranges = answered.ranges();
     let mut next = || ranges.next().unwrap_or_default();
     let (leader, workers, data_planes) = (next().kvs, next().kvs, next().kvs);
-    let leader = leader.first().filter(|kv| unsigned(kv.mod_revision) == term.revision);
-    let leader = place.parse(leader.ok_or(StoreError::Deposed)?)?;
+    let seated = leader.first().map_or(0, |kv| unsigned(kv.mod_revision));
+    if term.is_some_and(|term| seated != term.revision) {
+        return Err(StoreError::Deposed);
+    }
+    let leader = leader.first().map(|kv| place.parse(kv)).transpose()?;
     Ok(Beginning { revision, leader, workers, data_planes, functions: next() })
 }
 

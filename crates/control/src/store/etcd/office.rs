@@ -7,12 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use dirigent_core::{ClusterId, Epoch, Office, Records, office::Seat};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     Place,
     client::{Answered, EtcdError},
     keys::{beginning, json, none_changed, put, read, read_all, unchanged, unsigned},
+    load::load,
     rpc::{KeyValue, TxnRequest},
 };
 use crate::store::StoreError;
@@ -122,6 +123,31 @@ impl Chair {
     #[must_use]
     pub const fn life(&self) -> u64 {
         self.life
+    }
+
+    /// This control plane.
+    #[must_use]
+    pub const fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// All control planes that have entered themselves, by name.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        let request = beginning(self.place.keys.of("members/"));
+        let range = self.place.client.range(&request, Instant::now() + LOOK_WITHIN).await;
+        let range = range.map_err(|error| self.place.unavailable(&error))?;
+        range.kvs.iter().map(|kv| self.place.parse(kv)).collect()
+    }
+
+    /// Everything that is recorded, as anybody may read it.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn records(&self, runtime: &Handle) -> Result<Records, StoreError> {
+        load(&self.place, None, runtime)
     }
 
     /// What this control plane writes as the leader of `term`.

@@ -14,7 +14,10 @@ use tokio::runtime::Runtime;
 
 use self::cut::Line;
 use super::*;
-use crate::store::tests::{apply, function, suite};
+use crate::store::{
+    SCHEMA,
+    tests::{apply, function, suite},
+};
 
 /// An etcd, and threads for those who ask it.
 struct Host {
