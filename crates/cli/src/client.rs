@@ -24,13 +24,22 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::net::TcpStream;
 
-use crate::fail::{Fail, Kind, OrFail as _, Result};
+use crate::{
+    fail::{Fail, Kind, OrFail as _, Result},
+    format::duration,
+};
 
 /// A body to send.
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 
 /// Connecting on loopback or in a data centre takes far less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The API answers most questions at once, and none of these later than this.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where it waits for a deploy, at most fifteen minutes, or takes what may be large.
+const LONG_TIMEOUT: Duration = Duration::from_secs(16 * 60);
 
 /// Where a server is, for people who give it as a URL or as `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,10 +201,22 @@ impl Client {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let request = request.body(body).or_fail(Kind::Config, || "a malformed request")?;
-        send(place, self.trust.as_ref(), request, &self.tasks).await.map_err(|fail| {
+        let limit = limit(path);
+        let sent = send(place, self.trust.as_ref(), request, &self.tasks);
+        let sent = tokio::time::timeout(limit, sent).await.unwrap_or_else(|_elapsed| {
+            let text = format!("{} does not answer within {}", place.url(), duration(limit));
+            Err(Fail::unavailable(text).hint("it may be stopped, or have far too much to do"))
+        });
+        sent.map_err(|fail| {
             fail.hint("start Dirigent with `dirigent up`, or name its API with --server")
         })
     }
+}
+
+/// How long an answer to this may take to begin.
+fn limit(path: &str) -> Duration {
+    let waits = ["wait=true", "/revisions/", "/artifacts/"].iter().any(|part| path.contains(part));
+    if waits { LONG_TIMEOUT } else { ANSWER_TIMEOUT }
 }
 
 /// A file that `dirigent up` writes into its state directory.
@@ -268,7 +289,8 @@ pub(crate) fn full(body: Bytes) -> Body {
 
 /// The whole body of a response.
 pub(crate) async fn read(response: Response<Incoming>) -> Result<Bytes> {
-    let body = response.into_body().collect().await;
+    let body = tokio::time::timeout(ANSWER_TIMEOUT, response.into_body().collect()).await;
+    let body = body.or_fail(Kind::Unavailable, || "the answer stopped halfway")?;
     Ok(body.or_fail(Kind::Unavailable, || "the answer was cut")?.to_bytes())
 }
 
@@ -381,6 +403,14 @@ pub(crate) fn default_state(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_waits_may_take_long() {
+        assert_eq!(limit("/v1/functions"), ANSWER_TIMEOUT);
+        assert_eq!(limit("/v1/functions/default/f?check=true&wait=false"), ANSWER_TIMEOUT);
+        assert_eq!(limit("/v1/functions/default/f?check=true&wait=true"), LONG_TIMEOUT);
+        assert_eq!(limit("/v1/functions/default/f/revisions/3"), LONG_TIMEOUT);
+    }
 
     #[test]
     fn places_are_urls_or_host_and_port() {
