@@ -10,6 +10,8 @@ use dirigent_core::{
     office::Seat,
 };
 
+use crate::store::Mark;
+
 /// A machine's host, or the store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Host {
@@ -113,6 +115,14 @@ pub(crate) enum What {
         life: u64,
         epoch: Epoch,
         answer: StoreAnswer,
+    },
+    /// A majority of the store's members has what was asked for.
+    Committed {
+        to: usize,
+        life: u64,
+        epoch: Epoch,
+        answer: StoreAnswer,
+        mark: Mark,
     },
     /// Somebody copies the store, for the day when it is needed.
     Copy,

@@ -13,13 +13,14 @@ use crate::{
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 19] = [
+pub const FAULTS: [&str; 21] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
     "data plane joins",
     "data plane leaves",
     "leader without store",
+    "minority of disks lost",
     "mumbling store",
     "partition",
     "pause",
@@ -27,6 +28,7 @@ pub const FAULTS: [&str; 19] = [
     "sandbox crashes",
     "sandbox out of memory",
     "slow link",
+    "slow reader",
     "slow store",
     "store restored from an older copy",
     "worker's daemon dies",
@@ -41,6 +43,8 @@ pub(crate) enum Undo {
     Cut(Vec<(Host, Host)>),
     Slow(Host, Host),
     Store,
+    Disks(Vec<usize>),
+    Reader(Host),
 }
 
 impl World {
@@ -61,7 +65,7 @@ impl World {
                 _ => 14_000,
             } + u64::from(self.random.draw() % 1000),
         );
-        let kind = match self.random.below(15) {
+        let kind = match self.random.below(17) {
             0 => self.cut_one_way(lasts),
             1 => self.partition(lasts),
             2 => self.slow_link(lasts),
@@ -74,6 +78,8 @@ impl World {
             10 => self.join(),
             11 => self.leave(),
             12 => self.restore_store(),
+            13 => self.lose_some_disks(lasts),
+            14 => self.read_slowly(lasts),
             _ => self.kill_sandbox(),
         };
         if let Some(kind) = kind {
@@ -102,6 +108,8 @@ impl World {
             Some(Undo::Cut(ways)) => ways.into_iter().for_each(|(from, to)| self.mend(from, to)),
             Some(Undo::Slow(from, to)) => self.net.speed_up(from, to),
             Some(Undo::Store) => self.store.mood = Mood::Well,
+            Some(Undo::Reader(host)) => self.read_on(host),
+            Some(Undo::Disks(lost)) => self.replace_disks(&lost),
             None => {}
         }
     }
@@ -244,6 +252,24 @@ impl World {
             Host::Store => {}
         }
         Some("pause")
+    }
+
+    /// A host takes its time for each packet, up to more than anybody waits.
+    fn read_slowly(&mut self, lasts: Duration) -> Option<&'static str> {
+        let host = self.any_host();
+        if self.net.readers.contains_key(&host) {
+            return None;
+        }
+        let each = [5, 50, 500, 20_000].get(self.random.below(4)).copied().unwrap_or(5);
+        self.net.readers.insert(host, Duration::from_millis(each));
+        self.undo_after(lasts, Undo::Reader(host));
+        Some("slow reader")
+    }
+
+    fn lose_some_disks(&mut self, lasts: Duration) -> Option<&'static str> {
+        let lost = self.lose_disks()?;
+        self.undo_after(lasts, Undo::Disks(lost));
+        Some("minority of disks lost")
     }
 
     fn sour_store(&mut self, lasts: Duration) -> Option<&'static str> {

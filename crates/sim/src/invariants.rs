@@ -14,6 +14,7 @@ mod epochs_only_grow;
 mod idle_beside_queue;
 mod min_and_max;
 mod no_bind_after_return;
+mod one_leader_per_slot;
 mod reservations;
 mod right_sandbox;
 mod slot_leak;
@@ -27,7 +28,7 @@ use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 19] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -41,6 +42,7 @@ pub const NAMES: [&str; 18] = [
     idle_beside_queue::NAME,
     min_and_max::NAME,
     no_bind_after_return::NAME,
+    one_leader_per_slot::NAME,
     reservations::NAME,
     right_sandbox::NAME,
     slot_leak::NAME,
@@ -94,6 +96,7 @@ impl World {
     /// The full sweep of what is looked at now and then.
     pub(crate) fn sweep(&mut self) {
         self.check_answered();
+        self.check_leaders();
         self.check_books();
         self.check_leaks();
         self.check_acknowledged();

@@ -61,7 +61,7 @@ impl World {
 
     /// The one in office by the store, if its process leads.
     pub(crate) fn leader(&self) -> Option<usize> {
-        let epoch = self.store.seat.epoch;
+        let epoch = self.store.state.seat.epoch;
         (0..self.controls.len()).find(|&c| self.epoch_of(c) == Some(epoch))
     }
 
@@ -80,7 +80,7 @@ impl World {
             self.ask_store(control, epoch, StoreAsk::Beat);
             return;
         }
-        let holder = usize::try_from(self.store.seat.holder).unwrap_or(usize::MAX);
+        let holder = usize::try_from(self.store.state.seat.holder).unwrap_or(usize::MAX);
         let event = if self.epoch_of(holder).is_none() || holder == control {
             office::Event::Refused
         } else if self.net.joined(host, Host::Control(holder)) {
@@ -111,17 +111,18 @@ impl World {
 
     fn lead(&mut self, control: usize, epoch: Epoch) {
         // A linearizable read made after taking office; who was deposed meanwhile reads in vain.
-        if self.store.seat.epoch != epoch {
+        if self.store.state.seat.epoch != epoch {
             return;
         }
         let office = Office { cluster: CLUSTER, epoch };
         let config = Config { office, seed: self.seed ^ epoch.0 };
-        let machine = Control::new(self.now, config, self.store.records());
+        let machine = Control::new(self.now, config, self.store.state.records());
         let Some(c) = self.controls.get_mut(control) else { return };
         c.leads = Some(machine);
         c.beat = 0;
         c.armed = None;
         self.obey_control(control);
+        self.ignore_other_leader(control);
     }
 
     /// It leads no more: its streams close, and it stands by. What it was shown the next term is to be

@@ -23,6 +23,9 @@ use crate::{
 /// An end that hears nothing for so long closes (keep-alive of the transport).
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// An outbox in which nothing moves for so long is given up with its stream, as in the product.
+const STUCK: Duration = Duration::from_secs(10);
+
 /// How long a packet takes at most where nothing is wrong.
 pub(crate) const SLOWEST: Duration = Duration::from_micros(500);
 
@@ -44,6 +47,16 @@ pub(crate) struct Way {
     /// Packets whose time came while the direction was cut.
     stalled: usize,
     last: Time,
+    /// When something last moved, or began to wait.
+    moved: Time,
+    /// A slow reader takes the next one then.
+    next: Time,
+}
+
+impl Way {
+    fn is_stuck(&self, now: Time) -> bool {
+        !self.queue.is_empty() && now.since(self.moved) >= STUCK
+    }
 }
 
 /// A connection of a peer to a control plane.
@@ -86,6 +99,8 @@ pub(crate) struct Net {
     cut: BTreeMap<(Host, Host), u32>,
     /// Directions that are slow, by how many faults.
     slow: BTreeMap<(Host, Host), u32>,
+    /// Hosts that read slowly, and how long each packet takes them.
+    pub(crate) readers: BTreeMap<Host, Duration>,
     next: u64,
 }
 
@@ -102,6 +117,10 @@ impl Net {
     /// Streams whose ends died together are forgotten.
     pub(crate) fn sweep(&mut self) {
         self.streams.retain(|_, stream| !stream.is_over());
+    }
+
+    pub(crate) fn reads_slowly(&self, host: Host) -> bool {
+        self.readers.contains_key(&host)
     }
 
     pub(crate) fn slow_down(&mut self, from: Host, to: Host) {
@@ -198,6 +217,38 @@ impl World {
         stream
     }
 
+    /// Whoever does not read is given up: it attaches anew.
+    pub(crate) fn give_up_stuck(&mut self) {
+        let now = self.now;
+        let mut stuck = Vec::new();
+        for (&stream, s) in &self.net.streams {
+            stuck.extend([(true, &s.up), (false, &s.down)].into_iter().filter_map(|(up, way)| {
+                let open = if up { s.peer_open } else { s.control_open };
+                (open && way.is_stuck(now)).then_some((stream, up))
+            }));
+        }
+        for (stream, up) in stuck {
+            self.counts.stuck += 1;
+            self.close_end(stream, !up);
+        }
+    }
+
+    /// A host reads on as others do.
+    pub(crate) fn read_on(&mut self, host: Host) {
+        self.net.readers.remove(&host);
+        let mut waiting = Vec::new();
+        for (&stream, s) in &mut self.net.streams {
+            for up in [true, false] {
+                if s.ends(up).1 == host {
+                    waiting.extend(s.way(up).queue.iter().map(|_| (stream, up)));
+                }
+            }
+        }
+        for (stream, up) in waiting {
+            self.after(Duration::from_micros(200), What::Deliver { stream, up });
+        }
+    }
+
     /// Puts a packet on its way.
     pub(crate) fn send(&mut self, stream: StreamId, up: bool, packet: Packet) {
         let Some(s) = self.net.streams.get(&stream) else { return };
@@ -213,6 +264,9 @@ impl World {
             let way = s.way(up);
             let at = (now.after(delay)).max(Time(way.last.0 + 1));
             way.last = at;
+            if way.queue.is_empty() {
+                way.moved = now;
+            }
             way.queue.push_back(packet);
             self.agenda.put(at, What::Deliver { stream, up });
         }
@@ -230,8 +284,18 @@ impl World {
             self.agenda.put(until, What::Deliver { stream, up });
             return;
         }
+        let (now, reads) = (self.now, self.net.readers.get(&to).copied());
         let Some(s) = self.net.streams.get_mut(&stream) else { return };
-        let Some(packet) = s.way(up).queue.pop_front() else { return };
+        let way = s.way(up);
+        if let Some(reads) = reads {
+            if now < way.next {
+                let at = way.next;
+                return self.agenda.put(at, What::Deliver { stream, up });
+            }
+            way.next = now.after(reads);
+        }
+        let Some(packet) = way.queue.pop_front() else { return };
+        way.moved = now;
         let open = if up { s.control_open } else { s.peer_open };
         if open && self.is_up(to) {
             self.trace.note(self.now, &packet);

@@ -69,11 +69,15 @@ pub enum Plant {
     ExitUnseen,
     /// The next epoch is the last one of the store and one.
     EpochsCounted,
+    /// The store acknowledges what is on one of its disks only.
+    AcknowledgedEarly,
+    /// Whoever takes office takes those who are attached to another leader to hold nothing.
+    OtherLeaderIgnored,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -99,6 +103,8 @@ impl Plant {
         Self::StoreSilent,
         Self::ExitUnseen,
         Self::EpochsCounted,
+        Self::AcknowledgedEarly,
+        Self::OtherLeaderIgnored,
     ];
 
     /// The invariant that must notice it.
@@ -117,7 +123,8 @@ impl Plant {
             Self::StartAfterStop => "started_once",
             Self::SentTwice => "at_most_once",
             Self::WriteAfterDeposition => "deposed_writes_nothing",
-            Self::DeployForgotten => "acknowledged_deploys_last",
+            Self::OtherLeaderIgnored => "one_leader_per_slot",
+            Self::DeployForgotten | Self::AcknowledgedEarly => "acknowledged_deploys_last",
             Self::ReturnLost => "slot_leak",
             Self::CapacityInvented => "capacity",
             Self::RecallLost => "idle_beside_queue",
@@ -239,16 +246,32 @@ impl World {
         }
     }
 
-    /// The machine hears that nobody who is silent holds slots of a sandbox that is gone.
+    /// A new leader hears that those who are attached to another one hold nothing.
+    pub(crate) fn ignore_other_leader(&mut self, control: usize) {
+        if self.plant != Some(Plant::OtherLeaderIgnored) {
+            return;
+        }
+        for plane in 0..self.planes.len() {
+            if self.planes.get(plane).is_some_and(|p| p.up && p.attached) {
+                self.speak_for(control, plane, Vec::new());
+            }
+        }
+    }
+
+    /// The machine hears that nobody holds slots of a sandbox that is gone.
     pub(crate) fn gone_planted(&mut self, control: usize, sandbox: SandboxId) {
         if self.plant != Some(Plant::AddressReused) {
             return;
         }
         for plane in 0..self.planes.len() {
-            let Some(p) = self.planes.get(plane).filter(|p| p.up && !p.attached) else { continue };
+            let Some(p) = self.planes.get(plane).filter(|p| p.up) else { continue };
             let mut holdings: Vec<Holding> =
                 p.gates.values().flat_map(|f| f.gate.claims()).collect();
+            let all = holdings.len();
             holdings.retain(|held| held.sandbox != sandbox);
+            if holdings.len() == all && p.attached {
+                continue;
+            }
             self.speak_for(control, plane, holdings);
         }
     }

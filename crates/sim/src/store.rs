@@ -1,6 +1,10 @@
-//! The simulated store: linearizable, one office, writes that compare the epoch.
+//! The simulated store: linearizable, one office, writes that compare the epoch; several members with
+//! a disk each, of which a majority has what is acknowledged.
 //!
-//! It can be slow, refuse, or commit and lose the acknowledgement.
+//! It can be slow, refuse, commit and lose the acknowledgement, lose a minority of its disks, and be
+//! restored from an older copy.
+
+mod members;
 
 use std::collections::BTreeMap;
 
@@ -10,26 +14,35 @@ use dirigent_core::{
 };
 use std::{sync::Arc, time::Duration};
 
+pub(crate) use self::members::Mark;
+use self::members::Members;
 use crate::{
     agenda::{Host, StoreAnswer, StoreAsk, What},
     plant::Plant,
     world::World,
 };
 
-/// See the module.
+/// What is recorded.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Store {
+pub(crate) struct State {
     pub(crate) seat: Seat,
     revision: u64,
     pub(crate) functions: BTreeMap<FunctionId, Arc<FunctionRecord>>,
     workers: BTreeMap<WorkerId, WorkerRecord>,
     data_planes: BTreeMap<DataPlaneId, DataPlaneRecord>,
-    /// How the next writes go.
-    pub(crate) mood: Mood,
     /// The last terms, oldest first.
     terms: Vec<Epoch>,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) state: State,
+    members: Members,
+    /// How the next writes go.
+    pub(crate) mood: Mood,
     /// An older copy.
-    copy: Option<Box<Self>>,
+    copy: Option<State>,
 }
 
 /// What is wrong with the store.
@@ -43,7 +56,7 @@ pub(crate) enum Mood {
     Mumbling,
 }
 
-impl Store {
+impl State {
     pub(crate) fn records(&self) -> Records {
         Records {
             functions: self.functions.values().cloned().collect(),
@@ -58,21 +71,6 @@ impl Store {
         let record = self.functions.get(&revision.function);
         let newest = record.and_then(|r| r.revisions.iter().map(|r| r.number).max());
         newest.is_some_and(|newest| newest >= revision.number)
-    }
-
-    /// Keeps a copy of itself.
-    pub(crate) fn copy(&mut self) {
-        self.copy = None;
-        self.copy = Some(Box::new(self.clone()));
-    }
-
-    /// Becomes the copy again, if there is one that differs.
-    fn restore(&mut self) -> bool {
-        let Some(copy) = self.copy.take_if(|copy| copy.revision < self.revision) else {
-            return false;
-        };
-        *self = Self { mood: self.mood, ..*copy };
-        true
     }
 
     pub(crate) fn knows(&self, data_plane: &str) -> bool {
@@ -105,6 +103,29 @@ impl Store {
     }
 }
 
+impl Store {
+    pub(crate) fn new(members: usize) -> Self {
+        let state = State::default();
+        let members = Members::new(members, &state);
+        Self { state, members, mood: Mood::Well, copy: None }
+    }
+
+    /// Keeps a copy.
+    pub(crate) fn copy(&mut self) {
+        self.copy = Some(self.state.clone());
+    }
+
+    /// Becomes the copy again, if there is one that differs.
+    fn restore(&mut self, now: Time) -> bool {
+        let Some(copy) = self.copy.take_if(|copy| copy.revision < self.state.revision) else {
+            return false;
+        };
+        self.state = copy;
+        self.members.restore(now, &self.state);
+        true
+    }
+}
+
 impl World {
     /// A control plane asks the store. Questions of one leader keep their order.
     pub(crate) fn ask_store(&mut self, control: usize, epoch: Epoch, ask: StoreAsk) {
@@ -132,9 +153,11 @@ impl World {
             }
             return;
         }
-        let current = self.store.seat.epoch == epoch;
+        let before = self.store.state.seat;
+        let current = before.epoch == epoch;
         let blind = self.plant == Some(Plant::OldEpochObeyed);
-        let mut answer = match ask {
+        let written = self.counts.writes;
+        let answer = match ask {
             StoreAsk::Write(..) | StoreAsk::Beat
                 if !current && !blind && self.plant != Some(Plant::WriteAfterDeposition) =>
             {
@@ -144,21 +167,61 @@ impl World {
             StoreAsk::Write(token, _) if !current && blind => {
                 StoreAnswer::Wrote(token, Outcome::Refused)
             }
-            StoreAsk::Beat if !current => StoreAnswer::Seat(self.store.seat),
+            StoreAsk::Beat if !current => StoreAnswer::Seat(self.store.state.seat),
             StoreAsk::Write(token, write) => StoreAnswer::Wrote(token, self.write(epoch, write)),
             StoreAsk::Beat => {
-                self.store.seat.beat += 1;
-                StoreAnswer::Seat(self.store.seat)
+                self.store.state.seat.beat += 1;
+                StoreAnswer::Seat(self.store.state.seat)
             }
-            StoreAsk::Read => StoreAnswer::Seat(self.store.seat),
+            StoreAsk::Read => StoreAnswer::Seat(self.store.state.seat),
             StoreAsk::Take { over, above } => {
-                let taken = self.store.seat.epoch == over.epoch;
+                let taken = self.store.state.seat.epoch == over.epoch;
                 if taken {
                     self.take_office(from, above);
                 }
-                StoreAnswer::Took(taken.then_some(self.store.seat))
+                StoreAnswer::Took(taken.then_some(self.store.state.seat))
             }
         };
+        if self.store.state.seat != before || self.counts.writes != written {
+            self.replicate();
+        }
+        let (mark, committed) = self.store.members.mark();
+        let at = if self.plant == Some(Plant::AcknowledgedEarly) { self.now } else { committed };
+        self.agenda.put(at.max(self.now), What::Committed { to: from, life, epoch, answer, mark });
+    }
+
+    /// What changed is on its way to the other disks.
+    fn replicate(&mut self) {
+        let slow = self.store.mood == Mood::Slow;
+        let early = self.plant == Some(Plant::AcknowledgedEarly);
+        let arrivals: Vec<Time> = (0..self.store.members.count())
+            .map(|_| {
+                let usual = 50_000 + u64::from(self.random.draw() % 450_000);
+                let more = if slow { u64::from(self.random.draw() % 500_000_000) } else { 0 };
+                let late = if early { 5_000_000_000 } else { 0 };
+                self.now.after(Duration::from_nanos(usual + more + late))
+            })
+            .collect();
+        self.store.members.append(self.now, &self.store.state, &arrivals);
+    }
+
+    /// A majority has what was asked for, unless it was lost on the way.
+    pub(crate) fn committed(
+        &mut self,
+        from: usize,
+        life: u64,
+        epoch: Epoch,
+        mut answer: StoreAnswer,
+        mark: Mark,
+    ) {
+        let host = Host::Control(from);
+        if self.store.members.is_doubtful(mark) && self.plant != Some(Plant::AcknowledgedEarly) {
+            if let StoreAnswer::Wrote(_, outcome) = &mut answer {
+                *outcome = Outcome::Unknown;
+            } else {
+                return;
+            }
+        }
         if self.net.is_cut(Host::Store, host) {
             // Committed or not, the acknowledgement is lost.
             if let StoreAnswer::Wrote(_, outcome) = &mut answer {
@@ -185,26 +248,52 @@ impl World {
     fn take_office(&mut self, control: usize, above: Epoch) {
         let random = u64::from(self.random.draw());
         let epoch = if self.plant == Some(Plant::EpochsCounted) {
-            Epoch(self.store.seat.epoch.0 + 1)
+            Epoch(self.store.state.seat.epoch.0 + 1)
         } else {
             above.next(random)
         };
-        self.store.seat = Seat { epoch, holder: control as u64, beat: 0 };
-        self.store.terms.push(epoch);
-        let forgotten = self.store.terms.len().saturating_sub(Records::TERMS);
-        self.store.terms.drain(..forgotten);
+        self.store.state.seat = Seat { epoch, holder: control as u64, beat: 0 };
+        self.store.state.terms.push(epoch);
+        let forgotten = self.store.state.terms.len().saturating_sub(Records::TERMS);
+        self.store.state.terms.drain(..forgotten);
         self.counts.terms += 1;
         self.epoch_given(epoch);
     }
 
+    /// Some disks are lost, and as many stay as make a majority.
+    pub(crate) fn lose_disks(&mut self) -> Option<Vec<usize>> {
+        let most = self.store.members.may_lose();
+        if most == 0 {
+            return None;
+        }
+        let mut whole = self.store.members.whole();
+        let mut lost = Vec::new();
+        if self.random.draw().is_multiple_of(2) {
+            lost.push(self.store.members.first());
+        }
+        let count = 1 + self.random.below(most);
+        while lost.len() < count {
+            whole.retain(|n| !lost.contains(n));
+            let pick = self.random.below(whole.len());
+            lost.push(*whole.get(pick)?);
+        }
+        self.store.state = self.store.members.lose(self.now, &lost);
+        Some(lost)
+    }
+
+    /// New disks take the place of those.
+    pub(crate) fn replace_disks(&mut self, lost: &[usize]) {
+        self.store.members.replace(self.now, lost, &self.store.state);
+    }
+
     /// The store is lost, and restored from an older copy.
     pub(crate) fn restore_store(&mut self) -> Option<&'static str> {
-        if !self.store.restore() {
+        if !self.store.restore(self.now) {
             return None;
         }
         self.forget_orders();
         for plane in 0..self.planes.len() {
-            if !self.store.knows(&format!("{:?}", Host::Plane(plane))) {
+            if !self.store.state.knows(&format!("{:?}", Host::Plane(plane))) {
                 self.forget_plane(plane);
             }
         }
@@ -224,9 +313,9 @@ impl World {
             && matches!(write, Write::PutFunction(_))
             && chance == 0
         {
-            return Outcome::Ok { revision: self.store.revision };
+            return Outcome::Ok { revision: self.store.state.revision };
         }
-        let revision = self.store.apply(write);
+        let revision = self.store.state.apply(write);
         if self.store.mood == Mood::Mumbling && chance == 2 {
             self.counts.lost_acknowledgements += 1;
             return Outcome::Unknown;

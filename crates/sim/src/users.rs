@@ -207,7 +207,7 @@ impl World {
         let leaders = (0..self.controls.len()).filter_map(|control| self.epoch_of(control));
         let leaders: Vec<Epoch> = leaders.collect();
         self.users.deceived.extend(leaders);
-        let store = &self.store;
+        let store = &self.store.state;
         self.users.acknowledged.retain(|_, revision| store.has(*revision));
     }
 

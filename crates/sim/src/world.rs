@@ -54,6 +54,8 @@ pub struct Counts {
     pub overruns: u64,
     /// Invocations that died with their data plane.
     pub cut: u64,
+    /// Streams given up since nobody read them.
+    pub stuck: u64,
     /// Times that a data plane was barred from a sandbox.
     pub barred: u64,
     /// Orders of operators.
@@ -140,6 +142,7 @@ impl World {
         // Sometimes there is room for everybody, sometimes not.
         let memory = Bytes::mib(128 * (4 + u64::from(random.draw() % 16)));
         let affinity = random.draw().is_multiple_of(2);
+        let members = random.draw().is_multiple_of(3);
         let mut world = Self {
             seed,
             now,
@@ -148,7 +151,7 @@ impl World {
             controls: (0..controls).map(|_| ControlHost::new(now)).collect(),
             planes: (0..planes).map(|_| PlaneHost::new(now, Durable::default(), 1)).collect(),
             workers: (0..workers).map(|_| WorkerHost::new(now, memory, plant)).collect(),
-            store: Store::default(),
+            store: Store::new(if members { 5 } else { 3 }),
             net: Net::default(),
             users: Users::new(affinity),
             undos: BTreeMap::new(),
@@ -306,6 +309,9 @@ impl World {
                 self.sandbox_gone(worker, sandbox, boot, cause);
             }
             What::Settles { worker, sandbox, boot } => self.settles(worker, sandbox, boot),
+            What::Committed { to, life, epoch, answer, mark } => {
+                self.committed(to, life, epoch, answer, mark);
+            }
             What::Copy => {
                 self.store.copy();
                 let pause = 2000 + u64::from(self.random.draw() % 10_000);
@@ -322,6 +328,7 @@ impl World {
             What::Quiet => self.users.calm = true,
             What::Sweep => {
                 self.exit_unseen();
+                self.give_up_stuck();
                 self.sweep();
                 self.net.sweep();
                 self.after(SWEEP, What::Sweep);

@@ -1,4 +1,5 @@
-//! A deploy that was acknowledged is in the store, whichever control planes died since.
+//! A deploy that was acknowledged is in the store, whichever control planes died and whichever minority
+//! of the store's disks was lost since.
 
 use crate::world::World;
 
@@ -8,8 +9,8 @@ impl World {
     pub(super) fn check_acknowledged(&mut self) {
         let mut missing = None;
         for (name, revision) in &self.users.acknowledged {
-            if !self.store.has(*revision) {
-                let record = self.store.functions.get(&revision.function);
+            if !self.store.state.has(*revision) {
+                let record = self.store.state.functions.get(&revision.function);
                 missing = Some(format!("{revision} of {name} was acknowledged: {record:?}"));
             }
         }

@@ -6,7 +6,7 @@ pub(super) const NAME: &str = "min_and_max";
 
 impl World {
     pub(super) fn check_min_and_max(&mut self) {
-        let records: Vec<_> = self.store.functions.values().cloned().collect();
+        let records: Vec<_> = self.store.state.functions.values().cloned().collect();
         for record in records {
             let count = self
                 .workers

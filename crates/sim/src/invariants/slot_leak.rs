@@ -21,9 +21,9 @@ impl World {
             for &(id, _) in &entry.holders {
                 let Some(plane) = self.plane_of(leader, id) else { continue };
                 let hears = self.net.joined(Host::Plane(plane), Host::Control(leader));
-                let awake = [Host::Plane(plane), Host::Control(leader)]
-                    .iter()
-                    .all(|host| self.paused_until(*host).is_none());
+                let awake = [Host::Plane(plane), Host::Control(leader)].iter().all(|host| {
+                    self.paused_until(*host).is_none() && !self.net.reads_slowly(*host)
+                });
                 let attached = self.planes.get(plane).is_some_and(|p| p.up && p.attached);
                 if !hears || !awake || !attached {
                     continue;

@@ -6,7 +6,8 @@ pub(super) const NAME: &str = "to_zero";
 
 impl World {
     pub(super) fn check_to_zero(&mut self) {
-        let wanted: u32 = self.store.functions.values().map(|record| record.settings.min).sum();
+        let wanted: u32 =
+            self.store.state.functions.values().map(|record| record.settings.min).sum();
         let running: usize = self.workers.iter().map(|w| w.sandboxes.len()).sum();
         self.hold(NAME, running <= wanted as usize, |world| {
             let ids: Vec<_> = world
