@@ -99,6 +99,9 @@ pub(crate) struct Config {
     /// Hosts that are no function's: there, as at an IP address, the path names it,
     /// `/fn/NAME/...`.
     pub(crate) gateways: Vec<String>,
+    /// Proxies that are believed what they say in `Forwarded` and `X-Forwarded-*`, as addresses and
+    /// networks such as `10.1.0.0/16`; from all others these are replaced.
+    pub(crate) trusted_proxies: Vec<Admitted>,
     /// Functions are refused rather than run with less: `plain`, `basic`, `strict`.
     pub(crate) min_isolation: Option<Isolation>,
     /// What starts sandboxes: `process`, or `fake` for tests.
@@ -220,6 +223,7 @@ impl Default for Config {
             leave: Duration::from_secs(3),
             domains: vec!["localhost".to_owned()],
             gateways: Vec::new(),
+            trusted_proxies: dirigent_proxy::loopback().into_iter().map(Admitted).collect(),
             min_isolation: None,
             runtime: RuntimeKind::Process,
             memory: None,

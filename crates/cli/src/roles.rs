@@ -89,6 +89,7 @@ pub(crate) fn control_plane(config: &Config, dir: &Path) -> dirigent_control::Co
 pub(crate) fn data_plane(config: &Config, dir: &Path) -> dirigent_proxy::Config {
     dirigent_proxy::Config {
         hosts: HostRules::new(&config.domains, &config.gateways),
+        trusted_proxies: config.trusted_proxies.iter().map(|trusted| trusted.0).collect(),
         limits: config.limits.limits(),
         state: Some(dir.join("data-plane")),
         ..dirigent_proxy::Config::new(config.listen)

@@ -1,9 +1,16 @@
 //! What a data plane is started with.
 
-use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZero,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use dirigent_core::name::HostRules;
 use dirigent_service::Clock;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Everything that [`crate::start`] needs to know.
 #[derive(Clone, Debug)]
@@ -14,6 +21,8 @@ pub struct Config {
     pub flag: &'static str,
     /// Which Hosts name functions.
     pub hosts: HostRules,
+    /// Who may say in `Forwarded` and `X-Forwarded-*` what it saw; what others say of it is dropped.
+    pub trusted_proxies: Vec<IpNet>,
     /// A directory of its own for the cluster and epoch obeyed; `None` remembers nothing over a
     /// restart.
     pub state: Option<PathBuf>,
@@ -33,12 +42,21 @@ impl Config {
             listen,
             flag: "--listen",
             hosts: HostRules::default(),
+            trusted_proxies: loopback(),
             state: None,
             cores: thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
             clock: Clock::new(),
             limits: Limits::default(),
         }
     }
+}
+
+/// The addresses of this machine only, where a proxy before the data plane usually runs.
+#[must_use]
+pub fn loopback() -> Vec<IpNet> {
+    let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+    let v6 = Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128);
+    vec![v4.into(), v6.into()]
 }
 
 /// The bounds. Each has a stated answer when it is reached.

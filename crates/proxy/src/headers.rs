@@ -29,13 +29,15 @@ pub(crate) struct Peer {
     ip: String,
     /// As in `Forwarded` (RFC 7239): `for=` and a quoted IPv6 address, up to the Host.
     forwarded: String,
+    /// What it says of the hops before it is believed.
+    is_trusted: bool,
 }
 
 impl Peer {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr, is_trusted: bool) -> Self {
         let ip = address.ip();
         let quoted = if ip.is_ipv4() { ip.to_string() } else { format!("\"[{ip}]\"") };
-        Self { ip: ip.to_string(), forwarded: format!("for={quoted};host=\"") }
+        Self { ip: ip.to_string(), forwarded: format!("for={quoted};host=\""), is_trusted }
     }
 }
 
@@ -70,6 +72,13 @@ pub(crate) fn ends_here(name: &HeaderName) -> bool {
         _ => false,
     };
     known || is_ours(text)
+}
+
+/// What only a proxy on the way can know of a client: `X-Forwarded-Port`, `X-Real-IP` and their like,
+/// beside those that we write.
+fn is_of_a_proxy(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    text.starts_with("x-forwarded-") || text == "x-real-ip"
 }
 
 fn is_ours(name: &str) -> bool {
@@ -148,19 +157,21 @@ fn put_line(out: &mut BytesMut, name: &str, value: &[&[u8]]) {
 /// of its value.
 fn each(parts: &Parts, forward: &Forward, mut put: impl FnMut(&str, &[&[u8]])) {
     let headers = &parts.headers;
+    let trusted = forward.peer.is_trusted;
     let named = Named::of(headers);
     for (name, value) in headers {
-        if !ends_here(name) && !named.contains(name) {
+        if !ends_here(name) && !named.contains(name) && (trusted || !is_of_a_proxy(name)) {
             put(name.as_str(), &[value.as_bytes()]);
         }
     }
     let (peer, host) = (&forward.peer, forward.host.as_bytes());
-    let before = said(headers, "forwarded");
+    let said = |name| if trusted { said(headers, name) } else { Vec::new() };
+    let before = said("forwarded");
     put("forwarded", &[&before, peer.forwarded.as_bytes(), host, b"\";proto=http"]);
-    let before = said(headers, "x-forwarded-for");
+    let before = said("x-forwarded-for");
     put("x-forwarded-for", &[&before, peer.ip.as_bytes()]);
     // What a trusted hop before us saw is nearer to the truth than what we see.
-    let given = |name| headers.get(name).map(HeaderValue::as_bytes);
+    let given = |name| headers.get(name).filter(|_| trusted).map(HeaderValue::as_bytes);
     put("x-forwarded-proto", &[given("x-forwarded-proto").unwrap_or(b"http")]);
     put("x-forwarded-host", &[given("x-forwarded-host").unwrap_or(host)]);
     put("x-request-id", &[forward.request_id.as_bytes()]);
@@ -292,7 +303,7 @@ mod tests {
     fn forward() -> Forward {
         Forward {
             request_id: HeaderValue::from_static("id-1"),
-            peer: Arc::new(Peer::new(SocketAddr::from(([192, 0, 2, 1], 7)))),
+            peer: Arc::new(Peer::new(SocketAddr::from(([192, 0, 2, 1], 7)), true)),
             host: HeaderValue::from_static("hello.example"),
             prefix: 0,
             attempt: 1,
@@ -353,6 +364,39 @@ mod tests {
             &format!("traceparent: {trace}"),
         ] {
             assert!(head.contains(&format!("{line}\r\n")), "{line}: {head}");
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_says_of_hops_before_it_is_replaced() {
+        let request = || {
+            http::Request::builder()
+                .uri("/")
+                .header("x-forwarded-for", "10.6.6.6")
+                .header("x-forwarded-proto", "https")
+                .header("x-forwarded-host", "bank.example")
+                .header("x-forwarded-port", "443")
+                .header("x-real-ip", "10.6.6.6")
+                .header("forwarded", "for=10.6.6.6;proto=https")
+                .body(())
+                .unwrap()
+        };
+        let peer = Arc::new(Peer::new(SocketAddr::from(([192, 0, 2, 1], 7)), false));
+        let told = head(request(), &Forward { peer, ..forward() });
+        for line in [
+            "x-forwarded-for: 192.0.2.1",
+            "x-forwarded-proto: http",
+            "x-forwarded-host: hello.example",
+            "forwarded: for=192.0.2.1;host=\"hello.example\";proto=http",
+        ] {
+            assert!(told.contains(&format!("\r\n{line}\r\n")), "{line}: {told}");
+        }
+        for forged in ["10.6.6.6", "https", "bank", "443", "x-real-ip"] {
+            assert!(!told.contains(forged), "{forged}: {told}");
+        }
+        let told = head(request(), &forward());
+        for kept in ["x-forwarded-port: 443", "x-forwarded-host: bank.example", "x-real-ip: 10.6"] {
+            assert!(told.contains(kept), "{kept}: {told}");
         }
     }
 

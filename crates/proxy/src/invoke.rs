@@ -85,7 +85,8 @@ pub(crate) struct Invocation {
 impl Front {
     pub(crate) fn new(shared: Arc<Shared>, line: Arc<Line>, peer: SocketAddr) -> Self {
         let (last, alarm) = (Mutex::default(), Mutex::default());
-        Self { shared, line, peer: Arc::new(Peer::new(peer)), home: home(), last, alarm }
+        let peer = Peer::new(peer, shared.trusts(peer.ip()));
+        Self { shared, line, peer: Arc::new(peer), home: home(), last, alarm }
     }
 
     /// Answers a request, whatever happens.

@@ -42,11 +42,11 @@ mod websocket;
 mod windows;
 mod wire;
 
-pub use config::{Config, Limits};
+pub use config::{Config, Limits, loopback};
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{
@@ -64,6 +64,7 @@ use dirigent_core::{
     name::HostRules,
 };
 use dirigent_service::{Clock, Cores, Dialer, OnCancel, Outbox, Tasks, listen};
+use ipnet::IpNet;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -111,11 +112,12 @@ pub async fn start(
     let listener = listen::bind(config.listen, config.flag).await?;
     let address = listener.local_addr().map_err(StartError::State)?;
     let cores = Cores::start("data-plane", config.cores).map_err(StartError::Cores)?;
-    let Config { hosts, clock, limits, .. } = config;
+    let Config { hosts, trusted_proxies, clock, limits, .. } = config;
     let shared = Arc::new(Shared {
         clock,
         limits,
         hosts,
+        trusted_proxies,
         catalogue: Catalogue::new(),
         timers: Timers::default(),
         records: Records::new(limits.records, clock),
@@ -207,6 +209,7 @@ struct Shared {
     clock: Clock,
     limits: Limits,
     hosts: HostRules,
+    trusted_proxies: Vec<IpNet>,
     catalogue: Catalogue,
     timers: Timers,
     records: Records,
@@ -244,6 +247,12 @@ struct Stream {
 impl Shared {
     fn now(&self) -> Time {
         Time(self.clock.nanos())
+    }
+
+    /// Whether what it says of the hops before it is believed.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
     }
 
     fn kept_nanos(&self) -> u64 {

@@ -77,6 +77,32 @@ async fn the_path_names_the_function_where_the_host_cannot() {
 }
 
 #[tokio::test]
+async fn only_a_trusted_proxy_is_believed_what_it_says_of_callers() {
+    // By default this machine is trusted; where nobody is, its callers are strangers.
+    for trusted in [true, false] {
+        let rig = Rig::with(|config| {
+            if !trusted {
+                config.trusted_proxies.clear();
+            }
+        })
+        .await;
+        let backend = Backend::answering(|head, _| head.to_owned()).await;
+        rig.serving("hello", Function::default(), backend.address, 1).await;
+        let answer = rig
+            .raw(
+                "GET / HTTP/1.1\r\nHost: hello\r\nConnection: close\r\nX-Forwarded-Proto: https\r\n\
+                 X-Forwarded-For: 192.0.2.7\r\n\r\n",
+            )
+            .await;
+        let seen = body(&answer);
+        let (proto, caller) =
+            if trusted { ("https", "192.0.2.7, 127.0.0.1") } else { ("http", "127.0.0.1") };
+        assert!(seen.contains(&format!("x-forwarded-proto: {proto}\r\n")), "{seen}");
+        assert!(seen.contains(&format!("x-forwarded-for: {caller}\r\n")), "{seen}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_without_a_length_stream_both_ways_with_trailers() {
     let rig = Rig::start().await;
     let backend = Backend::start(|mut stream, _| async move {
