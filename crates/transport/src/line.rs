@@ -27,10 +27,16 @@ impl Reach {
                 return;
             }
             match dialled {
-                // Whether it is gone or only silent, the next try shows.
-                Ok(mut beats) => {
-                    while let Ok(Ok(Some(_beat))) = timeout(HEARD_WITHIN, beats.message()).await {}
-                }
+                Ok(mut beats) => loop {
+                    match timeout(HEARD_WITHIN, beats.message()).await {
+                        Ok(Ok(Some(_beat))) => {}
+                        // Whether it is gone the next try shows.
+                        Ok(Ok(None) | Err(_)) => break,
+                        // Counted from here, not from the end of the next try.
+                        Err(_elapsed) if told.send(Event::Silent).await.is_err() => return,
+                        Err(_elapsed) => break,
+                    }
+                },
                 Err(_event) => sleep(PAUSE).await,
             }
         }
