@@ -11,6 +11,7 @@ mod compat;
 mod demo;
 mod faults;
 mod host;
+mod hosts;
 mod lasting;
 mod metrics;
 mod recording;
