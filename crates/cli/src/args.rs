@@ -6,12 +6,14 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dirigent_core::{Bytes, FunctionName, Isolation, MilliCpu, Protocol, Role};
+use dirigent_core::{Access, Bytes, FunctionName, Isolation, MilliCpu, Protocol, Role};
+use dirigent_service::tls::Trust;
 
 use crate::{
-    client::{Client, default_state, read_state},
+    client::{Client, Place, default_state, read_state},
     commands::{BenchArgs, DemoArgs},
-    fail::{EXIT_CODES, Result},
+    context::{self, Context},
+    fail::{EXIT_CODES, Fail, Kind, OrFail as _, Result},
 };
 
 /// A lightweight serverless orchestrator: deploy functions, call them, and have them scaled with
@@ -50,6 +52,12 @@ pub(crate) enum Command {
     Cluster(ClusterCommand),
     /// Get this machine a certificate of a cluster
     Join(JoinArgs),
+    /// Make, list and revoke tokens of the API
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Choose which cluster the other verbs talk to
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// Show what Dirigent does, in 90 seconds and a temporary directory
     Demo(DemoArgs),
     /// Measure Dirigent beside its floor or a rival
@@ -96,6 +104,14 @@ pub(crate) struct ApiArgs {
     #[arg(long = "server", value_name = "ADDR", env = "DIRIGENT_SERVER")]
     #[arg(hide_env_values = true, display_order = 800)]
     api: Option<String>,
+    /// The certificates of the authority to trust there, PEM [default: the state directory's, else the system's]
+    #[arg(long, value_name = "FILE", env = "DIRIGENT_CA")]
+    #[arg(hide_env_values = true, display_order = 800)]
+    ca: Option<PathBuf>,
+    /// A cluster from `dirigent context list`, if neither --server nor --state is given [default: the one chosen by `context use`]
+    #[arg(long, value_name = "NAME", env = "DIRIGENT_CONTEXT")]
+    #[arg(hide_env_values = true, display_order = 800)]
+    context: Option<String>,
     #[command(flatten)]
     state: StateArgs,
     /// Set by the environment only: a flag could be read by anybody who lists processes
@@ -112,6 +128,11 @@ pub(crate) struct StateArgs {
 }
 
 impl StateArgs {
+    /// The context that counts: one that is named, or the current one where no directory is.
+    pub(crate) fn context(&self, name: Option<&str>) -> Result<Option<Context>> {
+        if self.state.is_some() { Ok(None) } else { context::chosen(name) }
+    }
+
     pub(crate) fn dir(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| {
             default_state(rustix::process::geteuid().is_root(), |name| std::env::var_os(name))
@@ -121,11 +142,31 @@ impl StateArgs {
 
 impl ApiArgs {
     pub(crate) fn client(&self) -> Result<Client> {
-        Client::find(self.api.as_deref(), &self.state.dir(), self.token.clone())
+        let trust = self.ca.as_deref().map(Trust::file).transpose();
+        let trust = trust.or_fail(Kind::Config, || "--ca")?;
+        let token = self.token.clone();
+        let client = match self.context()? {
+            Some(context) => {
+                let place = Place::parse(&context.server)?;
+                Client::new(place, context.trust()?, token.or(context.token))
+            }
+            None => Client::find(self.api.as_deref(), &self.state.dir(), token)?,
+        };
+        Ok(match trust {
+            Some(trust) => client.trusting(trust),
+            None => client,
+        })
     }
 
-    /// Where functions are called, if a local `up` says so.
+    fn context(&self) -> Result<Option<Context>> {
+        if self.api.is_some() { Ok(None) } else { self.state.context(self.context.as_deref()) }
+    }
+
+    /// Where functions are called, if the context or a local `up` says so.
     pub(crate) fn functions_url(&self) -> Result<String> {
+        if let Some(context) = self.context()? {
+            return context.functions.ok_or_else(|| Fail::config("the context does not say so"));
+        }
         Ok(read_state(&self.state.dir(), "functions")?.trim().to_owned())
     }
 }
@@ -498,6 +539,101 @@ pub(crate) struct DoctorArgs {
     /// What `up` would be told.
     #[command(flatten)]
     pub(crate) up: Box<UpArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; it is printed once, and kept as a hash only
+    Create(CreateTokenArgs),
+    /// List tokens, without their secrets
+    List(ApiArgs),
+    /// Let a token count no more
+    Revoke(RevokeTokenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateTokenArgs {
+    /// What it allows
+    #[arg(long, value_enum)]
+    pub(crate) role: AccessArg,
+    /// What it is called [default: made from its role]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// How long it counts, such as 30d [default: until it is revoked]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) expires: Option<std::time::Duration>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RevokeTokenArgs {
+    /// What it is called
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AccessArg {
+    /// Everything: also tokens and members
+    Admin,
+    /// Deploying and removing functions, calling them, looking at everything
+    Deploy,
+    /// Calling functions, and nothing else
+    Invoke,
+    /// Looking at everything
+    View,
+}
+
+impl From<AccessArg> for Access {
+    fn from(arg: AccessArg) -> Self {
+        match arg {
+            AccessArg::Admin => Self::Admin,
+            AccessArg::Deploy => Self::Deploy,
+            AccessArg::Invoke => Self::Invoke,
+            AccessArg::View => Self::View,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextCommand {
+    /// Add a cluster, or replace it; the first one is used from then on
+    Add(AddContextArgs),
+    /// Talk to this one if nothing else is said
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// List them
+    List,
+    /// Forget one
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddContextArgs {
+    /// What to call it
+    pub(crate) name: String,
+    /// The API's URL, such as https://10.0.0.1:9091
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: String,
+    /// Where its functions are called, for `invoke`
+    #[arg(long, value_name = "URL")]
+    pub(crate) functions: Option<String>,
+    /// The certificate of the cluster's authority, `tls/ca.pem` of its first control plane
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// A file with a token of the API [default: DIRIGENT_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Set by the environment only: a flag could be read by anybody who lists processes
+    #[arg(long, env = "DIRIGENT_TOKEN", hide = true, hide_env_values = true)]
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -134,6 +134,11 @@ impl Client {
         Self { api, leader: OnceLock::new(), trust, token, tasks: Tasks::new() }
     }
 
+    /// The same, trusting others.
+    pub(crate) fn trusting(self, trust: Trust) -> Self {
+        Self { trust: Some(trust), ..self }
+    }
+
     /// Asks and reads the whole answer of the control machine.
     pub(crate) async fn ask(&self, method: Method, path: &str) -> Result<Answer> {
         self.call(method, path, None::<&()>).await

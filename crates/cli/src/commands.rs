@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod context;
 mod demo;
 mod deploy;
 mod describe;
@@ -9,6 +10,7 @@ mod doctor;
 mod functions;
 mod invoke;
 mod logs;
+mod token;
 mod top;
 
 pub(crate) use self::{bench::BenchArgs, demo::DemoArgs};
@@ -36,6 +38,8 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::Worker(args) => apart::worker(&args, printer),
         Command::Config(ConfigCommand::Show { origin, up }) => config::show(&*up, origin, printer),
         Command::Cluster(command) => cluster::cluster(command, printer),
+        Command::Token(command) => wait(token::token(command, printer)),
+        Command::Context(command) => context::context(command, printer),
         Command::Join(args) => wait(cluster::join(&args, printer)),
         Command::Bench(args) => busy(bench::bench(args, printer)),
         Command::Demo(args) => busy(demo::demo(args, printer)),

@@ -34,8 +34,15 @@ use crate::{
 /// What the names of its variables start with.
 pub(crate) const PREFIX: &str = "DIRIGENT_";
 /// Variables of the client verbs, which are no keys here.
-const RESERVED: [&str; 4] =
-    ["DIRIGENT_CONFIG", "DIRIGENT_TOKEN", "DIRIGENT_FUNCTIONS", "DIRIGENT_SERVER"];
+const RESERVED: [&str; 7] = [
+    "DIRIGENT_CA",
+    "DIRIGENT_CONFIG",
+    "DIRIGENT_CONTEXT",
+    "DIRIGENT_CONTEXTS",
+    "DIRIGENT_FUNCTIONS",
+    "DIRIGENT_SERVER",
+    "DIRIGENT_TOKEN",
+];
 
 /// Where a control plane meets its peers if nothing is said.
 const PEERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9092);

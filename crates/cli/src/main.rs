@@ -9,6 +9,7 @@ mod args;
 mod client;
 mod commands;
 mod config;
+mod context;
 mod detect;
 mod example;
 mod fail;

@@ -9,6 +9,7 @@ mod members;
 pub(crate) mod openapi;
 pub(crate) mod server;
 mod status;
+mod tokens;
 
 use std::{
     net::SocketAddr,
@@ -18,15 +19,17 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Query, Request, State},
+    extract::{MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{delete, get, head, post, put},
 };
 use dirigent_core::{
+    Access, ApiTokens,
     control::{Answer, Call},
     frame::Capacity,
 };
+use dirigent_service::Clock;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Uri,
     header::{AUTHORIZATION, LOCATION},
@@ -48,7 +51,7 @@ use crate::{
     owner::{Handle, PATIENCE, Sitting},
     store::etcd::Leader,
     streams::Offers,
-    token::Token,
+    token::{Token, hash},
 };
 
 /// What every handler may use. Cheap to clone.
@@ -60,8 +63,11 @@ pub(crate) struct Api {
 /// See [`Api`].
 pub(crate) struct Shared {
     pub(crate) owner: Handle,
+    /// In the state directory, for everything.
     pub(crate) token: Token,
     pub(crate) artifacts: Artifacts,
+    /// Those that were made since, while this control plane leads.
+    pub(crate) tokens: watch::Receiver<Option<Arc<ApiTokens>>>,
     pub(crate) bulk: Bulk,
     pub(crate) offers: Offers,
     pub(crate) metrics: Arc<Metrics>,
@@ -171,6 +177,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/members", get(members::list))
         .route("/v1/members/{role}/{name}", delete(members::remove))
         .route("/v1/join-tokens", post(members::invite))
+        .route("/v1/tokens", get(tokens::list).post(tokens::make))
+        .route("/v1/tokens/{name}", delete(tokens::revoke))
         .route("/v1/status", get(status::status))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/metrics", get(status::metrics))
@@ -189,6 +197,7 @@ pub(crate) fn router(api: Api) -> Router {
 async fn guard(
     State(api): State<Api>,
     headers: HeaderMap,
+    path: Option<MatchedPath>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -198,19 +207,44 @@ async fn guard(
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map_or("", |(_, token)| token.trim());
-    if !api.shared.token.is(offered) {
+    let here = request.uri().path();
+    let leads = api.sitting().is_some();
+    let Some(allowed) = api.shared.allowed(offered) else {
+        // Only the leader knows which tokens count.
+        if api.shared.tokens.borrow().is_none() && !is_of_each(here) {
+            return Ok(elsewhere(&api, request.uri()));
+        }
         return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
-            "send `Authorization: Bearer TOKEN`; the token is in the file `token` of the state \
-             directory",
+            "send `Authorization: Bearer TOKEN` with a token that counts: `dirigent token create` \
+             makes one, and one is in the file `token` of the state directory",
+        ));
+    };
+    // What is no route is told to whoever has a token.
+    let wanted = path.and_then(|path| openapi::access(request.method(), path.as_str()));
+    if let Some(wanted) = wanted.filter(|wanted| !allowed.includes(*wanted)) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            format!("this needs a token of the role `{wanted}`; this one has `{allowed}`"),
         ));
     }
-    let path = request.uri().path();
-    if api.sitting().is_none() && !is_of_each(path) {
+    if !leads && !is_of_each(here) {
         return Ok(elsewhere(&api, request.uri()));
     }
     Ok(next.run(request).await)
+}
+
+impl Shared {
+    /// What a token allows, if it is known to count.
+    fn allowed(&self, offered: &str) -> Option<Access> {
+        if self.token.is(offered) {
+            return Some(Access::Admin);
+        }
+        let tokens = self.tokens.borrow();
+        Some(tokens.as_ref()?.with_hash(hash(offered), Clock::wall_ms())?.access)
+    }
 }
 
 /// What each control plane tells of itself; the rest is the leader's.

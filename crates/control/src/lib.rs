@@ -256,6 +256,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let metrics = Arc::new(Metrics::new(counts.clone()));
     let (sits, sitting) = watch::channel(None::<Sitting>);
     let (leading, leads) = watch::channel(None);
+    let (tokens, admitted) = watch::channel(None);
     let (stand, stands) = watch::channel(Stand::default());
     let chambers = Chambers {
         state: dir.clone(),
@@ -268,6 +269,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         lock: Arc::new(lock),
         sitting: sits,
         leads: leading,
+        tokens,
         tasks: tasks.clone(),
     };
     sit(&config, seat, chambers, stand, tasks).await?;
@@ -282,6 +284,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         owner,
         token,
         artifacts: artifacts.clone(),
+        tokens: admitted,
         bulk,
         offers,
         metrics,
@@ -297,10 +300,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         compat: config.compat.map(Images::new),
         shutdown: tasks.shutdown().clone(),
     };
-    let files = membership.as_ref().map(|membership| {
-        membership.keep_renewed(tasks);
-        membership.files().clone()
-    });
+    let files = membership.as_ref().map(|membership| membership.kept_renewed(tasks));
     api::server::serve(listener, api::router(Api { shared: Arc::new(api) }), files, tasks);
     announce(&dir, &url(address, membership.as_ref()), tasks).map_err(unusable)?;
     let Doors { workers, workers_bulk, data_planes, data_planes_bulk } = doors;

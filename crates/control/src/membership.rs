@@ -421,29 +421,29 @@ impl Membership {
         self.shared.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Renews this control plane's own certificate in time, where it signs itself.
-    pub(crate) fn keep_renewed(&self, tasks: &Tasks) {
-        if !self.signs() {
-            return;
+    /// This control plane's own certificate, which it renews in time where it signs itself.
+    pub(crate) fn kept_renewed(&self, tasks: &Tasks) -> Files {
+        if self.signs() {
+            tasks.run("renew the certificate", OnCancel::Abort, self.clone().keep_renewed());
         }
-        let this = self.clone();
-        tasks.run("renew the certificate", OnCancel::Abort, async move {
-            loop {
-                let renew_at = this.files().certificate().renew_at();
-                if let Ok(left) = renew_at.duration_since(Clock::wall()) {
-                    tokio::time::sleep(left.min(LOOK)).await;
-                    continue;
-                }
-                let again = this.clone();
-                let renewed = tokio::task::spawn_blocking(move || again.renew_own()).await;
-                match renewed {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(error)) => tracing::warn!(%error, "the certificate was not renewed"),
-                    Err(error) => tracing::warn!(%error, "the certificate was not renewed"),
-                }
-                tokio::time::sleep(LOOK).await;
+        self.files().clone()
+    }
+
+    async fn keep_renewed(self) {
+        loop {
+            let renew_at = self.files().certificate().renew_at();
+            if let Ok(left) = renew_at.duration_since(Clock::wall()) {
+                tokio::time::sleep(left.min(LOOK)).await;
+                continue;
             }
-        });
+            let again = self.clone();
+            match tokio::task::spawn_blocking(move || again.renew_own()).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => tracing::warn!(%error, "the certificate was not renewed"),
+                Err(error) => tracing::warn!(%error, "the certificate was not renewed"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     fn renew_own(&self) -> Result<(), MembershipError> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Epoch, FunctionId, FunctionName, Office, RequestId, StreamId, Time,
+    ApiTokens, Epoch, FunctionId, FunctionName, Office, RequestId, StreamId, Time,
     control::{Answer, Call, Control, Effect, Event, Refusal},
     frame::{ToDataPlane, ToWorker},
     recording::Entry,
@@ -160,6 +160,8 @@ pub(crate) struct Owner {
     pub(crate) answers: mpsc::Receiver<Answers>,
     pub(crate) artifacts: Artifacts,
     pub(crate) metrics: Arc<Metrics>,
+    /// The tokens of the API that count.
+    pub(crate) tokens: watch::Sender<Option<Arc<ApiTokens>>>,
     pub(crate) tasks: Tasks,
     /// Cancelled when the store says that another leads.
     pub(crate) deposed: CancellationToken,
@@ -299,6 +301,9 @@ impl Owner {
                         tracing::warn!(%error, "artifacts were not discarded");
                     }
                 });
+            }
+            Effect::Admit { tokens } => {
+                self.tokens.send_replace(Some(tokens));
             }
             Effect::Resign { shown } => return Err(OwnerError::Resigned { shown }),
             Effect::Measure(measure) => self.metrics.measure(measure),

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Epoch, Office, Records, Time,
+    ApiTokens, Epoch, Office, Records, Time,
     recording::{Began, Entry, FORMAT},
 };
 use dirigent_service::{Clock, StateLock, Tasks};
@@ -34,6 +34,8 @@ pub(crate) struct Chambers {
     pub(crate) lock: Arc<StateLock>,
     pub(crate) sitting: watch::Sender<Option<Sitting>>,
     pub(crate) leads: watch::Sender<Option<Epoch>>,
+    /// The tokens of the API that count, while this control plane knows.
+    pub(crate) tokens: watch::Sender<Option<Arc<ApiTokens>>>,
     pub(crate) tasks: Tasks,
 }
 
@@ -54,6 +56,8 @@ pub(crate) enum Ended {
 pub(crate) struct Begun {
     owner: Owner,
     sitting: Sitting,
+    /// The tokens of the API that were recorded.
+    tokens: Arc<ApiTokens>,
 }
 
 impl Chambers {
@@ -70,6 +74,7 @@ impl Chambers {
         let began = self.began(office, records)?;
         let recorded = self.record.is_some();
         // Files are listed, and a machine with many functions takes its time.
+        let tokens = Arc::clone(&began.records.tokens);
         let made = tokio::task::spawn_blocking(move || {
             blobs.refer(&began.records)?;
             let first = recorded.then(|| Entry::Began(Box::new(began.clone())));
@@ -90,12 +95,13 @@ impl Chambers {
             answers,
             artifacts: self.artifacts.clone(),
             metrics: Arc::clone(&self.metrics),
+            tokens: self.tokens.clone(),
             tasks: self.tasks.clone(),
             deposed,
             asked: HashMap::new(),
             speakers: HashMap::new(),
         };
-        Ok(Begun { owner, sitting })
+        Ok(Begun { owner, sitting, tokens })
     }
 
     /// Lets everybody in.
@@ -104,6 +110,7 @@ impl Chambers {
         let cluster = format!("{:032x}", cluster.0);
         tracing::info!(%epoch, cluster, "this control plane leads");
         self.metrics.took_office(epoch);
+        self.tokens.send_replace(Some(Arc::clone(&begun.tokens)));
         // In this order: whoever is let in finds the owner.
         self.sitting.send_replace(Some(begun.sitting.clone()));
         self.leads.send_replace(Some(epoch));
@@ -111,10 +118,11 @@ impl Chambers {
 
     /// Leads, once opened, until the role is told to stop or the term is over.
     pub(crate) async fn lead(&self, begun: Begun) -> Result<(), OwnerError> {
-        let Begun { owner, sitting } = begun;
+        let Begun { owner, sitting, tokens: _ } = begun;
         drop(sitting);
         let ended = owner.run().await;
         self.leads.send_replace(None);
+        self.tokens.send_replace(None);
         self.sitting.send_replace(None);
         self.metrics.resigned();
         ended

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use dirigent_core::Digest;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -97,6 +98,11 @@ pub(crate) fn secret() -> io::Result<String> {
 /// is for passwords, which can be guessed; 256 random bits cannot.
 pub(crate) fn digest(secret: &str) -> String {
     hex(&Sha256::digest(secret))
+}
+
+/// The same, as records have it.
+pub(crate) fn hash(secret: &str) -> Digest {
+    Digest(Sha256::digest(secret).into())
 }
 
 fn hex(bytes: &[u8]) -> String {

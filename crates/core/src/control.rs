@@ -28,6 +28,7 @@ mod sharing;
 mod silent;
 mod slots;
 mod timers;
+mod tokens;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ use fleet::Fleet;
 use function::Function;
 use peers::Peers;
 use timers::Timer;
+use tokens::Tokens;
 
 /// Recorded peers are waited for so long after taking office.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -74,6 +76,7 @@ pub struct Control {
     specs: Interner<Spec>,
     settings: Interner<Settings>,
     next_function: u64,
+    tokens: Tokens,
 }
 
 impl Control {
@@ -83,7 +86,7 @@ impl Control {
     #[expect(clippy::needless_pass_by_value, reason = "a configuration belongs to its machine")]
     pub fn new(now: Time, config: Config, records: Records) -> Self {
         let Config { office, seed } = config;
-        let Records { functions, workers, data_planes, terms } = records;
+        let Records { functions, workers, data_planes, terms, tokens } = records;
         let fleet = Fleet::new(now, seed, office, workers);
         let mut control = Self {
             functions: BTreeMap::new(),
@@ -92,6 +95,7 @@ impl Control {
             specs: Interner::default(),
             settings: Interner::default(),
             next_function: 0,
+            tokens: Tokens::new(tokens),
         };
         control.cluster.terms = terms;
         control.load(functions);
@@ -210,6 +214,7 @@ impl Control {
                 }
             }
             Timer::RewritePeer(id) => self.record_data_plane(id),
+            Timer::RewriteTokens => self.rewrite_tokens(),
             Timer::Silent(id, peer) => self.with(id, |f, c| f.silent_for_long(c, peer)),
         }
     }
@@ -230,6 +235,7 @@ impl Control {
                 let at = self.cluster.now.after(REWRITE);
                 self.cluster.timers.set(Timer::RewritePeer(id), at);
             }
+            Some(Author::Tokens) => self.tokens_written(token, outcome),
             None => {}
         }
     }

@@ -25,6 +25,7 @@
     clippy::indexing_slicing
 )]
 
+pub mod access;
 pub mod frame;
 pub mod id;
 pub mod manifest;
@@ -42,6 +43,7 @@ pub mod worker;
 
 pub mod policy;
 
+pub use access::{Access, AccessError, ApiToken, ApiTokens};
 pub use id::{
     DataPlaneId, Epoch, FunctionId, InvocationId, RequestId, RevisionId, SandboxId, Serial,
     StreamId, WorkerId, WriteToken,

@@ -89,10 +89,7 @@ impl Member {
     /// # Errors
     /// If nobody can be called so.
     pub fn new(role: Role, name: &str) -> Result<Self, MemberError> {
-        let fits = (1..=NAME_MAX).contains(&name.len())
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        if !fits {
+        if !is_name(name) {
             return Err(MemberError::Name { text: name.to_owned() });
         }
         Ok(Self { role, name: name.into() })
@@ -120,6 +117,13 @@ impl Member {
     pub fn uri(&self, cluster: &str) -> String {
         format!("{cluster}/{}/{}", self.role, self.name)
     }
+}
+
+/// Whether it needs no quotes anywhere: in URIs, paths, logs.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 impl fmt::Display for Member {

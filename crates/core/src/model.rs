@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, sync::Arc, 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, RevisionId, SandboxId, WorkerId,
-    units,
+    ApiTokens, Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, RevisionId,
+    SandboxId, WorkerId, units,
 };
 
 /// The SHA-256 of an artifact's bytes; its only name.
@@ -350,6 +350,8 @@ pub enum Write {
     PutDataPlane(DataPlaneRecord),
     /// Remove.
     DeleteDataPlane(DataPlaneId),
+    /// Replace all.
+    PutTokens(Arc<ApiTokens>),
 }
 
 /// Everything that the store keeps, as read after taking office.
@@ -361,6 +363,9 @@ pub struct Records {
     pub workers: Vec<WorkerRecord>,
     /// All data planes.
     pub data_planes: Vec<DataPlaneRecord>,
+    /// The tokens of the API.
+    #[serde(default)]
+    pub tokens: Arc<ApiTokens>,
     /// The last terms of office, oldest first, the one that begins included. What was made in a term
     /// that is not among them, and not before the first, belongs to a history that the store has lost.
     /// Without any nothing is known to be lost.

@@ -106,6 +106,7 @@ impl Entry {
                 | Effect::Reply { .. }
                 | Effect::ToDataPlane { .. }
                 | Effect::Close { .. }
+                | Effect::Admit { .. }
                 | Effect::DiscardArtifacts { .. }
                 | Effect::Resign { .. }
                 | Effect::Measure(_) => {}

@@ -231,7 +231,7 @@ impl World {
                     self.resign(control, shown);
                     return;
                 }
-                Effect::DiscardArtifacts { .. } | Effect::Measure(_) => {}
+                Effect::Admit { .. } | Effect::DiscardArtifacts { .. } | Effect::Measure(_) => {}
             }
         }
         let broken = self

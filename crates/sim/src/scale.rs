@@ -109,7 +109,7 @@ pub fn records(functions: u64) -> Records {
         })
     };
     let functions = (1..=functions).map(record).collect();
-    Records { functions, workers: Vec::new(), data_planes: Vec::new(), terms: Vec::new() }
+    Records { functions, ..Records::default() }
 }
 
 fn hello() -> Hello {

@@ -9,8 +9,8 @@ mod members;
 use std::collections::BTreeMap;
 
 use dirigent_core::{
-    DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Records, RevisionId, Time,
-    WorkerId, WorkerRecord, Write, control::Outcome, office::Seat,
+    ApiTokens, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Records,
+    RevisionId, Time, WorkerId, WorkerRecord, Write, control::Outcome, office::Seat,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -30,6 +30,7 @@ pub(crate) struct State {
     pub(crate) functions: BTreeMap<FunctionId, Arc<FunctionRecord>>,
     workers: BTreeMap<WorkerId, WorkerRecord>,
     data_planes: BTreeMap<DataPlaneId, DataPlaneRecord>,
+    tokens: Arc<ApiTokens>,
     /// The last terms, oldest first.
     terms: Vec<Epoch>,
 }
@@ -63,6 +64,7 @@ impl State {
             workers: self.workers.values().cloned().collect(),
             data_planes: self.data_planes.values().cloned().collect(),
             terms: self.terms.clone(),
+            tokens: Arc::clone(&self.tokens),
         }
     }
 
@@ -98,6 +100,7 @@ impl State {
             Write::DeleteDataPlane(id) => {
                 self.data_planes.remove(&id);
             }
+            Write::PutTokens(tokens) => self.tokens = tokens,
         }
         self.revision
     }

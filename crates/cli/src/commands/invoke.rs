@@ -11,15 +11,21 @@ use http_body_util::BodyExt as _;
 use crate::{
     args::InvokeArgs,
     client::{Body, Place, full, header_text, read_state, send},
+    context::Context,
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
     printer::Printer,
 };
 
 pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
-    let place = match &args.functions {
-        Some(text) => Place::parse(text)?,
-        None => Place::parse(read_state(&args.state.dir(), "functions")?.trim())?,
+    let place = match (&args.functions, args.state.context(None)?) {
+        (Some(text), _) => Place::parse(text)?,
+        (None, Some(Context { functions: Some(text), .. })) => Place::parse(&text)?,
+        (None, Some(_)) => {
+            return Err(Fail::config("the context does not say where functions are called")
+                .hint("name it with --functions, here or at `dirigent context add`"));
+        }
+        (None, None) => Place::parse(read_state(&args.state.dir(), "functions")?.trim())?,
     };
     let request = request(args, &place)?;
     let begin = Instant::now();

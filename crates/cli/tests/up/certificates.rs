@@ -14,7 +14,7 @@ use dirigent_service::tls::{Authority, Certificate, Issue, request};
 use crate::{
     apart::{Part, body, get, ready},
     hello,
-    host::{State, command, until, verb},
+    host::{DIRIGENT, PATIENCE, State, command, output, until, verb},
     path,
 };
 
@@ -261,4 +261,68 @@ fn off_loopback_nothing_runs_without_certificates() {
         assert!(code == 2 && err.contains(says), "{args:?}: {code} {err}");
     }
     assert!(!Path::new(&state.path().join("api")).exists());
+}
+
+/// A verb of somebody on another machine, who has only this file of contexts.
+fn from_afar(contexts: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = std::process::Command::new(DIRIGENT);
+    command.args(args).env_clear().env("DIRIGENT_CONTEXTS", contexts);
+    let output = output(&mut command, PATIENCE);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_cluster_is_used_from_afar_with_a_context_and_a_token_of_a_role() {
+    let cluster = Cluster::outside();
+    let away = tempfile::tempdir().unwrap();
+    let contexts = away.path().join("contexts.toml");
+    let ca = cluster.state.path().join("tls/ca.pem");
+    let server = format!("https://{}", cluster.api);
+    for role in ["deploy", "view"] {
+        let token = ok(&cluster.state, &["token", "create", "--role", role, "--expires", "1h"]);
+        let file = away.path().join(role);
+        fs::write(&file, token).unwrap();
+        let (file, ca) = (file.to_str().unwrap(), ca.to_str().unwrap());
+        let args = ["context", "add", role, "--server", &server, "--ca", ca, "--token-file", file];
+        let (code, _, err) = from_afar(&contexts, &args);
+        assert_eq!(code, 0, "{err}");
+    }
+    // The first one is used, until another one is chosen.
+    let one = hello("one", "");
+    let plane = cluster.data_plane(&cluster.machine("data-plane", "d1"));
+    let worker = cluster.worker(&cluster.machine("worker", "w1"), &["--stop-sandboxes"]);
+    until("both have met the control plane", || ready(&plane) && cluster.workers() == 1);
+    let (code, _, err) = from_afar(&contexts, &["deploy", path(&one)]);
+    assert_eq!(code, 0, "{err}");
+    let (code, out, err) = from_afar(&contexts, &["list"]);
+    assert!(code == 0 && out.contains("one"), "{code} {out} {err}");
+    let (code, _, err) = from_afar(&contexts, &["token", "list"]);
+    assert!(code == 2 && err.contains("role `admin`"), "{code} {err}");
+    assert_eq!(from_afar(&contexts, &["context", "use", "view"]).0, 0);
+    let (code, _, err) = from_afar(&contexts, &["rm", "one"]);
+    assert!(code == 2 && err.contains("role `deploy`"), "{code} {err}");
+    let (code, _, err) = from_afar(&contexts, &["rm", "one", "--context", "deploy"]);
+    assert_eq!(code, 0, "{err}");
+
+    // Without the authority's certificate nobody is trusted; nor is a name that there is not.
+    let (code, _, err) = from_afar(&contexts, &["list", "--server", &server]);
+    assert!(code != 0 && !err.contains("Authorization"), "{code} {err}");
+    let (code, _, err) = from_afar(&contexts, &["list", "--context", "prod"]);
+    assert!(code == 2 && err.contains("no context `prod`"), "{code} {err}");
+
+    // What is revoked counts no more.
+    let listed = ok(&cluster.state, &["token", "list", "--json"]);
+    for line in listed.lines() {
+        let token: serde_json::Value = serde_json::from_str(line).unwrap();
+        ok(&cluster.state, &["token", "revoke", token["name"].as_str().unwrap()]);
+    }
+    let (code, _, err) = from_afar(&contexts, &["list"]);
+    assert!(code == 2 && err.contains("token that counts"), "{code} {err}");
+    for name in ["deploy", "view"] {
+        assert_eq!(from_afar(&contexts, &["context", "remove", name]).0, 0);
+    }
+    let (_, out, _) = from_afar(&contexts, &["context", "list"]);
+    assert!(!out.contains("deploy"), "{out}");
+    assert!(worker.end().success());
 }

@@ -61,6 +61,9 @@ impl From<Refusal> for ApiError {
             Refusal::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
             Refusal::InDoubt => (StatusCode::SERVICE_UNAVAILABLE, "in_doubt"),
             Refusal::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+            Refusal::TokenTaken { .. } => (StatusCode::CONFLICT, "taken"),
+            Refusal::NoToken { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Refusal::TooManyTokens { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy"),
             Refusal::NotLeader => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
         };
         Self::new(status, code, refusal.to_string())

@@ -1,6 +1,8 @@
 //! The OpenAPI document, made from one table of routes.
 
 use axum::Json;
+use dirigent_core::Access;
+use http::Method;
 use serde_json::{Map, Value, json};
 
 /// A route as documented.
@@ -8,6 +10,8 @@ use serde_json::{Map, Value, json};
 pub(crate) struct Route {
     pub(crate) method: &'static str,
     pub(crate) path: &'static str,
+    /// What a token must allow; `None` where none is needed.
+    pub(crate) access: Option<Access>,
     /// In one line.
     pub(crate) summary: &'static str,
     /// Parameters of the query: name, type, meaning.
@@ -26,6 +30,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/functions",
+        access: Some(Access::View),
         summary: "Functions in the order of their names",
         query: &[
             ("after", "string", "Those after this name"),
@@ -37,6 +42,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/functions/{namespace}/{name}",
+        access: Some(Access::View),
         summary: "Everything that is known of a function",
         query: &[],
         body: None,
@@ -45,6 +51,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "put",
         path: "/v1/functions/{namespace}/{name}",
+        access: Some(Access::Deploy),
         summary: "Deploy: create the function, or give it a new revision and settings",
         query: &[
             (
@@ -60,6 +67,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "delete",
         path: "/v1/functions/{namespace}/{name}",
+        access: Some(Access::Deploy),
         summary: "Remove a function",
         query: &[],
         body: None,
@@ -68,6 +76,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/functions/{namespace}/{name}/rollback",
+        access: Some(Access::Deploy),
         summary: "Make an earlier revision live again",
         query: &[("to", "integer", "Its number (the one before the live one)"), WAIT],
         body: None,
@@ -76,6 +85,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/functions/{namespace}/{name}/revisions/{number}",
+        access: Some(Access::View),
         summary: "Wait until a revision is live, has failed or was overtaken, and say which",
         query: &[],
         body: None,
@@ -84,6 +94,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/functions/{namespace}/{name}/logs",
+        access: Some(Access::View),
         summary: "Lines that its sandboxes wrote, one JSON object a line; `{\"missing\": WHY}` where some are not there",
         query: &[
             ("tail", "integer", "The newest so many (100), 10,000 at most"),
@@ -98,6 +109,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/invocations/{request_id}",
+        access: Some(Access::View),
         summary: "What is remembered of an invocation, and the lines written while it ran",
         query: &[],
         body: None,
@@ -106,6 +118,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "head",
         path: "/v1/artifacts/{digest}",
+        access: Some(Access::View),
         summary: "Whether an artifact is held",
         query: &[],
         body: None,
@@ -114,6 +127,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "put",
         path: "/v1/artifacts/{digest}",
+        access: Some(Access::Deploy),
         summary: "Send an artifact; its bytes must have the digest",
         query: &[],
         body: Some(("application/octet-stream", "Binary")),
@@ -122,6 +136,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/workers",
+        access: Some(Access::View),
         summary: "The workers",
         query: &[],
         body: None,
@@ -130,6 +145,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/top",
+        access: Some(Access::View),
         summary: "Functions that are active now, the busiest first",
         query: &[("limit", "integer", "At most so many (20)")],
         body: None,
@@ -138,6 +154,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/join-tokens",
+        access: Some(Access::Admin),
         summary: "Make a token with which somebody may join the cluster",
         query: &[],
         body: Some((JSON, "JoinToken")),
@@ -146,6 +163,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "post",
         path: "/v1/join",
+        access: None,
         summary: "Join the cluster with the secret of such a token, which is all that it needs",
         query: &[],
         body: Some((JSON, "Join")),
@@ -154,6 +172,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/members",
+        access: Some(Access::Admin),
         summary: "The members of the cluster and until when their certificates are valid",
         query: &[],
         body: None,
@@ -162,6 +181,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "delete",
         path: "/v1/members/{role}/{name}",
+        access: Some(Access::Admin),
         summary: "Refuse the certificates of a member from now on",
         query: &[],
         body: None,
@@ -169,7 +189,35 @@ pub(crate) const ROUTES: &[Route] = &[
     },
     Route {
         method: "get",
+        path: "/v1/tokens",
+        access: Some(Access::Admin),
+        summary: "Tokens of the API, without their secrets",
+        query: &[],
+        body: None,
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "post",
+        path: "/v1/tokens",
+        access: Some(Access::Admin),
+        summary: "Make a token of the API; its secret is told once",
+        query: &[],
+        body: Some((JSON, "Token")),
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "delete",
+        path: "/v1/tokens/{name}",
+        access: Some(Access::Admin),
+        summary: "Revoke a token",
+        query: &[],
+        body: None,
+        answer: (JSON, "Any"),
+    },
+    Route {
+        method: "get",
         path: "/v1/status",
+        access: Some(Access::View),
         summary: "What this control plane is and has",
         query: &[],
         body: None,
@@ -178,6 +226,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/v1/openapi.json",
+        access: Some(Access::View),
         summary: "This document",
         query: &[],
         body: None,
@@ -186,6 +235,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/metrics",
+        access: Some(Access::View),
         summary: "Metrics for Prometheus",
         query: &[],
         body: None,
@@ -194,6 +244,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         method: "get",
         path: "/health",
+        access: None,
         summary: "Whether the control plane runs; needs no token",
         query: &[],
         body: None,
@@ -201,8 +252,18 @@ pub(crate) const ROUTES: &[Route] = &[
     },
 ];
 
-/// Routes that need no token.
-const OPEN: [&str; 2] = ["/health", "/v1/join"];
+/// What a token must allow for a route.
+pub(super) fn access(method: &Method, path: &str) -> Option<Access> {
+    let takes = |route: &Route, method: &str| {
+        route.path == path && route.method.eq_ignore_ascii_case(method)
+    };
+    // Whatever can be read has a head that can be.
+    let is_it = |route: &&Route| {
+        takes(route, method.as_str()) || (*method == Method::HEAD && takes(route, "get"))
+    };
+    // What is not documented is for those who may do everything.
+    ROUTES.iter().find(is_it).map_or(Some(Access::Admin), |route| route.access)
+}
 
 pub(super) async fn document() -> Json<Value> {
     Json(render())
@@ -250,8 +311,10 @@ fn operation(route: &Route) -> Value {
     });
     let parameters: Vec<Value> = in_path.chain(in_query).collect();
     let (media, answer) = route.answer;
+    let role = route.access.map(|access| format!("Needs a token of the role `{access}`."));
     let mut operation = json!({
         "summary": route.summary,
+        "description": role.unwrap_or_else(|| "Needs no token.".to_owned()),
         "parameters": parameters,
         "responses": {
             "2XX": { "description": "Done", "content": { media: { "schema": schema(answer) } } },
@@ -265,14 +328,14 @@ fn operation(route: &Route) -> Value {
         let body = json!({ "required": true, "content": { media: { "schema": schema(body) } } });
         operation.insert("requestBody".to_owned(), body);
     }
-    if let (true, Value::Object(operation)) = (OPEN.contains(&route.path), &mut operation) {
+    if let (None, Value::Object(operation)) = (route.access, &mut operation) {
         operation.insert("security".to_owned(), json!([]));
     }
     operation
 }
 
-/// What is sent about members of the cluster.
-fn membership() -> [(&'static str, Value); 2] {
+/// What is sent about members of the cluster and about tokens.
+fn membership() -> [(&'static str, Value); 3] {
     let text = json!({ "type": "string" });
     let token = json!({
         "type": "object",
@@ -296,7 +359,17 @@ fn membership() -> [(&'static str, Value); 2] {
             "request": { "type": "string", "description": "PKCS #10 as PEM" },
         },
     });
-    [("JoinToken", token), ("Join", join)]
+    let api_token = json!({
+        "type": "object",
+        "required": ["role"],
+        "additionalProperties": false,
+        "properties": {
+            "role": { "enum": ["admin", "deploy", "invoke", "view"] },
+            "name": { "type": ["string", "null"] },
+            "expires": { "type": ["string", "null"], "description": "Such as 30d" },
+        },
+    });
+    [("JoinToken", token), ("Join", join), ("Token", api_token)]
 }
 
 fn schemas() -> Value {
@@ -376,11 +449,12 @@ mod tests {
 
     /// The routes as the reference page shows them.
     fn table() -> String {
-        let mut table = String::from("| Route | Does | Query |\n|---|---|---|\n");
-        for Route { method, path, summary, query, .. } in ROUTES {
+        let mut table = String::from("| Route | Does | Query | Role |\n|---|---|---|---|\n");
+        for Route { method, path, access, summary, query, .. } in ROUTES {
+            let role = access.map_or("", Access::word);
             let names: Vec<_> = query.iter().map(|(name, ..)| format!("`{name}`")).collect();
             let (method, names) = (method.to_uppercase(), names.join(", "));
-            writeln!(table, "| `{method} {path}` | {summary} | {names} |").unwrap();
+            writeln!(table, "| `{method} {path}` | {summary} | {names} | {role} |").unwrap();
         }
         table
     }

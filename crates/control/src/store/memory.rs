@@ -6,8 +6,8 @@ use std::{
 };
 
 use dirigent_core::{
-    ClusterId, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Office, Records,
-    WorkerId, WorkerRecord, Write, control::Outcome,
+    ApiTokens, ClusterId, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Office,
+    Records, WorkerId, WorkerRecord, Write, control::Outcome,
 };
 
 use super::{Applied, Deposed, Store, StoreError};
@@ -27,6 +27,7 @@ struct State {
     functions: BTreeMap<FunctionId, Arc<FunctionRecord>>,
     workers: BTreeMap<WorkerId, WorkerRecord>,
     data_planes: BTreeMap<DataPlaneId, DataPlaneRecord>,
+    tokens: Arc<ApiTokens>,
 }
 
 impl Store for MemoryStore {
@@ -51,6 +52,7 @@ impl Store for MemoryStore {
             workers: state.workers.values().cloned().collect(),
             data_planes: state.data_planes.values().cloned().collect(),
             terms: state.terms.clone(),
+            tokens: Arc::clone(&state.tokens),
         };
         Ok((Office { cluster, epoch }, records))
     }
@@ -77,6 +79,7 @@ impl Store for MemoryStore {
                 Write::DeleteDataPlane(id) => {
                     state.data_planes.remove(&id);
                 }
+                Write::PutTokens(tokens) => state.tokens = tokens,
             }
         }
         state.revision += 1;

@@ -28,6 +28,7 @@ const WORKERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("workers")
 const DATA_PLANES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("data_planes");
 /// The epochs of the last terms of office, by their numbers.
 const TERMS: TableDefinition<'_, u64, u64> = TableDefinition::new("terms");
+const TOKENS: TableDefinition<'_, (), &[u8]> = TableDefinition::new("tokens");
 
 /// Pages that redb keeps in memory. The records are read once; after that only writes touch it.
 const CACHE: usize = 8 << 20;
@@ -151,6 +152,11 @@ impl RedbStore {
             let (_, epoch) = row.map_err(|error| self.io(error))?;
             records.terms.push(Epoch(epoch.value()));
         }
+        let table = transaction.open_table(TOKENS).map_err(|error| self.io(error))?;
+        if let Some(value) = table.get(()).map_err(|error| self.io(error))? {
+            records.tokens = serde_json::from_slice(value.value())
+                .map_err(|error| self.unreadable("tokens".to_owned(), &error))?;
+        }
         Ok(records)
     }
 
@@ -263,6 +269,7 @@ fn enter(database: &Database, fresh: ClusterId, shown: Epoch) -> Result<(Office,
         transaction.open_table(FUNCTIONS)?;
         transaction.open_table(WORKERS)?;
         transaction.open_table(DATA_PLANES)?;
+        transaction.open_table(TOKENS)?;
         let mut terms = transaction.open_table(TERMS)?;
         terms.insert(epoch.term(), epoch.0)?;
         while terms.len()? > Records::TERMS as u64 {
@@ -316,6 +323,9 @@ fn put(transaction: &WriteTransaction, batch: &[Write], revision: u64) -> Result
             }
             Write::DeleteDataPlane(id) => {
                 data_planes.remove(id.0)?;
+            }
+            Write::PutTokens(tokens) => {
+                transaction.open_table(TOKENS)?.insert((), json(tokens)?.as_slice())?;
             }
         }
     }

@@ -4,9 +4,9 @@ use std::{io, path::Path, sync::atomic::AtomicBool, time::Duration};
 
 use ::redb::{StorageBackend, backends::FileBackend};
 use dirigent_core::{
-    Bytes, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionName, FunctionRecord, Listen,
-    MilliCpu, Protocol, Resources, RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Spec,
-    Target, WorkerId, WorkerRecord,
+    Access, ApiToken, ApiTokens, Bytes, DataPlaneId, DataPlaneRecord, Digest, Epoch, FunctionId,
+    FunctionName, FunctionRecord, Listen, MilliCpu, Protocol, Resources, RevisionRecord,
+    RevisionState, RuntimeKind, SandboxSpec, Spec, Target, WorkerId, WorkerRecord,
 };
 
 use super::*;
@@ -66,6 +66,17 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
 
     let worker = WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false };
     let data_plane = DataPlaneRecord { id: DataPlaneId(1), name: "local".into() };
+    let tokens = Arc::new(ApiTokens::default().with(
+        ApiToken {
+            name: "one".into(),
+            access: Access::Deploy,
+            hash: Digest([7; 32]),
+            made_ms: 1,
+            expires_ms: Some(2),
+        },
+        0,
+    ));
+    assert_eq!(*records.tokens, ApiTokens::default());
     let one = apply(
         &mut *store,
         &[
@@ -73,6 +84,7 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
             Write::PutFunction(function(1).into()),
             Write::PutWorker(worker.clone()),
             Write::PutDataPlane(data_plane.clone()),
+            Write::PutTokens(Arc::clone(&tokens)),
         ],
     );
     let mut changed = function(2);
@@ -100,6 +112,7 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     assert_eq!(records.functions, [Arc::new(function(1)), Arc::new(changed)]);
     assert_eq!(records.workers, [worker]);
     assert_eq!(records.data_planes, [data_plane]);
+    assert_eq!(records.tokens, tokens);
     assert_eq!(store.functions(), 2);
     let three = apply(
         &mut *store,

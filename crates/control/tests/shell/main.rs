@@ -10,3 +10,4 @@ mod life;
 mod logs;
 mod peers;
 mod routes;
+mod tokens;

@@ -6,7 +6,7 @@ use crate::{
     FunctionId, FunctionName, FunctionRecord, RequestId, RevisionId, RevisionState, Settings, Spec,
     control::{
         Answer, Call, Control, Refusal, cluster::MAX_WAITERS, deploy::Rollout, function::Function,
-        record::Op,
+        record::Op, tokens::Change,
     },
 };
 
@@ -32,8 +32,22 @@ impl Control {
             Call::Describe { name } => self.describe(&name),
             Call::Workers => Ok(Answer::Workers(self.cluster.fleet.summaries())),
             Call::Top { limit } => Ok(Answer::Top(self.top(limit))),
+            Call::Tokens => Ok(Answer::Tokens(self.tokens.known().all().to_vec())),
+            Call::MakeToken { token } => {
+                return self.change_tokens(request, Change::Make(token), wall_ms);
+            }
+            Call::RevokeToken { name } => {
+                return self.change_tokens(request, Change::Revoke(name), wall_ms);
+            }
         };
         self.cluster.reply(request, result);
+    }
+
+    fn change_tokens(&mut self, request: RequestId, change: Change, wall_ms: u64) {
+        let refusal = self.tokens.change(&mut self.cluster, request, change, wall_ms);
+        if let Some(refusal) = refusal {
+            self.cluster.reply(request, Err(refusal));
+        }
     }
 
     pub(super) fn asker_left(&mut self, request: RequestId) {

@@ -40,6 +40,7 @@ const VERSION_BITS: u32 = 40;
 pub(crate) enum Author {
     Function(FunctionId),
     DataPlane(DataPlaneId),
+    Tokens,
 }
 
 /// What a data plane says that it holds of a sandbox.

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Bytes, DataPlaneId, Digest, Epoch, Fault, FunctionId, FunctionName, MilliCpu,
-    RequestId, RevisionId, RevisionState, SandboxId, Settings, Spec, StartFailure, StreamId,
-    Target, WorkerId, Write, WriteToken,
+    Address, ApiToken, ApiTokens, Bytes, DataPlaneId, Digest, Epoch, Fault, FunctionId,
+    FunctionName, MilliCpu, RequestId, RevisionId, RevisionState, SandboxId, Settings, Spec,
+    StartFailure, StreamId, Target, WorkerId, Write, WriteToken,
     frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker},
 };
 
@@ -137,6 +137,18 @@ pub enum Call {
         /// At most so many, and at most 1000.
         limit: u32,
     },
+    /// The tokens of the API.
+    Tokens,
+    /// Let a token count; answered when durable.
+    MakeToken {
+        /// Its secret is known to who asks.
+        token: ApiToken,
+    },
+    /// A token does not count any more; answered when durable.
+    RevokeToken {
+        /// Which.
+        name: Arc<str>,
+    },
 }
 
 /// What a user gets.
@@ -176,6 +188,18 @@ pub enum Answer {
     Workers(Vec<WorkerSummary>),
     /// Answer to `Top`.
     Top(Vec<FunctionSummary>),
+    /// Answer to `Tokens`.
+    Tokens(Vec<ApiToken>),
+    /// The token counts.
+    TokenMade {
+        /// Which.
+        name: Arc<str>,
+    },
+    /// The token does not count any more.
+    TokenRevoked {
+        /// Which.
+        name: Arc<str>,
+    },
 }
 
 /// Why a user does not get it.
@@ -216,6 +240,24 @@ pub enum Refusal {
     Busy {
         /// The bound.
         limit: u32,
+    },
+    /// A token is called so.
+    #[error("there is a token `{name}` already: choose another --name, or revoke it first")]
+    TokenTaken {
+        /// The name.
+        name: Arc<str>,
+    },
+    /// No token is called so.
+    #[error("there is no token `{name}`; `dirigent token list` shows those there are")]
+    NoToken {
+        /// The name.
+        name: Arc<str>,
+    },
+    /// There are too many.
+    #[error("there are {limit} tokens already: revoke some")]
+    TooManyTokens {
+        /// The bound.
+        limit: usize,
     },
     /// This control plane does not lead.
     #[error("this control plane does not lead the cluster")]
@@ -264,6 +306,11 @@ pub enum Effect {
     DiscardArtifacts {
         /// Which.
         digests: Vec<Digest>,
+    },
+    /// From now on these tokens of the API count, and no others. Until then those recorded do.
+    Admit {
+        /// All.
+        tokens: Arc<ApiTokens>,
     },
     /// This epoch is over, or the store is not the one that it was: stop leading. The next term must
     /// be above `shown`, of which the store may know nothing.

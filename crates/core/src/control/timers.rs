@@ -36,6 +36,8 @@ pub(crate) enum Timer {
     Silent(FunctionId, DataPlaneId),
     /// A data plane's record is written again.
     RewritePeer(DataPlaneId),
+    /// The tokens are written again.
+    RewriteTokens,
 }
 
 /// See the module. Each timer is set at most once; setting it again moves it.

@@ -529,7 +529,9 @@ impl World {
                 let streams = [self.worker_stream, self.data_plane_stream];
                 assert!(!streams.contains(&Some(stream)), "closed: {reason}");
             }
-            control::Effect::DiscardArtifacts { .. } | control::Effect::Measure(_) => {}
+            control::Effect::Admit { .. }
+            | control::Effect::DiscardArtifacts { .. }
+            | control::Effect::Measure(_) => {}
             control::Effect::Resign { .. } => panic!("nobody else leads"),
         }
     }

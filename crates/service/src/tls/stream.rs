@@ -107,9 +107,15 @@ impl Trust {
         let path = || path.to_owned();
         let text = fs::read_to_string(path())
             .map_err(|source| super::FilesError::Io { path: path(), source })?;
-        let all = certificates(&text)
-            .map_err(|source| super::FilesError::Content { path: path(), source })?;
-        Ok(Self::Authorities(all))
+        Self::pem(&text).map_err(|source| super::FilesError::Content { path: path(), source })
+    }
+
+    /// The authorities in a PEM text.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn pem(text: &str) -> Result<Self, CertificateError> {
+        certificates(text).map(Self::Authorities)
     }
 }
 

@@ -371,7 +371,9 @@ impl Machines<'_> {
             }
             control::Effect::Reply { result, .. } => self.refused += u64::from(result.is_err()),
             control::Effect::Close { .. } | control::Effect::Resign { .. } => self.refused += 1,
-            control::Effect::DiscardArtifacts { .. } | control::Effect::Measure(_) => {}
+            control::Effect::Admit { .. }
+            | control::Effect::DiscardArtifacts { .. }
+            | control::Effect::Measure(_) => {}
         }
     }
 

@@ -59,6 +59,7 @@ impl Keys {
             Write::DeleteWorker(id) => (worker(id.0), None),
             Write::PutDataPlane(record) => (data_plane(record.id.0), Some(json(record)?)),
             Write::DeleteDataPlane(id) => (data_plane(id.0), None),
+            Write::PutTokens(tokens) => (self.of("tokens"), Some(json(tokens)?)),
         })
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn load(
     runtime: &Handle,
 ) -> Result<Records, StoreError> {
     let first = runtime.block_on(begin(place, term))?;
-    let Beginning { revision, leader, workers, data_planes, functions } = first;
+    let Beginning { revision, leader, workers, data_planes, tokens, functions } = first;
     let mut parsed = Vec::with_capacity(usize::try_from(functions.count).unwrap_or_default());
     // One page waits while another is parsed.
     let (pages, next) = mpsc::sync_channel(1);
@@ -44,6 +44,7 @@ pub(super) fn load(
         functions: parsed,
         workers: workers.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
         data_planes: data_planes.iter().map(|kv| place.parse(kv)).collect::<Result<_, _>>()?,
+        tokens: tokens.first().map(|kv| place.parse(kv)).transpose()?.unwrap_or_default(),
         terms: leader.map(|leader| leader.terms).unwrap_or_default(),
     })
 }
@@ -53,6 +54,7 @@ struct Beginning {
     leader: Option<Leader>,
     workers: Vec<KeyValue>,
     data_planes: Vec<KeyValue>,
+    tokens: Vec<KeyValue>,
     functions: RangeResponse,
 }
 
@@ -65,6 +67,7 @@ async fn begin(place: &Place, term: Option<&Term>) -> Result<Beginning, StoreErr
             read(keys.of("leader")),
             read_all(beginning(keys.of("workers/"))),
             read_all(beginning(keys.of("data-planes/"))),
+            read(keys.of("tokens")),
             read_all(functions),
         ],
         ..TxnRequest::default()
@@ -75,12 +78,13 @@ async fn begin(place: &Place, term: Option<&Term>) -> Result<Beginning, StoreErr
     let mut ranges = answered.ranges();
     let mut next = || ranges.next().unwrap_or_default();
     let (leader, workers, data_planes) = (next().kvs, next().kvs, next().kvs);
+    let tokens = next().kvs;
     let seated = leader.first().map_or(0, |kv| unsigned(kv.mod_revision));
     if term.is_some_and(|term| seated != term.revision) {
         return Err(StoreError::Deposed);
     }
     let leader = leader.first().map(|kv| place.parse(kv)).transpose()?;
-    Ok(Beginning { revision, leader, workers, data_planes, functions: next() })
+    Ok(Beginning { revision, leader, workers, data_planes, tokens, functions: next() })
 }
 
 /// Page after page, until there is none or nobody takes them.

@@ -182,7 +182,7 @@ fn successor(settings: &Settings) -> World {
         functions: vec![record(1, "hello"), record(2, "other")],
         workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
         data_planes: vec![plane(1, "a"), plane(2, "never seen again")],
-        terms: Vec::new(),
+        ..Records::default()
     })
 }
 

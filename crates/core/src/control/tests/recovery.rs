@@ -26,7 +26,7 @@ fn records(settings: &Settings) -> (Records, FunctionId) {
         functions: vec![Arc::new(record)],
         workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
         data_planes: vec![DataPlaneRecord { id: DataPlaneId(1), name: "a".into() }],
-        terms: Vec::new(),
+        ..Records::default()
     };
     (records, function)
 }

@@ -242,6 +242,7 @@ impl Together {
                     }
                 }
                 Effect::Reply { .. }
+                | Effect::Admit { .. }
                 | Effect::Close { .. }
                 | Effect::DiscardArtifacts { .. }
                 | Effect::Measure(_) => {}
@@ -278,7 +279,7 @@ impl Together {
                     self.records.data_planes.retain(|known| known.id != record.id);
                     self.records.data_planes.push(record);
                 }
-                Write::DeleteWorker(_) | Write::DeleteDataPlane(_) => {}
+                Write::DeleteWorker(_) | Write::DeleteDataPlane(_) | Write::PutTokens(_) => {}
             }
         }
         let event = Event::Persisted { token, outcome };
