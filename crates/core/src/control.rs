@@ -17,6 +17,7 @@ mod event;
 mod fairness;
 mod fleet;
 mod function;
+mod ids;
 mod levels;
 mod lifecycle;
 mod links;
@@ -49,6 +50,7 @@ use crate::{
 use cluster::{Author, Cluster, Interner};
 use fleet::Fleet;
 use function::Function;
+use ids::IdMap;
 use peers::Peers;
 use timers::Timer;
 use tokens::Tokens;
@@ -70,7 +72,7 @@ pub struct Config {
 /// See the module.
 #[derive(Debug)]
 pub struct Control {
-    functions: BTreeMap<FunctionId, Function>,
+    functions: IdMap<FunctionId, Function>,
     names: BTreeMap<FunctionName, FunctionId>,
     cluster: Cluster,
     specs: Interner<Spec>,
@@ -89,7 +91,7 @@ impl Control {
         let Records { functions, workers, data_planes, terms, tokens } = records;
         let fleet = Fleet::new(now, seed, office, workers);
         let mut control = Self {
-            functions: BTreeMap::new(),
+            functions: IdMap::with_capacity_and_hasher(functions.len(), Default::default()),
             names: BTreeMap::new(),
             cluster: Cluster::new(now, office, fleet, Peers::new(data_planes)),
             specs: Interner::default(),
@@ -136,7 +138,7 @@ impl Control {
     /// A store that was restored under a leader that went on writing may have two functions of one
     /// name: the newer one is meant.
     fn delete_namesake(&mut self, older: FunctionId) {
-        if let Some(function) = self.functions.remove(&older) {
+        if let Some(function) = self.functions.swap_remove(&older) {
             self.cluster.artifacts.release_all(&function.record);
             self.cluster.attention.remove(&older);
         }
@@ -271,7 +273,7 @@ impl Control {
         if self.names.get(&name) == Some(&id) {
             self.names.remove(&name);
         }
-        self.functions.remove(&id);
+        self.functions.swap_remove(&id);
     }
 
     /// After any event: what the fleet decided meanwhile, and room for those that wait for it.

@@ -406,7 +406,7 @@ impl Function {
         active.rollout = None;
         let waiters = std::mem::take(&mut active.waiters);
         c.timers.cancel(Timer::Rollout(id));
-        c.timers.cancel(Timer::Windows(id));
+        c.timers.disarm(&mut active.armed.windows, Timer::Windows(id));
         for (request, _) in waiters {
             c.waiters.remove(&request);
             let name = self.record.name.clone();

@@ -37,7 +37,7 @@ use crate::{
     Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office,
     Resources, RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord, Write,
     WriteToken,
-    control::WorkerSummary,
+    control::{WorkerSummary, ids::IdMap},
     frame::{SandboxReport, ToWorker},
     policy::placement::{Placement, TwoChoices},
 };
@@ -128,9 +128,9 @@ pub(crate) struct Fleet {
     /// The time of the last call that told it.
     now: Time,
     placement: Box<dyn Placement>,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: IdMap<WorkerId, Worker>,
     names: BTreeMap<Arc<str>, WorkerId>,
-    connections: BTreeMap<StreamId, Connection>,
+    connections: IdMap<StreamId, Connection>,
     /// Streams without a `Hello`, oldest first, and until when they may be.
     greetings: VecDeque<(Time, StreamId)>,
     sandboxes: BTreeMap<SandboxId, Booking>,
@@ -167,9 +167,9 @@ impl Fleet {
             office,
             now,
             placement: Box::new(TwoChoices::new(seed)),
-            workers: BTreeMap::new(),
+            workers: IdMap::default(),
             names: BTreeMap::new(),
-            connections: BTreeMap::new(),
+            connections: IdMap::default(),
             greetings: VecDeque::new(),
             sandboxes: BTreeMap::new(),
             stops: BTreeMap::new(),
@@ -206,14 +206,13 @@ impl Fleet {
         let Some(booking) = self.sandboxes.get_mut(&sandbox) else { return };
         let started = std::mem::replace(&mut booking.starting, false);
         let id = booking.worker;
-        if let Some(worker) = self.workers.get_mut(&id)
-            && started
-        {
-            worker.used.starting = worker.used.starting.saturating_sub(1);
-            worker.failures = 0;
-            worker.backoff = worker::QUARANTINE_FIRST;
-        }
-        self.touched(id);
+        self.touch(id, |worker| {
+            if started {
+                worker.used.starting = worker.used.starting.saturating_sub(1);
+                worker.failures = 0;
+                worker.backoff = worker::QUARANTINE_FIRST;
+            }
+        });
         self.pump(now);
     }
 
@@ -247,9 +246,7 @@ impl Fleet {
     pub(crate) fn gone(&mut self, now: Time, sandbox: SandboxId) {
         self.now = now;
         self.forget_waiting(sandbox);
-        if let Some(id) = self.unbook(sandbox) {
-            self.touched(id);
-        }
+        self.unbook(sandbox);
         self.pump(now);
     }
 
@@ -452,11 +449,17 @@ impl Fleet {
 
     /// A worker's place in the indexes is brought up to date; what waits may go there.
     fn touched(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get(&id) {
-            self.pools.update(worker);
-            if !self.waiting.is_empty() {
-                self.changed.insert(id);
-            }
+        self.touch(id, |_| {});
+    }
+
+    /// Changes a worker; see `touched`.
+    fn touch<R>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> R) -> Option<R> {
+        let worker = self.workers.get_mut(&id)?;
+        let result = change(worker);
+        self.pools.update(worker);
+        if !self.waiting.is_empty() {
+            self.changed.insert(id);
         }
+        Some(result)
     }
 }

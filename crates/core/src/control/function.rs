@@ -18,7 +18,7 @@ use crate::{
         deploy::Rollout,
         levels::Levels,
         record::{Op, Writing},
-        sandbox::{Books, Sandbox},
+        sandbox::{Books, Sandbox, Standing},
         timers::Timer,
     },
     frame::{Status, ToDataPlane},
@@ -85,11 +85,11 @@ pub(crate) struct Active {
     pub(crate) load: Option<u32>,
 }
 
-/// Which of its timers are set, of those that are looked at with each event.
+/// When those of its timers are due that are looked at with each event.
 #[derive(Debug, Default)]
 pub(crate) struct Armed {
-    pub(crate) quiet: bool,
-    pub(crate) windows: bool,
+    pub(crate) quiet: Option<Time>,
+    pub(crate) windows: Option<Time>,
 }
 
 /// Starts that failed in a row.
@@ -247,9 +247,9 @@ impl Active {
         change: impl FnOnce(&mut Sandbox) -> R,
     ) -> Option<R> {
         let entry = self.sandboxes.get_mut(&sandbox)?;
-        self.books.strike(entry);
+        let before = Standing::of(entry);
         let result = change(entry);
-        self.books.enter(entry);
+        self.books.change(entry, Some(before), Some(Standing::of(entry)));
         Some(result)
     }
 
@@ -381,20 +381,18 @@ impl Function {
             active.load = load;
         }
         if active.deleted || active.unborn || !active.is_still() {
-            if std::mem::take(&mut active.armed.quiet) {
-                c.timers.cancel(Timer::Quiet(id));
-            }
+            c.timers.disarm(&mut active.armed.quiet, Timer::Quiet(id));
         } else if active.is_blank() {
             self.forget(c);
-        } else if !std::mem::replace(&mut active.armed.quiet, true) {
-            c.timers.set(Timer::Quiet(id), c.now.after(QUIET));
+        } else {
+            c.timers.arm(&mut active.armed.quiet, Timer::Quiet(id), c.now.after(QUIET));
         }
     }
 
     /// It was silent for long: what was learned is dropped.
     pub(crate) fn quiet(&mut self, c: &mut Cluster) {
         let Some(active) = self.active.as_deref_mut() else { return };
-        active.armed.quiet = false;
+        active.armed.quiet = None;
         if active.is_still() {
             self.forget(c);
         }
@@ -403,7 +401,9 @@ impl Function {
     /// Drops the active state, and what leads to it.
     pub(crate) fn forget(&mut self, c: &mut Cluster) {
         let id = self.id();
-        let Some(active) = self.active.take() else { return };
+        let Some(mut active) = self.active.take() else { return };
+        c.timers.disarm(&mut active.armed.quiet, Timer::Quiet(id));
+        c.timers.disarm(&mut active.armed.windows, Timer::Windows(id));
         for (data_plane, _) in active.levels.iter() {
             if let Some(peer) = c.peers.get_mut(data_plane) {
                 peer.functions.remove(&id);
@@ -419,13 +419,11 @@ impl Function {
         c.lent = c.lent.saturating_sub(active.lent);
         c.starved.remove(&id);
         for timer in [
-            Timer::Windows(id),
             Timer::Probe(id),
             Timer::Restart(id),
             Timer::Rested(id),
             Timer::Rollout(id),
             Timer::Rewrite(id),
-            Timer::Quiet(id),
             Timer::Doubted(id),
         ] {
             c.timers.cancel(timer);

@@ -106,7 +106,7 @@ impl Function {
                 entry.stage = Stage::Ready;
                 let measured = StartPhases { place, ..phases };
                 let wire = now.since(entry.decided).saturating_sub(measured.total());
-                entry.phases = Some(Box::new(StartPhases { wire, ..measured }));
+                **entry.phases.get_or_insert_default() = StartPhases { wire, ..measured };
                 (entry.decided, entry.number)
             })
         });

@@ -217,7 +217,7 @@ impl Control {
         let known = peer.names.iter().filter_map(|name| self.names.get(name));
         let unheld: Vec<FunctionId> = known
             .filter(|id| {
-                let active = self.functions.get(id).and_then(|f| f.active.as_deref());
+                let active = self.functions.get(*id).and_then(|f| f.active.as_deref());
                 active.is_some_and(|active| !active.books.unheld.is_empty())
             })
             .copied()
@@ -361,7 +361,7 @@ impl Control {
     pub(super) fn worker_said(&mut self, stream: StreamId, frame: FromWorker) {
         let now = self.cluster.now;
         // Whatever it says, it lives.
-        self.cluster.fleet.heard(now, stream);
+        let worker = self.cluster.fleet.heard(now, stream);
         match frame {
             FromWorker::Hello(hello) => {
                 if self.greets(stream, &hello.hello) {
@@ -376,16 +376,16 @@ impl Control {
                 self.cluster.fleet.artifact(stream, digest, held);
             }
             FromWorker::SandboxReady { sandbox, address, phases } => {
-                self.with_sandbox(stream, sandbox, |f, c| f.ready(c, sandbox, address, phases));
+                self.with_sandbox(worker, sandbox, |f, c| f.ready(c, sandbox, address, phases));
             }
             FromWorker::SandboxGone { sandbox, failure } => {
-                self.with_sandbox(stream, sandbox, |f, c| f.gone(c, sandbox, failure));
+                self.with_sandbox(worker, sandbox, |f, c| f.gone(c, sandbox, failure));
             }
             FromWorker::Refused { sandbox, message } => {
-                self.with_sandbox(stream, sandbox, |f, c| f.refused(c, sandbox, message));
+                self.with_sandbox(worker, sandbox, |f, c| f.refused(c, sandbox, message));
             }
             FromWorker::Settled { sandbox, data_plane } => {
-                self.with_sandbox(stream, sandbox, |f, c| f.settled(c, sandbox, data_plane));
+                self.with_sandbox(worker, sandbox, |f, c| f.settled(c, sandbox, data_plane));
             }
             FromWorker::Unsupported { .. } => {}
         }
@@ -394,12 +394,12 @@ impl Control {
     /// Calls the function of a sandbox, if the worker that speaks is the one that has it.
     fn with_sandbox(
         &mut self,
-        stream: StreamId,
+        worker: Option<WorkerId>,
         sandbox: SandboxId,
         call: impl FnOnce(&mut Function, &mut Cluster),
     ) {
-        let Some(worker) = self.cluster.fleet.worker_of(stream) else { return };
-        if let Some(home) = self.cluster.fleet.home_on(worker, sandbox) {
+        let home = worker.and_then(|worker| self.cluster.fleet.home_on(worker, sandbox));
+        if let Some(home) = home {
             self.with(home, call);
         }
     }

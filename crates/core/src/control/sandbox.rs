@@ -181,40 +181,77 @@ pub(crate) struct Books {
     withheld: BTreeSet<SandboxId>,
 }
 
+/// Where a sandbox stands in the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Whether it counts, and as ready.
+    counts: Option<bool>,
+    /// Whether it has free slots, and all of them.
+    free: Option<bool>,
+    wanted: bool,
+    withheld: bool,
+}
+
+impl Standing {
+    pub(crate) fn of(sandbox: &Sandbox) -> Self {
+        let free = (sandbox.free() > 0).then_some(sandbox.holders.is_empty());
+        let counts = match sandbox.stage {
+            _ if sandbox.lost => None,
+            Stage::Wanted | Stage::Starting => Some(false),
+            Stage::Ready => Some(true),
+            Stage::Recalling | Stage::Stopping | Stage::Gone => None,
+        };
+        let (wanted, withheld) = (sandbox.stage == Stage::Wanted, sandbox.is_withheld());
+        Self { counts, free, wanted, withheld }
+    }
+}
+
 impl Books {
     pub(crate) fn enter(&mut self, sandbox: &Sandbox) {
-        let number = sandbox.number;
-        match Self::kind(sandbox) {
-            Some(true) => self.tally_mut(number).ready += 1,
-            Some(false) => self.tally_mut(number).starting += 1,
-            None => {}
-        }
-        if sandbox.free() > 0 {
-            self.free.insert((number, sandbox.id));
-            if sandbox.holders.is_empty() {
-                self.unheld.insert(sandbox.id);
-            }
-        }
-        if sandbox.stage == Stage::Wanted {
-            self.wanted.insert(sandbox.id);
-        }
-        if sandbox.is_withheld() {
-            self.withheld.insert(sandbox.id);
-        }
+        self.change(sandbox, None, Some(Standing::of(sandbox)));
     }
 
     pub(crate) fn strike(&mut self, sandbox: &Sandbox) {
-        let number = sandbox.number;
-        match Self::kind(sandbox) {
-            Some(true) => self.tally_mut(number).ready -= 1,
-            Some(false) => self.tally_mut(number).starting -= 1,
-            None => {}
+        self.change(sandbox, Some(Standing::of(sandbox)), None);
+    }
+
+    /// A sandbox stands elsewhere from now on. Most of what changes about one changes little here.
+    pub(crate) fn change(
+        &mut self,
+        sandbox: &Sandbox,
+        old: Option<Standing>,
+        new: Option<Standing>,
+    ) {
+        if old == new {
+            return;
         }
-        self.tallies.retain(|(_, tally)| *tally != Tally::default());
-        self.free.remove(&(number, sandbox.id));
-        self.unheld.remove(&sandbox.id);
-        self.wanted.remove(&sandbox.id);
-        self.withheld.remove(&sandbox.id);
+        let (id, number) = (sandbox.id, sandbox.number);
+        let counts = |standing: Option<Standing>| standing.and_then(|standing| standing.counts);
+        if counts(old) != counts(new) {
+            if let Some(ready) = counts(old) {
+                *self.count(number, ready) -= 1;
+            }
+            if let Some(ready) = counts(new) {
+                *self.count(number, ready) += 1;
+            }
+            self.tallies.retain(|(_, tally)| *tally != Tally::default());
+        }
+        let is =
+            |standing: Option<Standing>, which: fn(Standing) -> bool| standing.is_some_and(which);
+        list(
+            &mut self.free,
+            (number, id),
+            is(old, |s| s.free.is_some()),
+            is(new, |s| s.free.is_some()),
+        );
+        list(
+            &mut self.unheld,
+            id,
+            is(old, |s| s.free == Some(true)),
+            is(new, |s| s.free == Some(true)),
+        );
+        list(&mut self.wanted, id, is(old, |s| s.wanted), is(new, |s| s.wanted));
+        list(&mut self.withheld, id, is(old, |s| s.withheld), is(new, |s| s.withheld));
     }
 
     /// Those of which slots that come back are granted to nobody.
@@ -222,16 +259,9 @@ impl Books {
         &self.withheld
     }
 
-    /// Whether it counts, and as ready.
-    const fn kind(sandbox: &Sandbox) -> Option<bool> {
-        if sandbox.lost {
-            return None;
-        }
-        match sandbox.stage {
-            Stage::Wanted | Stage::Starting => Some(false),
-            Stage::Ready => Some(true),
-            Stage::Recalling | Stage::Stopping | Stage::Gone => None,
-        }
+    fn count(&mut self, number: u32, ready: bool) -> &mut u32 {
+        let tally = self.tally_mut(number);
+        if ready { &mut tally.ready } else { &mut tally.starting }
     }
 
     fn tally_mut(&mut self, number: u32) -> &mut Tally {
@@ -257,5 +287,14 @@ impl Books {
                 starting: sum.starting + tally.starting,
             },
         )
+    }
+}
+
+/// Puts an entry on a list, or takes it off.
+fn list<T: Ord>(list: &mut BTreeSet<T>, entry: T, was: bool, is: bool) {
+    if is && !was {
+        list.insert(entry);
+    } else if was && !is {
+        list.remove(&entry);
     }
 }

@@ -408,13 +408,10 @@ impl Function {
         let tally = active.books.tally_of(&self.record.targets);
         let several = tally.ready + tally.starting > self.record.settings.min.max(1);
         if active.kpa.is_some() && (several || active.levels.queued() > 0) {
-            if !std::mem::replace(&mut active.armed.windows, true) {
-                c.timers.set(Timer::Windows(id), c.now.after(EVALUATION_INTERVAL));
-            }
+            let at = c.now.after(EVALUATION_INTERVAL);
+            c.timers.arm(&mut active.armed.windows, Timer::Windows(id), at);
         } else {
-            if std::mem::take(&mut active.armed.windows) {
-                c.timers.cancel(Timer::Windows(id));
-            }
+            c.timers.disarm(&mut active.armed.windows, Timer::Windows(id));
             if tally == Tally::default() && active.levels.queued() == 0 && active.levels.busy() == 0
             {
                 active.kpa = None;
@@ -427,7 +424,7 @@ impl Function {
         let concurrency = self.target_concurrency();
         let (min, max) = (self.record.settings.min.max(1), self.record.settings.max);
         let Some(active) = self.active.as_deref_mut() else { return };
-        active.armed.windows = false;
+        active.armed.windows = None;
         if active.deleted {
             return;
         }

@@ -40,7 +40,8 @@ pub(crate) enum Timer {
     RewriteTokens,
 }
 
-/// See the module. Each timer is set at most once; setting it again moves it.
+/// See the module. Each timer is set at most once; setting it again moves it. Those that are looked
+/// at with each event of a function are armed: the function itself knows when they are due.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     order: BTreeSet<(Time, Timer)>,
@@ -59,6 +60,21 @@ impl Timers {
     pub(crate) fn start(&mut self, timer: Timer, at: Time) {
         if !self.set.contains_key(&timer) {
             self.set(timer, at);
+        }
+    }
+
+    /// Sets a timer whose time its owner remembers, unless it is set already.
+    pub(crate) fn arm(&mut self, armed: &mut Option<Time>, timer: Timer, at: Time) {
+        if armed.is_none() {
+            *armed = Some(at);
+            self.order.insert((at, timer));
+        }
+    }
+
+    /// Cancels such a timer.
+    pub(crate) fn disarm(&mut self, armed: &mut Option<Time>, timer: Timer) {
+        if let Some(at) = armed.take() {
+            self.order.remove(&(at, timer));
         }
     }
 

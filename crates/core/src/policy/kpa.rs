@@ -13,7 +13,7 @@
 //! Left out of Knative's: the scale-to-zero grace (keep-alive is exact here), scale-down-delay
 //! (default 0 there), the activation scale and requests per second as a measure.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use crate::{DataPlaneId, Time, frame::Demand};
 
@@ -45,13 +45,14 @@ const BUCKETS: usize = 61;
 /// demand for a stable window needs none.
 #[derive(Clone, Debug)]
 pub struct Kpa {
-    /// Busy nanoseconds by the second in which they fell, a ring.
-    buckets: [u64; BUCKETS],
+    /// Busy nanoseconds by the second in which they fell, a ring; nothing until there are some.
+    buckets: Option<Box<[u64; BUCKETS]>>,
     /// The newest second that the ring covers.
     newest: u64,
     /// From when on there is data.
     since: Time,
-    sources: BTreeMap<DataPlaneId, Source>,
+    /// In the order of their ids.
+    sources: Vec<(DataPlaneId, Source)>,
     /// When the panic threshold was last reached; while set, nothing is scaled down.
     panic: Option<Time>,
     /// The most that was desired in this panic.
@@ -110,10 +111,10 @@ impl Kpa {
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self {
-            buckets: [0; BUCKETS],
+            buckets: None,
             newest: now.0 / BUCKET,
             since: now,
-            sources: BTreeMap::new(),
+            sources: Vec::new(),
             panic: None,
             peak: 0,
         }
@@ -141,7 +142,13 @@ impl Kpa {
             busy: demand.busy,
             at: now,
         };
-        let before = self.sources.insert(from, level);
+        let before = match self.place(from) {
+            Ok(at) => self.sources.get_mut(at).map(|(_, source)| std::mem::replace(source, level)),
+            Err(at) => {
+                self.sources.insert(at, (from, level));
+                None
+            }
+        };
         // A restarted data plane counts from zero again.
         let (integral, elapsed) = before
             .filter(|old| old.elapsed <= level.elapsed && old.integral <= level.integral)
@@ -151,12 +158,18 @@ impl Kpa {
 
     /// A data plane has gone, or has nothing to do with the function any more.
     pub fn forget(&mut self, now: Time, from: DataPlaneId) {
-        if let Some(old) = self.sources.remove(&from) {
+        if let Ok(at) = self.place(from) {
+            let (_, old) = self.sources.remove(at);
             self.turn(now);
             let elapsed = now.since(old.at);
             let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
             self.spread(now, elapsed.saturating_mul(u64::from(old.busy)), elapsed);
         }
+    }
+
+    /// Where a data plane's level stands, or would.
+    fn place(&self, of: DataPlaneId) -> Result<usize, usize> {
+        self.sources.binary_search_by_key(&of, |(id, _)| *id)
     }
 
     /// How many sandboxes there should be, given those that are ready.
@@ -185,7 +198,7 @@ impl Kpa {
             count = current.max(self.peak.min(ready));
         }
         let count = count.max(1);
-        let busy = self.sources.values().map(|source| u64::from(source.busy) * 1000).sum();
+        let busy = self.sources.iter().map(|(_, source)| u64::from(source.busy) * 1000).sum();
         let present = wanted(panic_milli.min(busy));
         let grow_to = count.min(u32::try_from(present).unwrap_or(u32::MAX)).max(1);
         Desired { count, grow_to, panicking, stable_milli, panic_milli, target_milli, ready }
@@ -195,23 +208,26 @@ impl Kpa {
     #[must_use]
     pub fn is_still(&self) -> bool {
         self.panic.is_none()
-            && self.buckets.iter().all(|&busy| busy == 0)
-            && self.sources.values().all(|source| source.busy == 0)
+            && self.buckets.iter().all(|buckets| buckets.iter().all(|&busy| busy == 0))
+            && self.sources.iter().all(|(_, source)| source.busy == 0)
     }
 
     /// Clears the seconds that have begun since the last call.
     fn turn(&mut self, now: Time) {
         let second = now.0 / BUCKET;
         let begun = second.saturating_sub(self.newest).min(BUCKETS as u64);
-        for back in 0..begun {
-            *self.bucket(second - back) = 0;
+        if self.buckets.is_some() {
+            for back in 0..begun {
+                *self.bucket(second - back) = 0;
+            }
         }
         self.newest = self.newest.max(second);
     }
 
     fn bucket(&mut self, second: u64) -> &mut u64 {
         let index = usize::try_from(second % BUCKETS as u64).unwrap_or(0);
-        self.buckets.get_mut(index).expect("a remainder of the ring's length")
+        let buckets = self.buckets.get_or_insert_with(|| Box::new([0; BUCKETS]));
+        buckets.get_mut(index).expect("a remainder of the ring's length")
     }
 
     /// Lays busy time evenly over the `elapsed` nanoseconds before now; what lies before the ring
@@ -249,12 +265,13 @@ impl Kpa {
         let mut busy: u128 = 0;
         for back in 0..=seconds.min(newest) {
             let index = usize::try_from((newest - back) % BUCKETS as u64).unwrap_or(0);
-            let bucket = u128::from(self.buckets.get(index).copied().unwrap_or(0));
+            let bucket = self.buckets.as_ref().and_then(|buckets| buckets.get(index));
+            let bucket = u128::from(bucket.copied().unwrap_or(0));
             // The oldest second lies in the window with its later part only.
             let part = if back == seconds { BUCKET - into } else { BUCKET };
             busy += bucket * u128::from(part) / u128::from(BUCKET);
         }
-        for source in self.sources.values() {
+        for (_, source) in &self.sources {
             let silent = now.0.saturating_sub(source.at.0).min(window);
             busy += u128::from(source.busy) * u128::from(silent);
         }

@@ -50,7 +50,7 @@ impl Fleet {
         let Some(connection) = self.connections.get(&stream) else { return };
         let name = connection.name.clone();
         if let Err(reason) = self.acceptable(stream, &name, &hello) {
-            self.connections.remove(&stream);
+            self.connections.swap_remove(&stream);
             self.outputs.push_back(Output::Close { stream, reason });
             return;
         }
@@ -61,7 +61,7 @@ impl Fleet {
         }
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if let Some(old) = worker.stream.replace(stream) {
-            self.connections.remove(&old);
+            self.connections.swap_remove(&old);
             let reason = format!("worker {} attached anew", worker.record.name);
             self.outputs.push_back(Output::Close { stream: old, reason });
         }
@@ -185,9 +185,7 @@ impl Fleet {
             let booked = |known: &Booking| known.worker == id && !known.gone;
             if !self.sandboxes.get(&sandbox).is_some_and(booked) {
                 self.forget_waiting(sandbox);
-                if let Some(other) = self.unbook(sandbox) {
-                    self.touched(other);
-                }
+                self.unbook(sandbox);
                 self.forget(sandbox);
                 self.book(
                     sandbox,
@@ -224,7 +222,7 @@ impl Fleet {
     /// A stream broke; whether it was a worker's.
     pub(crate) fn detached(&mut self, now: Time, stream: StreamId) -> bool {
         self.now = now;
-        let Some(connection) = self.connections.remove(&stream) else { return false };
+        let Some(connection) = self.connections.swap_remove(&stream) else { return false };
         let Some(id) = connection.worker else { return true };
         if let Some(worker) = self.workers.get_mut(&id)
             && worker.stream == Some(stream)
@@ -251,11 +249,11 @@ impl Fleet {
         self.heard(now, stream);
     }
 
-    /// A worker said something: it lives.
-    pub(crate) fn heard(&mut self, now: Time, stream: StreamId) {
+    /// A worker said something, and which: it lives.
+    pub(crate) fn heard(&mut self, now: Time, stream: StreamId) -> Option<WorkerId> {
         self.now = now;
-        let Some(id) = self.worker_of(stream) else { return };
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let id = self.worker_of(stream)?;
+        let worker = self.workers.get_mut(&id)?;
         worker.heard = now;
         // The timer stays where it is: it finds the beat when it is due.
         if worker.health == Health::Suspect {
@@ -264,6 +262,7 @@ impl Fleet {
             self.touched(id);
             self.pump(now);
         }
+        Some(id)
     }
 
     /// Whether a worker has to attach anew before anything is known of it.
@@ -279,7 +278,7 @@ impl Fleet {
     pub(super) fn expire_greetings(&mut self, now: Time) {
         while let Some((_, stream)) = self.greetings.pop_front_if(|(at, _)| *at <= now) {
             if self.connections.get(&stream).is_some_and(|connection| connection.worker.is_none()) {
-                self.connections.remove(&stream);
+                self.connections.swap_remove(&stream);
                 let reason = format!("no hello within {GREETING:?}");
                 self.outputs.push_back(Output::Close { stream, reason });
             }
@@ -337,7 +336,7 @@ impl Fleet {
         }
         // Should it be heard again, it must say anew what it has.
         if let Some(stream) = worker.stream.take() {
-            self.connections.remove(&stream);
+            self.connections.swap_remove(&stream);
             let reason = format!("worker {} was silent for {LOST_AFTER:?}", worker.record.name);
             self.outputs.push_back(Output::Close { stream, reason });
         }

@@ -8,7 +8,7 @@ use super::{
     worker::Need,
 };
 use crate::{
-    FunctionId, Resources, SandboxId, Time, WorkerId,
+    FunctionId, Resources, SandboxId, StreamId, Time, WorkerId,
     frame::{StartSandbox, ToWorker},
 };
 
@@ -86,7 +86,7 @@ impl Fleet {
     fn start(&mut self, now: Time, want: Want, id: WorkerId) {
         let Want { sandbox, revision, name, spec, start_timeout, decided, .. } = want;
         let need = Need::of(&spec);
-        self.book(
+        let stream = self.book(
             sandbox,
             Booking {
                 worker: id,
@@ -97,29 +97,30 @@ impl Fleet {
                 gone: false,
             },
         );
-        let stream = self.workers.get(&id).and_then(|worker| worker.stream);
         let stream = stream.expect("starts are placed on workers that are attached");
         let order = StartSandbox { sandbox, revision, name, spec, start_timeout };
         let frame = ToWorker::StartSandbox(Box::new(order));
         self.outputs.push_back(Output::Send { stream, frame });
         self.outputs.push_back(Output::Placed { sandbox, worker: id, waited: now.since(decided) });
-        self.touched(id);
     }
 
-    pub(super) fn book(&mut self, sandbox: SandboxId, booking: Booking) {
-        if let Some(worker) = self.workers.get_mut(&booking.worker) {
+    /// A sandbox takes room on a worker; the stream on which that is told.
+    pub(super) fn book(&mut self, sandbox: SandboxId, booking: Booking) -> Option<StreamId> {
+        let stream = self.touch(booking.worker, |worker| {
             worker.used.memory = worker.used.memory.saturating_add(booking.memory);
             worker.used.cpu = worker.used.cpu.saturating_add(u64::from(booking.cpu));
             worker.used.sandboxes += 1;
             worker.used.starting += u32::from(booking.starting);
             worker.sandboxes.insert(sandbox);
-        }
+            worker.stream
+        });
         let count = self.functions.entry(booking.function).or_insert(0);
         *count += 1;
         if *count == 1 {
             self.waiting.set_later(booking.function, true);
         }
         self.sandboxes.insert(sandbox, booking);
+        stream?
     }
 
     /// A sandbox takes no room any more; the worker that it was on.
@@ -127,14 +128,15 @@ impl Fleet {
         let booking = self.sandboxes.get_mut(&sandbox).filter(|booking| !booking.gone)?;
         booking.gone = true;
         self.stops.remove(&sandbox);
-        if let Some(worker) = self.workers.get_mut(&booking.worker) {
-            worker.used.memory = worker.used.memory.saturating_sub(booking.memory);
-            worker.used.cpu = worker.used.cpu.saturating_sub(u64::from(booking.cpu));
-            worker.used.sandboxes = worker.used.sandboxes.saturating_sub(1);
-            let token = u32::from(booking.starting);
-            worker.used.starting = worker.used.starting.saturating_sub(token);
-        }
         let (id, function) = (booking.worker, booking.function);
+        let (memory, cpu) = (booking.memory, u64::from(booking.cpu));
+        let token = u32::from(booking.starting);
+        self.touch(id, |worker| {
+            worker.used.memory = worker.used.memory.saturating_sub(memory);
+            worker.used.cpu = worker.used.cpu.saturating_sub(cpu);
+            worker.used.sandboxes = worker.used.sandboxes.saturating_sub(1);
+            worker.used.starting = worker.used.starting.saturating_sub(token);
+        });
         if let Some(count) = self.functions.get_mut(&function) {
             *count -= 1;
             if *count == 0 {

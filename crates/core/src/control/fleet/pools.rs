@@ -7,6 +7,7 @@ use indexmap::IndexSet;
 use super::worker::{Need, Worker};
 use crate::{
     Digest, RuntimeKind, WorkerId,
+    control::ids::IdMap,
     policy::placement::{Candidate, Field},
 };
 
@@ -14,7 +15,6 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Pools {
     pools: BTreeMap<RuntimeKind, Pool>,
-    entries: BTreeMap<WorkerId, Entry>,
     holders: BTreeMap<Digest, IndexSet<WorkerId>>,
 }
 
@@ -28,9 +28,9 @@ struct Pool {
     ready_by_memory: BTreeSet<(u64, WorkerId)>,
 }
 
-/// A worker in the indexes; absent if it is not ready.
+/// A worker's entry in the indexes, while it is ready.
 #[derive(Debug)]
-struct Entry {
+pub(super) struct Entry {
     kinds: Vec<RuntimeKind>,
     place: Place,
 }
@@ -77,12 +77,12 @@ fn reorder(
 
 impl Pools {
     /// Brings a worker's place up to date.
-    pub(super) fn update(&mut self, worker: &Worker) {
+    pub(super) fn update(&mut self, worker: &mut Worker) {
         let id = worker.record.id;
         let offer = worker.capacity.as_ref().filter(|_| worker.is_ready());
         let kinds = || offer.into_iter().flat_map(|offer| &offer.runtimes).map(|(kind, _)| *kind);
         let new = offer.map(|_| Place { free: worker.memory_free(), open: worker.is_open() });
-        if let Some(entry) = self.entries.get_mut(&id)
+        if let Some(entry) = &mut worker.entry
             && let Some(new) = new
             && entry.kinds.iter().copied().eq(kinds())
         {
@@ -94,7 +94,7 @@ impl Pools {
             }
             return;
         }
-        let old = self.entries.remove(&id);
+        let old = worker.entry.take();
         if let Some(entry) = &old {
             for kind in &entry.kinds {
                 let stays = new.filter(|_| kinds().any(|other| other == *kind));
@@ -103,11 +103,14 @@ impl Pools {
                 }
             }
         }
+        let kinds: Vec<RuntimeKind> = kinds().collect();
         let Some(place) = new else { return };
-        for kind in kinds().filter(|kind| !old.iter().any(|old| old.kinds.contains(kind))) {
-            self.pools.entry(kind).or_default().put(id, None, Some(place));
+        for kind in &kinds {
+            if !old.iter().any(|old| old.kinds.contains(kind)) {
+                self.pools.entry(*kind).or_default().put(id, None, Some(place));
+            }
         }
-        self.entries.insert(id, Entry { kinds: kinds().collect(), place });
+        worker.entry = Some(Entry { kinds, place });
     }
 
     /// An artifact is held by a worker, or no longer.
@@ -125,7 +128,7 @@ impl Pools {
     /// A ready worker with room, start tokens aside.
     pub(super) fn with_room(
         &self,
-        workers: &BTreeMap<WorkerId, Worker>,
+        workers: &IdMap<WorkerId, Worker>,
         need: &Need,
     ) -> Option<WorkerId> {
         let pool = self.pools.get(&need.runtime)?;
@@ -143,12 +146,12 @@ impl Pools {
 
     /// Every worker to which a start may be sent now.
     pub(super) fn open(&self) -> impl Iterator<Item = WorkerId> {
-        self.entries.iter().filter(|(_, entry)| entry.place.open).map(|(id, _)| *id)
+        self.pools.values().flat_map(|pool| pool.open.iter().copied())
     }
 
     pub(super) fn view<'a>(
         &'a self,
-        workers: &'a BTreeMap<WorkerId, Worker>,
+        workers: &'a IdMap<WorkerId, Worker>,
         need: Need,
         artifact: Option<Digest>,
         first: bool,
@@ -166,7 +169,7 @@ impl Pools {
 
 /// The field as one start sees it.
 pub(super) struct View<'a> {
-    workers: &'a BTreeMap<WorkerId, Worker>,
+    workers: &'a IdMap<WorkerId, Worker>,
     pool: Option<&'a Pool>,
     holders: Option<&'a IndexSet<WorkerId>>,
     need: Need,

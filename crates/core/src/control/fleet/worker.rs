@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use super::pools::Entry;
 use crate::{
     Bytes, Digest, Isolation, MilliCpu, Resources, RuntimeKind, SandboxId, Spec, StreamId, Time,
     WorkerRecord,
@@ -93,6 +94,8 @@ pub(super) struct Worker {
     pub(super) refused: Option<Time>,
     /// When its record is written again.
     pub(super) rewrite: Option<Time>,
+    /// Where it stands in the indexes.
+    pub(super) entry: Option<Entry>,
     /// Its one entry among the timers.
     pub(super) timer: Option<Time>,
     /// Starts that wait until they fit here and keep others from taking the room.
@@ -119,6 +122,7 @@ impl Worker {
             quarantine: None,
             refused: None,
             rewrite: None,
+            entry: None,
             timer: None,
             earmarks: 0,
         }
