@@ -228,13 +228,7 @@ impl Scaling for Adaptive {
     }
 
     fn starts(&mut self, levels: &Levels) -> u32 {
-        outstanding(&Inputs {
-            queued: levels.queued,
-            slots: levels.busy.saturating_add(levels.idle),
-            concurrency: 1,
-            service: self.service.get(),
-            start: self.start.get(),
-        })
+        outstanding(&Inputs::of(levels, self.service.get(), self.start.get()))
     }
 
     fn hold(&mut self, levels: &Levels, rank: u32) -> Hold {

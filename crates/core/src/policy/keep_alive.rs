@@ -75,13 +75,7 @@ impl Scaling for KeepAlive {
     }
 
     fn starts(&mut self, levels: &Levels) -> u32 {
-        outstanding(&Inputs {
-            queued: levels.queued,
-            slots: levels.busy + levels.idle,
-            concurrency: 1,
-            service: self.service.get(),
-            start: self.start.get(),
-        })
+        outstanding(&Inputs::of(levels, self.service.get(), self.start.get()))
     }
 
     fn hold(&mut self, _levels: &Levels, _rank: u32) -> Hold {

@@ -17,6 +17,8 @@
 
 use std::time::Duration;
 
+use super::scaling::Levels;
+
 /// The start time supposed before one was seen: what a sandbox itself needs according to the paper
 /// (Cvetković et al., SOSP'24, section 2: about 100 ms).
 pub const SUPPOSED_START: Duration = Duration::from_millis(100);
@@ -38,6 +40,13 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Of a function whose sandboxes take one invocation each.
+    #[must_use]
+    pub const fn of(levels: &Levels, service: Option<Duration>, start: Option<Duration>) -> Self {
+        let slots = levels.busy.saturating_add(levels.idle);
+        Self { queued: levels.queued, slots, concurrency: 1, service, start }
+    }
+
     /// For the explanation of a decision.
     #[must_use]
     pub fn explain(&self) -> Vec<(String, String)> {
