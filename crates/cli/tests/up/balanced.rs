@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     apart::{Cluster, Part, ready},
-    host::{State, call, until},
+    host::{State, call, has, until},
 };
 
 const CONFIG: &str = include_str!("../../../../docs/guides/haproxy.cfg");
@@ -98,17 +98,9 @@ impl Drop for End<'_> {
     }
 }
 
-fn has_haproxy() -> bool {
-    let found = Command::new("haproxy").arg("-v").stdout(Stdio::null()).status().is_ok();
-    if !found {
-        println!("skip: `haproxy` is not installed");
-    }
-    found
-}
-
 #[test]
 fn data_planes_leave_and_die_behind_a_load_balancer() {
-    if !has_haproxy() {
+    if !has("haproxy") {
         return;
     }
     let cluster = Cluster::start();

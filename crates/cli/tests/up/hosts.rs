@@ -9,7 +9,7 @@ use std::{
 use crate::{
     apart::Part,
     hello,
-    host::{PATIENCE, State, command, output, until},
+    host::{PATIENCE, State, command, has, output, until},
     path,
 };
 
@@ -125,12 +125,7 @@ fn address(n: u8) -> String {
 }
 
 fn possible() -> bool {
-    let missing = ["ip", "nft", "nsenter", "bash"].into_iter().find(|program| {
-        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
-        !found.is_ok_and(|output| output.status.success())
-    });
-    if let Some(program) = missing {
-        println!("skip: `{program}` is not installed");
+    if !["ip", "nft", "nsenter", "bash"].into_iter().all(has) {
         return false;
     }
     let is_root = rustix::process::geteuid().is_root();
