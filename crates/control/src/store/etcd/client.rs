@@ -89,11 +89,7 @@ impl Client {
         request: &TxnRequest,
         deadline: Instant,
     ) -> Result<Answered, EtcdError> {
-        let call = |mut client: KvClient<Channel>| {
-            let request = Request::new(request.clone());
-            async move { client.txn(request).await.map(tonic::Response::into_inner) }
-        };
-        self.ask(deadline, Again::Unreached, call).await.map(Answered)
+        self.send(request, deadline, Again::Unreached).await
     }
 
     /// As [`Self::txn`], for one that changes nothing, or does the same when it is done twice.
@@ -102,11 +98,20 @@ impl Client {
         request: &TxnRequest,
         deadline: Instant,
     ) -> Result<Answered, EtcdError> {
+        self.send(request, deadline, Again::Doubtful).await
+    }
+
+    async fn send(
+        &self,
+        request: &TxnRequest,
+        deadline: Instant,
+        again: Again,
+    ) -> Result<Answered, EtcdError> {
         let call = |mut client: KvClient<Channel>| {
             let request = Request::new(request.clone());
             async move { client.txn(request).await.map(tonic::Response::into_inner) }
         };
-        self.ask(deadline, Again::Doubtful, call).await.map(Answered)
+        self.ask(deadline, again, call).await.map(Answered)
     }
 
     /// Keys and values.
