@@ -197,8 +197,7 @@ impl Driver {
             tracing::debug!(%error, "timers are coarse");
         }
         let ended = std::mem::take(&mut self.ended);
-        let ended = ended.into_iter().map(|one| (one.adopted.report.sandbox, one.failure));
-        self.all_gone(ended.collect());
+        self.all_gone(ends(ended));
         loop {
             let (readable, woken) = self.wait();
             if woken {
@@ -481,9 +480,7 @@ impl Driver {
                 self.stream = Some(stream);
                 *lock(&self.shared.abilities) = welcome.abilities;
                 let kept = welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox);
-                let ended = welcome.ended.into_iter();
-                let ended = ended.map(|one| (one.adopted.report.sandbox, one.failure));
-                (kept.collect(), ended.collect())
+                (kept.collect(), ends(welcome.ended))
             }
             Err(error) => return tracing::error!(%error, "no keeper"),
         };
@@ -498,6 +495,10 @@ impl Driver {
             self.gone(sandbox, failure(Cause::WorkerLost, Fault::Worker));
         }
     }
+}
+
+fn ends(ended: Vec<Ended>) -> Vec<(SandboxId, StartFailure)> {
+    ended.into_iter().map(|one| (one.adopted.report.sandbox, one.failure)).collect()
 }
 
 fn failure(cause: Cause, fault: Fault) -> StartFailure {
