@@ -50,8 +50,8 @@ pub(crate) fn folder(dir: &Path) -> Result<Detected> {
             because: format!("`{program}` is the only executable"),
         });
     }
-    let why = if programs.is_empty() { "nothing to run" } else { "several executables" };
-    Err(Fail::config(format!("{}: no dirigent.toml, and {why} was found", dir.display()))
+    let found = if programs.is_empty() { "nothing to run was" } else { "several executables were" };
+    Err(Fail::config(format!("{}: no dirigent.toml, and {found} found", dir.display()))
         .hint("say what to run: --command \"python3 app.py\"")
         .hint("or write a dirigent.toml: name = \"...\", then [sandbox] and command = [...]"))
 }
