@@ -232,6 +232,9 @@ pub(crate) struct InvokeArgs {
     pub(crate) functions: Option<String>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
+    /// As of the API: for functions that ask for one
+    #[arg(long, env = "DIRIGENT_TOKEN", hide = true, hide_env_values = true)]
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Debug, Args)]

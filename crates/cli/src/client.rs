@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
@@ -85,6 +86,12 @@ impl Place {
         }
     }
 
+    /// Whether others may read what is sent there.
+    pub(crate) fn is_open(&self) -> bool {
+        let is_here = self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        !self.is_encrypted && !is_here && self.host != "localhost"
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -111,15 +118,7 @@ impl Client {
         };
         let token = match token {
             Some(token) => Some(token),
-            None => match fs::read_to_string(state.join("token")) {
-                Ok(text) => Some(text.trim().to_owned()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => {
-                    return Err(Fail::new(Kind::Config, error)
-                        .details([format!("reading {}", state.join("token").display())])
-                        .hint("run as the user who runs `dirigent up`, or set DIRIGENT_TOKEN"));
-                }
-            },
+            None => read_token(state)?,
         };
         let ca = membership::authority(state);
         let trust = if api.is_encrypted && ca.exists() {
@@ -237,6 +236,17 @@ pub(crate) fn read_state(state: &Path, file: &str) -> Result<String> {
             .details([format!("reading {}", path.display())])
             .hint("run as the user who runs `dirigent up`, or name the API with --server"),
     })
+}
+
+/// The token of the one that runs on a state directory, if there is one.
+pub(crate) fn read_token(state: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(state.join("token")) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Fail::new(Kind::Config, error)
+            .details([format!("reading {}", state.join("token").display())])
+            .hint("run as the user who runs `dirigent up`, or set DIRIGENT_TOKEN")),
+    }
 }
 
 /// One request over a new connection, encrypted where the place is.
@@ -425,6 +435,16 @@ mod tests {
         assert_eq!(Place::parse("[::1]:80").unwrap().authority(), "[::1]:80");
         let encrypted = Place::parse("https://x:1").unwrap();
         assert_eq!(encrypted.url(), "https://x:1");
+        for (text, is_open) in [
+            ("https://x:1", false),
+            ("127.0.0.1:1", false),
+            ("[::1]:1", false),
+            ("localhost:1", false),
+            ("http://x:1", true),
+            ("10.0.0.1:1", true),
+        ] {
+            assert_eq!(Place::parse(text).unwrap().is_open(), is_open, "{text}");
+        }
         for bad in ["", "host", "https://x", "host:port", "host:99999", ":1", "a/b:1"] {
             assert_eq!(Place::parse(bad).unwrap_err().kind(), Kind::Config, "{bad}");
         }

@@ -13,7 +13,10 @@ mod tokens;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) artifacts: Artifacts,
     /// Those that were made since, while this control plane leads.
     pub(crate) tokens: watch::Receiver<Option<Arc<ApiTokens>>>,
+    /// The format in which records are written, or may be, as far as is known.
+    pub(crate) format: Arc<AtomicU64>,
     pub(crate) bulk: Bulk,
     pub(crate) offers: Offers,
     pub(crate) metrics: Arc<Metrics>,
@@ -147,6 +152,11 @@ impl Api {
 
     fn shutdown(&self) -> &CancellationToken {
         &self.shared.shutdown
+    }
+
+    /// The format in which records may be written: what every control plane understands.
+    fn format(&self) -> u64 {
+        self.shared.format.load(Relaxed)
     }
 
     /// Where functions are called, once it is known.

@@ -29,7 +29,7 @@ use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -248,16 +248,15 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let blobs = Blobs::open(&dir.join("blobs"), config.artifact_limit).map_err(unusable)?;
 
     let seat = seat(&config, address)?;
-    let artifacts = match &seat {
-        Some(Seat { chair, others }) => Artifacts::shared(blobs, chair.clone(), Arc::clone(others)),
-        None => Artifacts::alone(blobs),
-    };
+    let artifacts = artifacts(blobs, seat.as_ref());
     let counts = Counts::default();
     let metrics = Arc::new(Metrics::new(counts.clone()));
     let (sits, sitting) = watch::channel(None::<Sitting>);
     let (leading, leads) = watch::channel(None);
     let (tokens, admitted) = watch::channel(None);
     let (stand, stands) = watch::channel(Stand::default());
+    // With a store of its own it is this program's.
+    let format = Arc::new(AtomicU64::new(if seat.is_some() { 0 } else { SCHEMA }));
     let chambers = Chambers {
         state: dir.clone(),
         version: config.version.clone(),
@@ -267,6 +266,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         metrics: Arc::clone(&metrics),
         counts: counts.clone(),
         lock: Arc::new(lock),
+        own_token: token.hash(),
+        format: Arc::clone(&format),
         sitting: sits,
         leads: leading,
         tokens,
@@ -285,6 +286,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
         token,
         artifacts: artifacts.clone(),
         tokens: admitted,
+        format,
         bulk,
         offers,
         metrics,
@@ -353,6 +355,14 @@ fn seat(config: &Config, api: SocketAddr) -> Result<Option<Seat>, StartError> {
     };
     let (chair, others) = (etcd::chair(&shared.etcd, member)?, Arc::clone(&shared.others));
     Ok(Some(Seat { chair, others }))
+}
+
+/// Those of this control plane, and of the others where there are any.
+fn artifacts(blobs: Blobs, seat: Option<&Seat>) -> Artifacts {
+    match seat {
+        Some(Seat { chair, others }) => Artifacts::shared(blobs, chair.clone(), Arc::clone(others)),
+        None => Artifacts::alone(blobs),
+    }
 }
 
 /// Take office, or begin to stand by.

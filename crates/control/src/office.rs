@@ -5,7 +5,15 @@
 //! this one leads it shows a beat; a beat or a write that is refused because another leads ends
 //! the term. A leader that cannot reach the store goes on, and is detached meanwhile.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use dirigent_core::{
     Epoch, Time,
@@ -217,6 +225,7 @@ impl Contest {
             chair: self.chair.clone(),
             term,
             metrics: Arc::clone(&self.chambers.metrics),
+            format: Arc::clone(&self.chambers.format),
             stand: self.stand.clone(),
             deposed: deposed.clone(),
         };
@@ -240,6 +249,7 @@ struct Pulse {
     chair: Chair,
     term: Term,
     metrics: Arc<Metrics>,
+    format: Arc<AtomicU64>,
     stand: watch::Sender<Stand>,
     deposed: CancellationToken,
 }
@@ -262,8 +272,9 @@ impl Pulse {
             }
             if formats.is_none_or(|at| at.elapsed() >= FORMATS) {
                 formats = Some(Instant::now());
-                if let Err(error) = self.chair.raise_format(&self.term).await {
-                    tracing::debug!(%error, "formats are not compared now");
+                match self.chair.raise_format(&self.term).await {
+                    Ok(format) => self.format.store(format, Relaxed),
+                    Err(error) => tracing::debug!(%error, "formats are not compared now"),
                 }
             }
         }

@@ -53,6 +53,7 @@ pub(crate) enum Speaker {
 pub(crate) enum Topic {
     Resolved(FunctionName),
     Status(FunctionId),
+    Tokens,
 }
 
 /// Facts that wait for the owner at most; peers wait when it is full.
@@ -324,6 +325,7 @@ impl Owner {
         let topic = match &frame {
             ToDataPlane::Resolved { name, .. } => Some(Topic::Resolved(name.clone())),
             ToDataPlane::Status { function, .. } => Some(Topic::Status(*function)),
+            ToDataPlane::Tokens { .. } => Some(Topic::Tokens),
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Grant(_)
             | ToDataPlane::Recall { .. }

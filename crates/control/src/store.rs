@@ -24,7 +24,10 @@ use tokio::sync::mpsc;
 pub use self::{etcd::EtcdStore, memory::MemoryStore, redb::RedbStore};
 
 /// The version of the records' format that is written here.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
+
+/// The first format in which functions may ask their callers for a token.
+pub(crate) const TOKENS_FORMAT: u64 = 2;
 
 /// Where records are kept.
 pub trait Store: Send + 'static {

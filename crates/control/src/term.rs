@@ -1,9 +1,15 @@
 //! One term of office: from records just read to whatever ends it.
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use dirigent_core::{
-    ApiTokens, Epoch, Office, Records, Time,
+    ApiTokens, Digest, Epoch, Office, Records, Time,
     recording::{Began, Entry, FORMAT},
 };
 use dirigent_service::{Clock, StateLock, Tasks};
@@ -32,6 +38,10 @@ pub(crate) struct Chambers {
     pub(crate) counts: Counts,
     /// The right to use the state directory, held until everything is written.
     pub(crate) lock: Arc<StateLock>,
+    /// Of the token in the state directory.
+    pub(crate) own_token: Digest,
+    /// The format in which records are written, or may be, as far as is known.
+    pub(crate) format: Arc<AtomicU64>,
     pub(crate) sitting: watch::Sender<Option<Sitting>>,
     pub(crate) leads: watch::Sender<Option<Epoch>>,
     /// The tokens of the API that count, while this control plane knows.
@@ -170,6 +180,7 @@ impl Chambers {
             at: Time(self.clock.nanos()),
             office,
             seed: seed().map_err(unusable)?,
+            own_token: Some(self.own_token),
             records,
         })
     }

@@ -80,6 +80,11 @@ impl Token {
         Ok(Self { text })
     }
 
+    /// What data planes know it by.
+    pub(crate) fn hash(&self) -> Digest {
+        hash(&self.text)
+    }
+
     /// Whether this is the token; takes as long whether it is or not.
     #[must_use]
     pub fn is(&self, offered: &str) -> bool {

@@ -98,6 +98,33 @@ impl ApiToken {
     }
 }
 
+/// A token as data planes see it: enough to judge who calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// The SHA-256 of its secret.
+    pub hash: Digest,
+    /// What it allows.
+    pub access: Access,
+    /// From then on it is worth nothing: milliseconds since 1970, by the clock of who judges, as
+    /// with certificates.
+    pub expires_ms: Option<u64>,
+}
+
+impl TokenView {
+    /// Whether it is worth anything at this time.
+    #[must_use]
+    pub fn is_good(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_none_or(|at| now_ms < at)
+    }
+}
+
+impl From<&ApiToken> for TokenView {
+    fn from(token: &ApiToken) -> Self {
+        let ApiToken { access, hash, expires_ms, name: _, made_ms: _ } = *token;
+        Self { hash, access, expires_ms }
+    }
+}
+
 /// Tokens at most.
 pub const MAX_TOKENS: usize = 1000;
 

@@ -44,7 +44,7 @@ pub use event::{
 };
 
 use crate::{
-    FunctionId, FunctionName, FunctionRecord, Office, Records, Settings, Spec, Time, Write,
+    Digest, FunctionId, FunctionName, FunctionRecord, Office, Records, Settings, Spec, Time, Write,
     WriteToken,
 };
 use cluster::{Author, Cluster, Interner};
@@ -67,6 +67,8 @@ pub struct Config {
     pub office: Office,
     /// Seeds the machine's own random source (placement).
     pub seed: u64,
+    /// The hash of the token in this leader's state directory, which is an admin's: no record has it.
+    pub own_token: Option<Digest>,
 }
 
 /// See the module.
@@ -87,7 +89,7 @@ impl Control {
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "a configuration belongs to its machine")]
     pub fn new(now: Time, config: Config, records: Records) -> Self {
-        let Config { office, seed } = config;
+        let Config { office, seed, own_token } = config;
         let Records { functions, workers, data_planes, terms, tokens } = records;
         let fleet = Fleet::new(now, seed, office, workers);
         let mut control = Self {
@@ -97,7 +99,7 @@ impl Control {
             specs: Interner::default(),
             settings: Interner::default(),
             next_function: 0,
-            tokens: Tokens::new(tokens),
+            tokens: Tokens::new(tokens, own_token),
         };
         control.cluster.terms = terms;
         control.load(functions);

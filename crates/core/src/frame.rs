@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Address, Bytes, ClusterId, DataPlaneId, Digest, Epoch, FunctionId, FunctionName, FunctionView,
     Isolation, MilliCpu, Protocol, RevisionId, RuntimeKind, SandboxId, Serial, Spec, StartFailure,
-    StartPhases, WorkerId,
+    StartPhases, TokenView, WorkerId,
 };
 
 /// The protocol version spoken here; a peer states the range that it can speak.
 pub const PROTOCOL: u16 = 1;
+
+/// What a data plane can do that lets nobody call a function with [`Auth::Token`](crate::Auth) but
+/// who shows a token. To others there is no such function.
+pub const CHECKS_TOKENS: &str = "checks-tokens";
 
 /// One life of a peer: a restart of its host changes `boot`, one of its process raises `start`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -236,6 +240,12 @@ pub enum ToDataPlane {
         function: FunctionId,
         /// Why.
         status: Status,
+    },
+    /// The tokens of the API, all of them; a level, told right after the `Welcome` and at each change.
+    /// Only to who [`CHECKS_TOKENS`].
+    Tokens {
+        /// Those that count, as far as they have not expired.
+        tokens: Vec<TokenView>,
     },
     /// A frame was not understood.
     Unsupported {

@@ -43,7 +43,7 @@ pub mod worker;
 
 pub mod policy;
 
-pub use access::{Access, AccessError, ApiToken, ApiTokens};
+pub use access::{Access, AccessError, ApiToken, ApiTokens, TokenView};
 pub use id::{
     DataPlaneId, Epoch, FunctionId, InvocationId, RequestId, RevisionId, SandboxId, Serial,
     StreamId, WorkerId, WriteToken,

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bytes, Digest, FunctionName, Isolation, Listen, MilliCpu, Protocol, Resources, RuntimeKind,
-    SandboxSpec, Settings, Spec, units,
+    Auth, Bytes, Digest, FunctionName, Isolation, Listen, MilliCpu, Protocol, Resources,
+    RuntimeKind, SandboxSpec, Settings, Spec, units,
 };
 
 /// A manifest as written. Unknown keys are errors.
@@ -130,6 +130,8 @@ pub struct Invocation {
     pub max_queue: u32,
     /// See [`Settings::retry`].
     pub retry: bool,
+    /// See [`Settings::auth`].
+    pub auth: Auth,
 }
 
 impl Default for Invocation {
@@ -144,6 +146,7 @@ impl Default for Invocation {
             grace: s.grace,
             max_queue: s.max_queue,
             retry: s.retry,
+            auth: s.auth,
         }
     }
 }
@@ -191,6 +194,7 @@ impl Manifest {
             grace: invocation.grace,
             max_queue: invocation.max_queue,
             retry: invocation.retry,
+            auth: invocation.auth,
         };
         Ok((name, Arc::new(spec), Arc::new(settings)))
     }

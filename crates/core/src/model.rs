@@ -191,6 +191,19 @@ pub struct Spec {
     pub artifact: Option<Digest>,
 }
 
+/// Who may call a function.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Auth {
+    /// Whoever reaches a data plane.
+    #[default]
+    None,
+    /// Who shows a token of the API that includes [`Access::Invoke`](crate::Access::Invoke).
+    Token,
+}
+
 /// The mutable part of a function: changes apply without restarting a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -223,6 +236,10 @@ pub struct Settings {
     pub max_queue: u32,
     /// Whether an idempotent invocation that was sent and got no byte back gets one more attempt.
     pub retry: bool,
+    /// Who may call it: `none` lets everybody, `token` who shows a token of the API with the role
+    /// `invoke`, `deploy` or `admin`.
+    #[serde(default)]
+    pub auth: Auth,
 }
 
 impl Default for Settings {
@@ -239,6 +256,7 @@ impl Default for Settings {
             grace: Duration::from_secs(10),
             max_queue: 1000,
             retry: true,
+            auth: Auth::None,
         }
     }
 }

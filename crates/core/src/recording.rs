@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FunctionRecord, Office, Records, Spec, Time, Write,
+    Digest, FunctionRecord, Office, Records, Spec, Time, Write,
     control::{Call, Config, Control, Effect, Event},
     frame::ToWorker,
 };
@@ -64,6 +64,9 @@ pub struct Began {
     pub office: Office,
     /// Of the machine's random source.
     pub seed: u64,
+    /// See [`Config::own_token`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_token: Option<Digest>,
     /// What the store had.
     pub records: Records,
 }
@@ -72,8 +75,8 @@ impl Began {
     /// A machine as it was at the beginning.
     #[must_use]
     pub fn machine(self) -> Control {
-        let Self { at, office, seed, records, .. } = self;
-        Control::new(at, Config { office, seed }, records)
+        let Self { at, office, seed, own_token, records, .. } = self;
+        Control::new(at, Config { office, seed, own_token }, records)
     }
 }
 

@@ -37,5 +37,7 @@ pub const TARGETS: usize = 256;
 pub const LOG_TAIL: usize = 256;
 /// Lines of a log at once.
 pub const LOG_LINES: usize = 10_000;
+/// Tokens of the API; the core has 1,000, and the leader's own beside them.
+pub const TOKENS: usize = 4096;
 /// Phases of an invocation.
 pub const PHASES: usize = 256;

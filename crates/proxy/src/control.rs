@@ -14,8 +14,8 @@ use std::{
 use dirigent_core::{
     ClusterId, Epoch, FunctionId,
     frame::{
-        DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Grant, Hello, Incarnation, PROTOCOL,
-        Returned, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
+        CHECKS_TOKENS, DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Grant, Hello, Incarnation,
+        PROTOCOL, Returned, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
     },
     gate::Event,
 };
@@ -78,7 +78,7 @@ impl Memory {
         Hello {
             cluster: self.remembered.cluster,
             protocol: (PROTOCOL, PROTOCOL),
-            features: Vec::new(),
+            features: vec![CHECKS_TOKENS.to_owned()],
             incarnation: Incarnation {
                 boot: Arc::clone(&self.boot),
                 start: self.remembered.starts,
@@ -268,6 +268,7 @@ fn obey(shared: &Arc<Shared>, number: u64, frame: ToDataPlane) {
         ToDataPlane::Status { function, status } => {
             tell(shared, function, Event::StatusChanged(status));
         }
+        ToDataPlane::Tokens { tokens } => shared.tokens.learn(tokens),
         ToDataPlane::Unsupported { kind } => {
             tracing::warn!(kind, "the control plane did not understand a frame");
         }

@@ -26,6 +26,8 @@ static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
     BadRequest,
+    Unauthorized,
+    Forbidden,
     NotFound,
     BodyTooLarge,
     QueueFull,
@@ -43,6 +45,8 @@ impl Code {
     pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::BodyTooLarge => "body_too_large",
             Self::QueueFull => "queue_full",
@@ -60,6 +64,8 @@ impl Code {
     const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::QueueFull | Self::AtMax => StatusCode::TOO_MANY_REQUESTS,
@@ -73,6 +79,8 @@ impl Code {
     const fn grpc(self) -> &'static str {
         match self {
             Self::BadRequest => "13",
+            Self::Unauthorized => "16",
+            Self::Forbidden => "7",
             Self::NotFound => "12",
             Self::BodyTooLarge | Self::QueueFull | Self::AtMax => "8",
             Self::StartFailed
@@ -81,6 +89,15 @@ impl Code {
             | Self::NoCapacity
             | Self::NoControlPlane => "14",
             Self::Timeout | Self::StartTimeout => "4",
+        }
+    }
+
+    /// What a caller is asked to show (RFC 6750).
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::Unauthorized => Some("Bearer realm=\"dirigent\""),
+            Self::Forbidden => Some("Bearer realm=\"dirigent\", error=\"insufficient_scope\""),
+            _ => None,
         }
     }
 
@@ -171,6 +188,9 @@ impl Failure {
         headers.insert(X_ERROR.clone(), HeaderValue::from_static(self.code.text()));
         if let Some(seconds) = self.code.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        if let Some(challenge) = self.code.challenge() {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         let mut response = if grpc {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

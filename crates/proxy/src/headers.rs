@@ -20,6 +20,8 @@ pub(crate) struct Forward {
     pub(crate) attempt: u32,
     /// The protocol to switch to is offered to the function.
     pub(crate) upgrade: bool,
+    /// `Authorization` was for us: no function may call others with its callers' tokens.
+    pub(crate) authorized: bool,
 }
 
 /// A client as the headers of a proxy name it; written once per connection.
@@ -160,7 +162,12 @@ fn each(parts: &Parts, forward: &Forward, mut put: impl FnMut(&str, &[&[u8]])) {
     let trusted = forward.peer.is_trusted;
     let named = Named::of(headers);
     for (name, value) in headers {
-        if !ends_here(name) && !named.contains(name) && (trusted || !is_of_a_proxy(name)) {
+        let was_for_us = forward.authorized && *name == header::AUTHORIZATION;
+        if !was_for_us
+            && !ends_here(name)
+            && !named.contains(name)
+            && (trusted || !is_of_a_proxy(name))
+        {
             put(name.as_str(), &[value.as_bytes()]);
         }
     }
@@ -308,6 +315,7 @@ mod tests {
             prefix: 0,
             attempt: 1,
             upgrade: false,
+            authorized: false,
         }
     }
 

@@ -21,10 +21,11 @@ use std::{
 };
 
 use dirigent_core::{
-    FunctionName, FunctionView, InvocationId, Protocol, SandboxId,
+    Auth, FunctionName, FunctionView, InvocationId, Protocol, SandboxId,
     gate::{Attempt, Finish},
     name::Route,
 };
+use dirigent_service::Clock;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::{sync::oneshot, time::Instant};
@@ -147,8 +148,13 @@ impl Front {
             request.version() == Version::HTTP_11 && headers::offers_upgrade(request.headers());
         let on_upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, incoming) = request.into_parts();
-        let source = self.source(&parts, incoming).inspect_err(|failure| call.failed(failure))?;
         let view = slot.view();
+        let authorized = view.settings.auth == Auth::Token;
+        if authorized {
+            let admitted = shared.tokens.admit(&parts.headers, Clock::wall_ms());
+            admitted.inspect_err(|failure| call.failed(failure))?;
+        }
+        let source = self.source(&parts, incoming).inspect_err(|failure| call.failed(failure))?;
         let forward = Forward {
             request_id: call.request_id.clone(),
             peer: Arc::clone(&self.peer),
@@ -156,6 +162,7 @@ impl Front {
             prefix,
             attempt: 1,
             upgrade: wants_upgrade,
+            authorized,
         };
         let queued_since = call.arrived;
         let invocation = Invocation {

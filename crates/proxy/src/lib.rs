@@ -9,6 +9,7 @@
 //! server  accepts          wire + scan   what of a client's bytes is let through
 //! invoke  an invocation    attempt       on one sandbox    upstream   connections to sandboxes
 //! slot    gate + waiters   lease         a slot in use     catalogue  functions by name
+//! tokens  who may call
 //! control the stream to the control plane                  timers     when gates want to be called
 //! ```
 //!
@@ -36,6 +37,7 @@ mod slot;
 mod source;
 mod streams;
 mod timers;
+mod tokens;
 mod upgrade;
 mod upstream;
 mod websocket;
@@ -75,6 +77,7 @@ use metrics::Metrics;
 use records::Records;
 use source::Budget;
 use timers::Timers;
+use tokens::Tokens;
 
 /// Why a data plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +122,7 @@ pub async fn start(
         hosts,
         trusted_proxies,
         catalogue: Catalogue::new(),
+        tokens: Tokens::default(),
         timers: Timers::default(),
         records: Records::new(limits.records, clock),
         failures: FailureLog::default(),
@@ -211,6 +215,7 @@ struct Shared {
     hosts: HostRules,
     trusted_proxies: Vec<IpNet>,
     catalogue: Catalogue,
+    tokens: Tokens,
     timers: Timers,
     records: Records,
     failures: FailureLog,

@@ -115,7 +115,7 @@ impl World {
             return;
         }
         let office = Office { cluster: CLUSTER, epoch };
-        let config = Config { office, seed: self.seed ^ epoch.0 };
+        let config = Config { office, seed: self.seed ^ epoch.0, own_token: None };
         let machine = Control::new(self.now, config, self.store.state.records());
         let Some(c) = self.controls.get_mut(control) else { return };
         c.leads = Some(machine);

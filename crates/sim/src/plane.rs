@@ -273,7 +273,7 @@ impl World {
             ToDataPlane::Status { function, status } => {
                 self.tell_gate(plane, function, gate::Event::StatusChanged(status));
             }
-            ToDataPlane::Unsupported { .. } => {}
+            ToDataPlane::Tokens { .. } | ToDataPlane::Unsupported { .. } => {}
         }
     }
 

@@ -129,7 +129,7 @@ impl Big {
         let now = Time(1_000_000_000);
         let office = Office { cluster: ClusterId(1), epoch: Epoch(2) };
         let mut big = Self {
-            control: Control::new(now, Config { office, seed: 1 }, records),
+            control: Control::new(now, Config { office, seed: 1, own_token: None }, records),
             size,
             now,
             revision: 0,

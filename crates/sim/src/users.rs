@@ -135,6 +135,7 @@ impl World {
             grace: Duration::from_secs(1),
             max_queue: 60,
             retry: true,
+            auth: Default::default(),
         })
     }
 

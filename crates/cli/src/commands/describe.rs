@@ -2,7 +2,7 @@
 //! Values of its environment are never shown.
 
 use dirigent_core::{
-    Isolation, Listen, RuntimeKind, Spec,
+    Auth, Isolation, Listen, RuntimeKind, Spec,
     control::{Answer, FunctionDescription, RevisionDescription},
     frame::Status,
 };
@@ -232,6 +232,11 @@ fn head(
             if settings.retry { "idempotent calls are retried once" } else { "no retries" }
         ),
     );
+    let callers = match settings.auth {
+        Auth::None => "everybody who reaches a data plane",
+        Auth::Token => "who shows a token of the role invoke, deploy or admin",
+    };
+    row("Callers", callers.to_owned());
     rows
 }
 

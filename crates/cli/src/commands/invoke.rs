@@ -5,12 +5,13 @@ use std::{fs, io::Read as _, time::Instant};
 use bytes::Bytes;
 use dirigent_core::{FunctionName, name::DEFAULT_NAMESPACE};
 use dirigent_service::Tasks;
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 
 use crate::{
     args::InvokeArgs,
-    client::{Body, Place, full, header_text, read_state, send},
+    client::{Place, full, header_text, read_state, read_token, send},
     context::Context,
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
@@ -30,9 +31,7 @@ pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
     let request = request(args, &place)?;
     let begin = Instant::now();
     let tasks = Tasks::new();
-    let response = send(&place, None, request, &tasks).await.map_err(|fail| {
-        fail.hint("start Dirigent with `dirigent up`, or name it with --functions")
-    })?;
+    let response = call(args, &place, request, &tasks).await?;
     let first = begin.elapsed();
     let (head, mut body) = response.into_parts();
     let mut kept = Vec::new();
@@ -79,7 +78,48 @@ pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
     })
 }
 
-fn request(args: &InvokeArgs, place: &Place) -> Result<Request<Body>> {
+/// Calls without a token first: a function that asks for none is not to see one. Who asks for one has
+/// not let the function see anything of the first call.
+async fn call(
+    args: &InvokeArgs,
+    place: &Place,
+    mut request: Request<Bytes>,
+    tasks: &Tasks,
+) -> Result<Response<Incoming>> {
+    let send = |request: Request<Bytes>| async {
+        send(place, None, request.map(full), tasks).await.map_err(|fail| {
+            fail.hint("start Dirigent with `dirigent up`, or name it with --functions")
+        })
+    };
+    let response = send(request.clone()).await?;
+    let code = header_text(response.headers(), "x-dirigent-error");
+    let wants_token = response.status() == StatusCode::UNAUTHORIZED && code == Some("unauthorized");
+    if !wants_token || request.headers().contains_key(header::AUTHORIZATION) {
+        return Ok(response);
+    }
+    let token = match (&args.token, args.state.context(None)?) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(context)) => context.token,
+        (None, None) => read_token(&args.state.dir())?,
+    };
+    let Some(token) = token else { return Ok(response) };
+    if place.is_open() {
+        return Err(Fail::config(format!(
+            "`{}` is called with a token, and others could read it on its way to {}",
+            args.name,
+            place.url()
+        ))
+        .hint("name where functions are called by https://, with --functions")
+        .hint("or send one all the same: -H 'Authorization: Bearer TOKEN'"));
+    }
+    let value = HeaderValue::from_str(&format!("Bearer {token}"));
+    let mut value = value.or_fail(Kind::Config, || "the token cannot be sent")?;
+    value.set_sensitive(true);
+    request.headers_mut().insert(header::AUTHORIZATION, value);
+    send(request).await
+}
+
+fn request(args: &InvokeArgs, place: &Place) -> Result<Request<Bytes>> {
     let body = match args.data.as_deref() {
         None => Bytes::new(),
         Some("@-") => {
@@ -106,7 +146,7 @@ fn request(args: &InvokeArgs, place: &Place) -> Result<Request<Body>> {
         .method(method)
         .uri(format!("{prefix}{slash}{}", args.path))
         .header(header::HOST, host)
-        .body(full(body))
+        .body(body)
         .or_fail(Kind::Config, || format!("`{}` is not a path", args.path))?;
     for text in &args.headers {
         let (name, value) = text.split_once(':').ok_or_else(|| {
@@ -136,6 +176,12 @@ fn platform_failure(code: &str, name: &FunctionName) -> Fail {
     match code {
         "not_found" => fail(Kind::User, format!("there is no function `{name}`"))
             .hint("`dirigent list` shows those there are"),
+        "unauthorized" => {
+            fail(Kind::Config, format!("`{name}` is called with a token of the API that counts"))
+                .hint("set DIRIGENT_TOKEN: `dirigent token create --role invoke` makes one")
+        }
+        "forbidden" => fail(Kind::Config, format!("this token may not call `{name}`"))
+            .hint("`dirigent token create --role invoke` makes one that may"),
         "crash_loop" | "start_failed" | "start_timeout" => {
             fail(Kind::User, format!("`{name}` does not start ({code})"))
                 .hint(format!("dirigent describe {name}"))

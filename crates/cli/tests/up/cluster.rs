@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// Control planes on one etcd, with a data plane and a worker.
-struct Cluster {
-    etcd: Etcd,
+pub(crate) struct Cluster {
+    pub(crate) etcd: Etcd,
     controls: Vec<Control>,
     token: String,
     data_plane: Option<Part>,
@@ -39,13 +39,23 @@ struct Control {
 
 impl Cluster {
     /// `None` where etcd is not installed, which is said.
-    fn start(members: usize, controls: usize) -> Option<Self> {
+    pub(crate) fn start(members: usize, controls: usize) -> Option<Self> {
+        Self::after(members, controls, |_| {})
+    }
+
+    /// As [`Self::start`], once something was done to etcd.
+    pub(crate) fn after(
+        members: usize,
+        controls: usize,
+        before: impl FnOnce(&Etcd),
+    ) -> Option<Self> {
         if !Etcd::is_installed() {
             println!("skip: etcd is not installed (Debian: etcd-server)");
             return None;
         }
         let scratch = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(scratch.path(), members).unwrap();
+        before(&etcd);
         let mut this = Self {
             etcd,
             controls: Vec::new(),
@@ -106,7 +116,7 @@ impl Cluster {
         Part::start(role, state, &all)
     }
 
-    fn data_plane(&self) -> &Part {
+    pub(crate) fn data_plane(&self) -> &Part {
         self.data_plane.as_ref().unwrap()
     }
 
@@ -127,16 +137,16 @@ impl Cluster {
         status["role"].as_str().unwrap_or_default().to_owned()
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub(crate) fn leader(&self) -> Option<usize> {
         (0..self.controls.len()).find(|number| self.role(*number) == "leader")
     }
 
-    fn kill(&mut self, number: usize) {
+    pub(crate) fn kill(&mut self, number: usize) {
         self.controls[number].part.take().unwrap().kill();
     }
 
     /// A verb at one of them, whichever leads.
-    fn cli(&self, number: usize, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn cli(&self, number: usize, args: &[&str]) -> (i32, String, String) {
         verb(self.controls[number].state.path(), args)
     }
 

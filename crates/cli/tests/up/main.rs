@@ -5,6 +5,7 @@
 mod apart;
 mod balanced;
 mod benches;
+mod callers;
 mod certificates;
 mod cluster;
 mod compat;

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State},
 };
 use dirigent_core::{
-    Digest, FunctionName, RevisionId,
+    Auth, Digest, FunctionName, RevisionId,
     control::{Answer, Call, Refusal},
     manifest::Manifest,
 };
@@ -16,6 +16,7 @@ use http::{StatusCode, Uri};
 use serde::Deserialize;
 
 use super::{Api, ApiError, query};
+use crate::store::TOKENS_FORMAT;
 
 /// What `PUT /v1/functions/{namespace}/{name}` takes.
 #[derive(Debug, Deserialize)]
@@ -131,6 +132,9 @@ pub(super) async fn deploy(
     let (name, spec, settings) = manifest.validate(artifact).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, "bad_manifest", error.to_string())
     })?;
+    if settings.auth == Auth::Token && api.format() < TOKENS_FORMAT {
+        return Err(older_control_planes());
+    }
     let mut pin = match artifact {
         Some(digest) => Some(api.blobs().pin(digest).ok_or_else(|| no_artifact(digest))?),
         None => None,
@@ -154,6 +158,13 @@ pub(super) async fn deploy(
     }
     let deployed = deployed?;
     settle(&api, deployed, wait).await
+}
+
+/// Control planes that know older formats only would let everybody call such a function.
+fn older_control_planes() -> ApiError {
+    let message = "`invocation.auth` can be `token` only when every control plane runs this version \
+                   or a newer one: upgrade the others first";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "older_control_planes", message)
 }
 
 fn no_artifact(digest: Digest) -> ApiError {

@@ -393,6 +393,18 @@ fn schemas() -> Value {
                     "type": "object",
                     "description": "dirigent.toml as JSON",
                     "required": ["name", "sandbox"],
+                    "properties": {
+                        "invocation": {
+                            "type": "object",
+                            "properties": {
+                                "auth": {
+                                    "enum": ["none", "token"],
+                                    "description": "With `token`, calls need one of the role \
+                                                    invoke, deploy or admin (none)",
+                                },
+                            },
+                        },
+                    },
                 },
                 "artifact": { "type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$" },
             },

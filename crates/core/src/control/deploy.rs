@@ -368,7 +368,9 @@ impl Function {
         if !self.is_rolling_out(target.revision) {
             return;
         }
-        let missing = c.peers.subscribed(&self.record.name).collect();
+        let auth = self.record.settings.auth;
+        let serves = |id: &DataPlaneId| c.peers.get(*id).is_some_and(|peer| peer.may_serve(auth));
+        let missing = c.peers.subscribed(&self.record.name).filter(serves).collect();
         let (version, until) = (self.version, c.now.after(APPLY));
         c.timers.set(Timer::Rollout(self.id()), until);
         if let Some(rollout) = self.activate().rollout.as_mut() {

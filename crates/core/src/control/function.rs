@@ -350,14 +350,16 @@ impl Function {
     /// Tells everybody who asked for its name what it is now.
     pub(crate) fn publish(&self, c: &mut Cluster) {
         let function = (!self.is_deleted()).then(|| self.view());
+        let auth = self.record.settings.auth;
         let told: Vec<_> = c.peers.subscribed(&self.record.name).collect();
         for data_plane in told {
+            let may_serve = c.peers.get(data_plane).is_some_and(|peer| peer.may_serve(auth));
             c.tell(
                 data_plane,
                 ToDataPlane::Resolved {
                     name: self.record.name.clone(),
                     version: self.version,
-                    function: function.clone(),
+                    function: function.clone().filter(|_| may_serve),
                 },
             );
         }

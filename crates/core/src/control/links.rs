@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, StreamId, Time, WorkerId,
-    Write,
+    Auth, DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, StreamId, Time,
+    WorkerId, Write,
     control::{
         Control, Effect, Measure,
         cluster::{Author, Claim, Cluster},
@@ -113,11 +113,13 @@ impl Control {
             .get(name)
             .and_then(|id| self.functions.get(id))
             .filter(|f| f.active.as_ref().is_none_or(|active| !active.unborn));
+        let may_serve = |auth| self.cluster.peers.get(to).is_some_and(|peer| peer.may_serve(auth));
+        let shown = known.filter(|f| may_serve(f.record.settings.auth));
         let newest = self.cluster.version();
         let frame = ToDataPlane::Resolved {
             name: name.clone(),
             version: known.map_or(newest, |function| function.version),
-            function: known.map(Function::view),
+            function: shown.map(Function::view),
         };
         self.cluster.tell(to, frame);
     }
@@ -154,14 +156,16 @@ impl Control {
         if is_new {
             self.record_data_plane(id);
         }
-        let incarnation = hello.hello.incarnation;
-        if let Some(before) = self.cluster.peers.attach(id, stream, incarnation) {
+        if let Some(before) = self.cluster.peers.attach(id, stream, &hello.hello) {
             let reason = "the data plane attached anew".to_owned();
             self.cluster.effects.push_back(Effect::Close { stream: before, reason });
         }
         let office = self.cluster.office;
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
+        if self.cluster.peers.get(id).is_some_and(|peer| peer.may_serve(Auth::Token)) {
+            self.tell_tokens(id);
+        }
         self.recall_lost_history(id, &hello.holdings);
         self.subscribe(id, hello.names);
         let functions = self.cluster.peers.get(id).map(|peer| peer.functions.clone());

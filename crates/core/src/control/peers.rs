@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, Serial, StreamId, frame::Incarnation,
+    Auth, DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, Serial, StreamId,
+    frame::{CHECKS_TOKENS, Hello, Incarnation},
 };
 
 /// Names that a data plane may be subscribed to. It bounds its own negative answers far below;
@@ -31,6 +32,8 @@ pub(crate) struct Peer {
     /// Whether its record is durable. Before that it is granted nothing: the next leader would not
     /// know that slots may be held there.
     pub(crate) recorded: bool,
+    /// Whether it keeps callers without a token out where one is asked for.
+    checks_tokens: bool,
     serial: u64,
 }
 
@@ -44,7 +47,17 @@ impl Peer {
             functions: BTreeSet::new(),
             heard: false,
             recorded: false,
+            checks_tokens: false,
             serial: 0,
+        }
+    }
+
+    /// Whether it may serve functions that are called like this. To one of an older version, which
+    /// would let everybody in, others are not there.
+    pub(crate) const fn may_serve(&self, auth: Auth) -> bool {
+        match auth {
+            Auth::None => true,
+            Auth::Token => self.checks_tokens,
         }
     }
 
@@ -125,13 +138,14 @@ impl Peers {
         &mut self,
         id: DataPlaneId,
         stream: StreamId,
-        incarnation: Incarnation,
+        hello: &Hello,
     ) -> Option<StreamId> {
         self.lines.insert(stream, Line::Said(id));
         let peer = self.by_id.get_mut(&id)?;
         peer.serial = 0;
         peer.heard = true;
-        peer.incarnation = incarnation;
+        peer.incarnation = hello.incarnation.clone();
+        peer.checks_tokens = hello.features.iter().any(|feature| feature == CHECKS_TOKENS);
         let before = peer.stream.replace(stream).filter(|before| *before != stream);
         if let Some(before) = before {
             self.lines.remove(&before);
@@ -164,9 +178,17 @@ impl Peers {
         self.by_id.get(&id).is_some_and(|peer| peer.stream.is_some() && peer.recorded)
     }
 
-    /// Whether slots of the function of this name may be granted to it: it knows the function.
-    pub(crate) fn may_hold_of(&self, id: DataPlaneId, name: &FunctionName) -> bool {
-        self.may_hold(id) && self.by_id.get(&id).is_some_and(|peer| peer.names.contains(name))
+    /// Whether slots of the function of this name, called like this, may be granted to it: it knows
+    /// the function.
+    pub(crate) fn may_hold_of(&self, id: DataPlaneId, name: &FunctionName, auth: Auth) -> bool {
+        let knows = |peer: &Peer| peer.names.contains(name) && peer.may_serve(auth);
+        self.may_hold(id) && self.by_id.get(&id).is_some_and(knows)
+    }
+
+    /// Those attached that are told which tokens count.
+    pub(crate) fn checking_tokens(&self) -> impl Iterator<Item = DataPlaneId> + '_ {
+        let told = |peer: &Peer| peer.stream.is_some() && peer.checks_tokens;
+        self.by_id.iter().filter(move |(_, peer)| told(peer)).map(|(&id, _)| id)
     }
 
     /// Those attached and subscribed to `name`.

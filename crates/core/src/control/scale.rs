@@ -99,10 +99,13 @@ impl Function {
         let active = self.active.as_deref().filter(|active| active.levels.queued() > 0);
         let Some(active) = active else { return Vec::new() };
         let open = self.target_concurrency() == 0;
+        let auth = self.record.settings.auth;
+        let may_serve =
+            |id| c.peers.may_hold(id) && c.peers.get(id).is_some_and(|peer| peer.may_serve(auth));
         let mut waiting: Vec<(Time, Waiting)> = active
             .levels
             .uneasy()
-            .filter(|(id, level)| level.demand.queued > 0 && c.peers.may_hold(*id))
+            .filter(|(id, level)| level.demand.queued > 0 && may_serve(*id))
             .map(|(data_plane, level)| {
                 let unserved = level.unserved(open);
                 (level.waits_since(), Waiting { data_plane, unserved })

@@ -102,9 +102,9 @@ impl Function {
         if free == 0 || !entry.holders.is_empty() || !self.is_target(entry.number) {
             return;
         }
-        let to = cause
-            .filter(|cause| c.peers.may_hold_of(*cause, &self.record.name))
-            .or_else(|| c.peers.subscribed(&self.record.name).find(|id| c.peers.may_hold(*id)));
+        let (name, auth) = (&self.record.name, self.record.settings.auth);
+        let may_hold = |id: &DataPlaneId| c.peers.may_hold_of(*id, name, auth);
+        let to = cause.filter(may_hold).or_else(|| c.peers.subscribed(name).find(may_hold));
         if let Some(to) = to {
             self.grant(c, sandbox, to, free);
         } else if !self.is_one_of_min() {

@@ -7,6 +7,7 @@
     reason = "what a test does not expect fails it"
 )]
 
+mod callers;
 mod demand;
 mod deploys;
 mod edges;
@@ -59,7 +60,11 @@ impl World {
     fn with(records: Records) -> Self {
         let now = Time(1_000_000_000);
         Self {
-            control: Control::new(now, Config { office: OFFICE, seed: 1 }, records),
+            control: Control::new(
+                now,
+                Config { office: OFFICE, seed: 1, own_token: None },
+                records,
+            ),
             now,
             revision: 0,
             requests: 0,

@@ -6,13 +6,14 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    ApiToken, ApiTokens, RequestId, Write, WriteToken,
+    Access, ApiToken, ApiTokens, DataPlaneId, Digest, RequestId, TokenView, Write, WriteToken,
     access::MAX_TOKENS,
     control::{
         Answer, Control, Effect, Outcome, Refusal,
         cluster::{Author, Cluster},
         timers::Timer,
     },
+    frame::ToDataPlane,
 };
 
 /// A write is tried again after this.
@@ -22,6 +23,8 @@ const REWRITE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     known: Arc<ApiTokens>,
+    /// In the leader's state directory.
+    own: Option<Digest>,
     writing: Option<Writing>,
 }
 
@@ -42,8 +45,14 @@ pub(super) enum Change {
 }
 
 impl Tokens {
-    pub(super) fn new(known: Arc<ApiTokens>) -> Self {
-        Self { known, writing: None }
+    pub(super) fn new(known: Arc<ApiTokens>, own: Option<Digest>) -> Self {
+        Self { known, own, writing: None }
+    }
+
+    /// What data planes are told.
+    fn views(&self) -> Vec<TokenView> {
+        let own = self.own.map(|hash| TokenView { hash, access: Access::Admin, expires_ms: None });
+        self.known.all().iter().map(TokenView::from).chain(own).collect()
     }
 
     pub(super) const fn known(&self) -> &Arc<ApiTokens> {
@@ -133,7 +142,16 @@ impl Control {
         if self.tokens.written(&mut self.cluster, token, outcome) {
             let tokens = Arc::clone(self.tokens.known());
             self.cluster.effects.push_back(Effect::Admit { tokens });
+            let told: Vec<_> = self.cluster.peers.checking_tokens().collect();
+            for data_plane in told {
+                self.tell_tokens(data_plane);
+            }
         }
+    }
+
+    /// Before it is told of any function that asks for them.
+    pub(super) fn tell_tokens(&mut self, to: DataPlaneId) {
+        self.cluster.tell(to, ToDataPlane::Tokens { tokens: self.tokens.views() });
     }
 }
 
@@ -147,7 +165,8 @@ mod tests {
 
     fn control() -> Control {
         let office = Office { cluster: ClusterId(1), epoch: Epoch(1) };
-        let mut control = Control::new(Time(0), Config { office, seed: 0 }, Records::default());
+        let mut control =
+            Control::new(Time(0), Config { office, seed: 0, own_token: None }, Records::default());
         effects(&mut control);
         control
     }

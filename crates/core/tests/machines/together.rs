@@ -139,7 +139,7 @@ impl World {
             missing: Vec::new(),
         };
         let config = worker::Config { capacity, ports: (20000, 20999) };
-        let control = control::Config { office, seed: 1 };
+        let control = control::Config { office, seed: 1, own_token: None };
         let mut world = Self {
             now: Time::ZERO,
             agenda: BTreeMap::new(),
@@ -416,6 +416,7 @@ impl World {
             ToDataPlane::Status { status, .. } => gate::Event::StatusChanged(status),
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Resolved { .. }
+            | ToDataPlane::Tokens { .. }
             | ToDataPlane::Unsupported { .. } => return,
         };
         if let Some(gate) = &mut self.gate {

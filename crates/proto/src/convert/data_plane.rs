@@ -77,6 +77,7 @@ frame! {
         Recall { function: Needed, n: Plain, idle_only: Plain, }
         RecallSandbox { sandbox: Needed, gone: Plain, }
         Status { function: Needed, status: Needed, }
+        Tokens { tokens: List<{ limit::TOKENS }>, }
         Unsupported { kind: Word, }
     }
 }

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use dirigent_core::{
-    Address, Cause, Fault, FunctionId, FunctionView, Isolation, Listen, Protocol, Resources,
-    RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Settings, Spec, StartFailure,
-    StartPhases, frame::Share,
+    Access, Address, Auth, Cause, Fault, FunctionId, FunctionView, Isolation, Listen, Protocol,
+    Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Settings, Spec,
+    StartFailure, StartPhases, TokenView, frame::Share,
 };
 
 use super::{
@@ -123,7 +123,38 @@ message! {
         grace: Nanos,
         max_queue: Plain,
         retry: Plain,
+        auth: Choice,
     }
+}
+
+impl From<Auth> for v1::Auth {
+    fn from(it: Auth) -> Self {
+        match it {
+            Auth::None => Self::Unspecified,
+            Auth::Token => Self::Token,
+        }
+    }
+}
+
+impl TryFrom<v1::Auth> for Auth {
+    type Error = Malformed;
+
+    fn try_from(it: v1::Auth) -> Result<Self, Malformed> {
+        match it {
+            v1::Auth::Unspecified => Ok(Self::None),
+            v1::Auth::Token => Ok(Self::Token),
+        }
+    }
+}
+
+impl Enumeration for Auth {
+    type Wire = v1::Auth;
+}
+
+choice! { Access { View, Invoke, Deploy, Admin } }
+
+message! {
+    TokenView { hash: Exactly, access: Choice, expires_ms: Maybe<Plain>, }
 }
 
 message! {

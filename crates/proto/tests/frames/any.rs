@@ -8,10 +8,10 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, Bytes, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, FunctionId, FunctionName,
-    FunctionView, Isolation, Listen, MilliCpu, Protocol, Resources, RevisionId, RevisionView,
-    RuntimeKind, SandboxId, SandboxSpec, Serial, Settings, Spec, StartFailure, StartPhases,
-    WorkerId,
+    Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, FunctionId,
+    FunctionName, FunctionView, Isolation, Listen, MilliCpu, Protocol, Resources, RevisionId,
+    RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial, Settings, Spec, StartFailure,
+    StartPhases, TokenView, WorkerId,
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromDataPlaneBulk, FromWorker,
         FromWorkerBulk, Grant, Hello, Holding, Incarnation, InvocationRecord, Load, LogLine,
@@ -227,10 +227,11 @@ structs! {
     Spec { sandbox, resources, env, concurrency, artifact }
     Settings {
         min, max, keep_alive, timeout, queue_timeout, start_timeout, idle_timeout, drain_timeout,
-        grace, max_queue, retry
+        grace, max_queue, retry; auth
     }
     RevisionView { id, weight, concurrency, protocol }
     FunctionView { id, name, settings, targets }
+    TokenView { hash, access, expires_ms }
     StartFailure { cause, fault, log_tail }
     StartPhases { decide, place, fetch, create, init, wire }
     Incarnation { boot, start }
@@ -292,6 +293,8 @@ enums! {
     Isolation { Plain, Basic, Strict, }
     Listen { Port, Fd, }
     Fault { Function, Worker, }
+    Auth { None, Token, }
+    Access { View, Invoke, Deploy, Admin, }
     WhyReturned { Idle, Drained, Unreachable, Closing, }
     Share { Slots(n), Open, }
     Address { Tcp(address), Unix(path), Ingress { worker, sandbox }, }
@@ -317,7 +320,7 @@ enums! {
     ToDataPlane {
         Welcome { welcome, you }, Resolved { name, version, function }, Grant(grant),
         Recall { function, n, idle_only }, RecallSandbox { sandbox, gone },
-        Status { function, status }, Unsupported { kind },
+        Status { function, status }, Tokens { tokens }, Unsupported { kind },
     }
     ToWorkerBulk {
         Chunk { digest, data, end }, NoArtifact { digest, message }, ReadLogs(query),

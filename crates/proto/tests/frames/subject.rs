@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use dirigent_core::{
-    Address, Cause, Fault, Isolation, Listen, Protocol, RuntimeKind,
+    Access, Address, Auth, Cause, Fault, Isolation, Listen, Protocol, RuntimeKind,
     frame::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, Share, Status, ToDataPlane,
         ToDataPlaneBulk, ToWorker, ToWorkerBulk, WhyReturned,
@@ -65,7 +65,7 @@ messages! {
     Share Address Cause Status
 }
 
-enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned }
+enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned Auth Access }
 
 /// Done with each of them.
 pub(crate) trait Visitor {
@@ -91,4 +91,6 @@ pub(crate) fn each(visitor: &mut impl Visitor) {
     visitor.visit::<Listen>();
     visitor.visit::<Fault>();
     visitor.visit::<WhyReturned>();
+    visitor.visit::<Auth>();
+    visitor.visit::<Access>();
 }

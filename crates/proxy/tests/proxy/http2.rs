@@ -13,7 +13,10 @@ use hyper::{body::Incoming, client::conn::http2::SendRequest, service::service_f
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use crate::common::{Backend, Function, Rig, read_request, within};
+use crate::{
+    common::{Backend, Function, Rig, read_request, within},
+    tokens::asking,
+};
 
 static BREAK: tokio::sync::Notify = tokio::sync::Notify::const_new();
 
@@ -58,8 +61,9 @@ async fn serve(stream: TcpStream) {
             std::future::pending::<()>().await;
         }
         let (parts, body) = request.into_parts();
-        let seen =
-            format!("{} {:?} {:?}", parts.uri, parts.version, parts.headers.get("x-forwarded-for"));
+        let of = |name| parts.headers.get(name);
+        let (from, token) = (of("x-forwarded-for"), of("authorization"));
+        let seen = format!("{} {:?} {from:?} {token:?}", parts.uri, parts.version);
         let data = body.collect().await.unwrap().to_bytes();
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", "0".parse().unwrap());
@@ -111,6 +115,35 @@ async fn grpc_passes_from_caller_to_function_with_trailers() {
         assert_eq!(body.to_bytes(), format!("message {round}"));
     }
     assert_eq!(*backend.connections.borrow(), 1, "one connection carries all");
+}
+
+#[tokio::test]
+async fn who_shows_a_token_is_let_in_and_others_hear_so_in_the_words_of_grpc() {
+    let rig = Rig::start().await;
+    let backend = echo().await;
+    asking(&rig, h2c(), &backend, 0).await;
+    let mut caller = caller(&rig).await;
+    let request = |kind: &str, token: &str| {
+        Request::post("http://hello/pkg.Service/Method")
+            .header("content-type", kind)
+            .header("authorization", format!("Bearer {token}"))
+            .body(full("message"))
+            .unwrap()
+    };
+    let response = call(&mut caller, request("application/grpc", "call")).await;
+    let seen = response.headers()["x-seen"].to_str().unwrap();
+    assert!(
+        seen.starts_with("http://hello/pkg.Service/Method") && seen.ends_with(" None"),
+        "{seen}"
+    );
+    for (token, grpc, plain) in [("wrong", "16", 401), ("look", "7", 403)] {
+        let response = call(&mut caller, request("application/grpc", token)).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], grpc);
+        let response = call(&mut caller, request("text/plain", token)).await;
+        assert_eq!(response.status(), plain);
+        assert!(response.headers().contains_key("www-authenticate"));
+    }
 }
 
 #[tokio::test]

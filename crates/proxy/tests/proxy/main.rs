@@ -17,3 +17,5 @@ mod http2;
 mod plane;
 #[cfg(test)]
 mod serving;
+#[cfg(test)]
+mod tokens;

@@ -95,7 +95,7 @@ pub fn run(calls: &[Call], setup: Setup, random: Pcg, (from, to): (u64, u64)) ->
         missing: Vec::new(),
     };
     let office = Office { cluster: ClusterId(1), epoch: Epoch(1) };
-    let control = control::Config { office, seed: 1 };
+    let control = control::Config { office, seed: 1, own_token: None };
     let config = worker::Config { capacity, ports: (20_000, 29_999) };
     let mut machines = Machines {
         setup,
@@ -304,6 +304,7 @@ impl Machines<'_> {
             ToDataPlane::Status { status, .. } => gate::Event::StatusChanged(status),
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Resolved { .. }
+            | ToDataPlane::Tokens { .. }
             | ToDataPlane::Unsupported { .. } => return,
         };
         match place {

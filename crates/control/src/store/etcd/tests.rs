@@ -181,19 +181,28 @@ fn the_format_is_raised_only_when_every_control_plane_knows_it() {
     let Some(host) = Host::start(1) else { return };
     let addresses = host.etcd.addresses();
     let run = |chair: &Chair| host.runtime.block_on(chair.enrol());
-    let (new, old) = (host.chair_at(&addresses, "new", 2), host.chair_at(&addresses, "old", 1));
+    let next = SCHEMA + 1;
+    let (new, old) =
+        (host.chair_at(&addresses, "new", next), host.chair_at(&addresses, "old", SCHEMA));
     run(&new).unwrap();
     run(&old).unwrap();
     let term = host.runtime.block_on(new.take(Seat::default(), Epoch(0))).unwrap().unwrap();
-    assert_eq!(host.runtime.block_on(new.raise_format(&term)).unwrap(), 1, "one does not know it");
+    assert_eq!(
+        host.runtime.block_on(new.raise_format(&term)).unwrap(),
+        SCHEMA,
+        "one does not know it"
+    );
 
-    let upgraded = host.chair_at(&addresses, "old", 2);
+    let upgraded = host.chair_at(&addresses, "old", next);
     run(&upgraded).unwrap();
-    assert_eq!(host.runtime.block_on(new.raise_format(&term)).unwrap(), 2);
+    assert_eq!(host.runtime.block_on(new.raise_format(&term)).unwrap(), next);
     // The old program does not come back, and is told what to do.
     for error in [run(&old).unwrap_err(), host.runtime.block_on(old.look()).unwrap_err()] {
         let error = error.to_string();
-        assert!(error.contains("has format 2") && error.contains("--etcd-prefix"), "{error}");
+        assert!(
+            error.contains(&format!("has format {next}")) && error.contains("--etcd-prefix"),
+            "{error}"
+        );
     }
     host.store(old).take_office(Epoch(0)).unwrap_err();
 }

@@ -230,7 +230,7 @@ fn a_leader_that_is_shown_a_higher_epoch_resigns() {
 #[test]
 fn a_leader_whose_epoch_was_given_twice_or_whose_store_goes_back_resigns() {
     let office = Office { epoch: Epoch(4).next(1), ..OFFICE };
-    let config = Config { office, seed: 1 };
+    let config = Config { office, seed: 1, own_token: None };
     let mut world = World::new();
     world.control = Control::new(world.now, config, Records::default());
     world.tell(Event::WorkerAttached { stream: WORKER, name: "local".into() });

@@ -80,7 +80,7 @@ impl Together {
             next: 0,
             control: Control::new(
                 Time(1),
-                Config { office: Office { epoch: Epoch(1), ..OFFICE }, seed },
+                Config { office: Office { epoch: Epoch(1), ..OFFICE }, seed, own_token: None },
                 Records::default(),
             ),
             term: 1,
@@ -349,7 +349,8 @@ impl Together {
         let records =
             Records { functions: self.store.values().cloned().collect(), ..self.records.clone() };
         let office = Office { epoch: Epoch(self.term), ..OFFICE };
-        self.control = Control::new(self.now, Config { office, seed: self.term }, records);
+        self.control =
+            Control::new(self.now, Config { office, seed: self.term, own_token: None }, records);
         self.obey();
         for plane in 0..2 {
             self.break_plane(plane);
@@ -507,7 +508,9 @@ impl Together {
     fn plane_hears(&mut self, plane: usize, frame: ToDataPlane) {
         let now = self.now;
         match frame {
-            ToDataPlane::Welcome { .. } | ToDataPlane::Unsupported { .. } => {}
+            ToDataPlane::Welcome { .. }
+            | ToDataPlane::Tokens { .. }
+            | ToDataPlane::Unsupported { .. } => {}
             ToDataPlane::Resolved { name, version, function } => {
                 self.resolved(plane, &name, version, function);
             }
