@@ -16,12 +16,13 @@ const FILE_LINES_MAX: usize = 1000;
 const CRATES_MAX: usize = 300;
 
 /// Which crates of the workspace each may name: the direction of the architecture.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("core", &[]),
+    ("containerd", &[]),
     ("proto", &["core"]),
     ("service", &[]),
     ("transport", &["core", "proto", "service"]),
-    ("runtime", &["core"]),
+    ("runtime", &["core", "containerd"]),
     ("control", &["core", "service"]),
     ("proxy", &["core", "service"]),
     ("worker", &["core", "service", "runtime"]),
@@ -42,7 +43,20 @@ const BANNED: [(&[&str], &str, &[&str]); 6] = [
     (
         &["container", "containers"],
         "sandbox",
-        &["runtime", "image", "oci ", "wasm", "for containers", "self::container", "cap_sys_admin"],
+        &[
+            "runtime",
+            "image",
+            "oci ",
+            "wasm",
+            "for containers",
+            "for a container it",
+            "container: this",
+            "functions may be containers",
+            "::container",
+            "guides/containers",
+            "mod container;",
+            "cap_sys_admin",
+        ],
     ),
     (&["instance", "instances"], "sandbox", &["for instance"]),
     // The program is called so.

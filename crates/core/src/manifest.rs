@@ -35,13 +35,15 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sandbox {
-    /// `process`; `container`, `wasm`, `microvm` are to come.
+    /// `process`, or `container` for an OCI image; `wasm`, `microvm` are to come.
     #[serde(default = "process")]
     pub runtime: RuntimeKind,
-    /// Program and arguments; `dirigent` is the binary of the worker itself.
+    /// Program and arguments; `dirigent` is the binary of the worker itself. For a container it
+    /// takes the place of what its image says.
     #[serde(default)]
     pub command: Vec<String>,
-    /// For containers.
+    /// For containers: an archive beside the manifest, as `docker-archive:FILE`, `oci-archive:FILE` or
+    /// `oci:DIRECTORY`.
     #[serde(default)]
     pub image: Option<String>,
     /// For wasm.
@@ -59,6 +61,27 @@ pub struct Sandbox {
     /// `port`: it binds `$PORT`; `fd`: it takes file descriptor 3 (`LISTEN_FDS`), the fastest start.
     #[serde(default)]
     pub listen: Listen,
+}
+
+/// What an image is that is sent with the deploy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFiles<'a> {
+    /// An archive.
+    File(&'a str),
+    /// The directory of an OCI layout.
+    Directory(&'a str),
+}
+
+impl<'a> ImageFiles<'a> {
+    /// Of `sandbox.image`, in the words that `skopeo` and `podman` have for it.
+    #[must_use]
+    pub fn of(image: &'a str) -> Option<Self> {
+        match image.split_once(':')? {
+            ("docker-archive" | "oci-archive", file) if !file.is_empty() => Some(Self::File(file)),
+            ("oci", directory) if !directory.is_empty() => Some(Self::Directory(directory)),
+            _ => None,
+        }
+    }
 }
 
 fn process() -> RuntimeKind {
@@ -236,6 +259,14 @@ impl Sandbox {
             | RuntimeKind::Microvm
             | RuntimeKind::Fake => {}
         }
+        if let Some(image) = self.image.as_deref().filter(|_| runtime == RuntimeKind::Container)
+            && ImageFiles::of(image).is_none()
+        {
+            return broken(
+                "sandbox.image",
+                "is no archive: write `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`",
+            );
+        }
         if self.image.is_some() && runtime == RuntimeKind::Process {
             return broken("sandbox.image", "is for containers: leave it out, or change `runtime`");
         }
@@ -411,10 +442,19 @@ mod tests {
         assert_eq!(said("runtime = \"wasm\""), "sandbox.component");
         assert_eq!(said("command = [\"x\"]\nimage = \"y\""), "sandbox.image");
         assert_eq!(
-            said("runtime = \"container\"\nimage = \"y\"\nlisten = \"fd\""),
+            said("runtime = \"container\"\nimage = \"oci:y\"\nlisten = \"fd\""),
             "sandbox.listen"
         );
-        assert_eq!(said("runtime = \"container\"\nimage = \"y\""), "");
+        for (image, key) in [
+            ("docker-archive:a.tar", ""),
+            ("oci-archive:../b.tar", ""),
+            ("oci:layout", ""),
+            ("oci:", "sandbox.image"),
+            ("app.tar", "sandbox.image"),
+        ] {
+            let text = format!("runtime = \"container\"\nimage = \"{image}\"");
+            assert_eq!(said(&text), key, "{image}");
+        }
     }
 
     #[test]

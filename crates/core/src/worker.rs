@@ -149,6 +149,7 @@ impl Worker {
             Event::ArtifactFailed { digest, failure } => {
                 self.artifact_failed(now, digest, &failure);
             }
+            Event::ArtifactLost { digest } => self.artifact_lost(digest),
             Event::PortTaken { sandbox, port } => self.port_taken(now, sandbox, port),
             Event::SandboxCreated { sandbox } => self.created(now, sandbox),
             Event::SandboxListening { sandbox, address, init } => {
@@ -497,6 +498,15 @@ impl Worker {
         for sandbox in waiting {
             let cause = Cause::ArtifactFailed { message: why.message.clone() };
             self.gone(now, sandbox, failure(cause, why.fault));
+        }
+    }
+
+    /// The next start fetches it again. Sandboxes that use it may go on.
+    fn artifact_lost(&mut self, digest: Digest) {
+        if matches!(self.artifacts.get(&digest), Some(Artifact::Held)) {
+            self.unwanted.remove(&digest);
+            self.artifacts.remove(&digest);
+            self.send(FromWorker::Artifact { digest, held: false });
         }
     }
 

@@ -4,8 +4,11 @@
 
 #![warn(missing_docs)]
 
+pub mod absent;
 pub mod artifact;
 mod claim;
+#[cfg(feature = "containerd")]
+pub mod container;
 pub mod fake;
 pub mod keeper;
 mod logs;
@@ -61,6 +64,11 @@ pub enum Event {
         digest: Digest,
         /// Or why not.
         result: Result<(), ArtifactFailure>,
+    },
+    /// An artifact that was unpacked is not there any more: somebody else has removed it.
+    Lost {
+        /// Which.
+        digest: Digest,
     },
 }
 

@@ -3,9 +3,9 @@
 //! Here is what needs no parenthood: what to start, readiness, deadlines, artifacts, reading logs.
 //! One thread owns it all (`driver.rs`), so that what is told of a sandbox is told in order.
 
-mod driver;
+pub(crate) mod driver;
 mod link;
-mod listeners;
+pub(crate) mod listeners;
 
 use std::{
     collections::BTreeMap,

@@ -9,3 +9,5 @@ pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod signal;
 pub(crate) mod user;
+#[cfg(feature = "containerd")]
+pub(crate) mod watch;

@@ -189,6 +189,7 @@ impl Driver {
                 self.owners.remove(&sandbox);
                 self.handle(Event::PortTaken { sandbox, port });
             }
+            RuntimeEvent::Lost { digest } => self.handle(Event::ArtifactLost { digest }),
             RuntimeEvent::Unpacked { digest, result } => {
                 self.unpackers.remove(&digest);
                 self.handle(match result {

@@ -342,10 +342,15 @@ impl Fleet {
                 .flat_map(|capacity| capacity.runtimes.iter().map(|(kind, _)| kind.to_string()))
                 .collect();
             let offered = offered.into_iter().collect::<Vec<_>>().join(", ");
+            // The first worker's reason stands for all: most often they are alike.
+            let prefix = format!("{runtime}: ");
+            let mut reasons = known().flat_map(|capacity| &capacity.missing);
+            let why = reasons
+                .find_map(|line| line.strip_prefix(&prefix))
+                .unwrap_or("`dirigent doctor` says why it does not work");
             return format!(
-                "no worker offers the runtime `{runtime}` (offered: {offered}); change \
-                 `sandbox.runtime`, or add a worker on which it works (`dirigent doctor` says why \
-                 it does not)"
+                "no worker offers the runtime `{runtime}` (offered: {offered}): {why}; or change \
+                 `sandbox.runtime`"
             );
         };
         if let Some(demanded) = need.isolation.filter(|demanded| *demanded > best) {

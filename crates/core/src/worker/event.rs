@@ -33,6 +33,11 @@ pub enum Event {
         /// Why, and whose fault.
         failure: ArtifactFailure,
     },
+    /// An artifact that was ready is not there any more: somebody else removed it.
+    ArtifactLost {
+        /// Which.
+        digest: Digest,
+    },
     /// The port chosen for a sandbox is held by another program of the host, so that nothing was
     /// created. The machine keeps away from it for a while and orders the creation again with
     /// another port; when it has none left the start fails by the worker's fault.

@@ -222,6 +222,24 @@ fn an_artifact_that_cannot_be_had_fails_all_who_wait() {
 }
 
 #[test]
+fn an_artifact_that_somebody_removed_is_fetched_again() {
+    let mut worker = worker();
+    start_with(&mut worker, ms(1), 1, |spec| spec.artifact = Some(DIGEST));
+    worker.handle(ms(2), Event::ArtifactReady { digest: DIGEST });
+    listening(&mut worker, ms(3), 1);
+    done(&mut worker);
+    for _ in 0..2 {
+        worker.handle(ms(4), Event::ArtifactLost { digest: DIGEST });
+    }
+    assert_eq!(done(&mut worker), ["artifact held: false"], "it is told once");
+    start_with(&mut worker, ms(5), 2, |spec| spec.artifact = Some(DIGEST));
+    assert_eq!(done(&mut worker), ["fetch"]);
+    worker.handle(ms(6), Event::ArtifactLost { digest: DIGEST });
+    worker.handle(ms(7), Event::ArtifactReady { digest: DIGEST });
+    assert_eq!(done(&mut worker), ["artifact held: true", "create 2 on 20001"]);
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_the_reason() {
     let mut worker = worker();
     start_with(&mut worker, ms(1), 1, |spec| spec.resources.memory = Bytes::mib(990));

@@ -261,7 +261,7 @@ fn kill_inside(path: &Path) {
 }
 
 /// Version 1: 1024 is a core.
-fn shares(cpu: MilliCpu) -> u64 {
+pub(crate) fn shares(cpu: MilliCpu) -> u64 {
     (u64::from(cpu.0) * 1024 / 1000).clamp(2, 262_144)
 }
 

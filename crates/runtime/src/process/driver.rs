@@ -512,7 +512,7 @@ fn monotonic() -> u64 {
 }
 
 /// What users read when a function runs without listening.
-fn never_listened(place: SocketAddrV4, timeout: Duration, places: &[String]) -> String {
+pub(crate) fn never_listened(place: SocketAddrV4, timeout: Duration, places: &[String]) -> String {
     let waited = format!("did not listen on {place} ($HOST:$PORT) within {timeout:?}");
     if places.is_empty() {
         format!("{waited}; it listens nowhere")

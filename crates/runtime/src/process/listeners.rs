@@ -18,16 +18,16 @@ use crate::keeper::init::descendants;
 
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     /// Whose.
-    pub(super) uid: u32,
+    pub(crate) uid: u32,
     /// What `/proc/PID/fd` calls it.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
 }
 
 /// Asks for listeners.
 #[derive(Debug)]
-pub(super) struct Listeners {
+pub(crate) struct Listeners {
     /// None where the kernel has no `inet_diag`; then `/proc/net` is read.
     netlink: Option<OwnedFd>,
     buffer: Vec<u8>,
@@ -42,7 +42,7 @@ const NLMSG_ERROR: u16 = 2;
 const LISTEN: u8 = 10;
 
 impl Listeners {
-    pub(super) fn new(place: Ipv4Addr) -> Self {
+    pub(crate) fn new(place: Ipv4Addr) -> Self {
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::DGRAM,
@@ -59,7 +59,7 @@ impl Listeners {
     }
 
     /// Who would be connected to at this port of the place.
-    pub(super) fn at(&mut self, port: u16) -> Option<Listener> {
+    pub(crate) fn at(&mut self, port: u16) -> Option<Listener> {
         if self.netlink.is_some() {
             return self.ask(port).unwrap_or_default();
         }
@@ -114,7 +114,7 @@ fn answer(bytes: &[u8]) -> Result<Option<Listener>, Errno> {
 
 /// Where a socket listens, as text for users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Address(std::net::IpAddr);
+pub(crate) struct Address(std::net::IpAddr);
 
 impl Address {
     /// Whether a connection to `place` arrives here.
@@ -158,16 +158,16 @@ fn parse(line: &str) -> Option<(Address, u16, Listener)> {
 
 /// Who a sandbox is, to tell its listeners from others'.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Owner {
+pub(crate) struct Owner {
     /// Its first process.
-    pub(super) init: i32,
+    pub(crate) init: i32,
     /// The uid that nobody else has, where it has one.
-    pub(super) uid: Option<u32>,
+    pub(crate) uid: Option<u32>,
 }
 
 impl Owner {
     /// Whether a listener is the sandbox's own.
-    pub(super) fn owns(&self, listener: &Listener) -> bool {
+    pub(crate) fn owns(&self, listener: &Listener) -> bool {
         match self.uid {
             Some(uid) => listener.uid == uid,
             None => self.sockets().contains(&listener.inode),
@@ -176,9 +176,11 @@ impl Owner {
 
     /// The sockets of all its processes.
     fn sockets(&self) -> HashSet<u64> {
-        let processes = Pid::from_raw(self.init).map(descendants).unwrap_or_default();
-        processes
-            .into_iter()
+        let init = Pid::from_raw(self.init);
+        let processes = init.map(descendants).unwrap_or_default();
+        // The first one may be the function itself.
+        init.into_iter()
+            .chain(processes)
             .flat_map(|pid| {
                 let directory = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
                 directory.into_iter().flatten().flatten()
@@ -192,7 +194,7 @@ impl Owner {
     }
 
     /// Where the sandbox listens, for people.
-    pub(super) fn listens_at(&self) -> Vec<String> {
+    pub(crate) fn listens_at(&self) -> Vec<String> {
         let sockets = if self.uid.is_none() { self.sockets() } else { HashSet::new() };
         let mut places: Vec<String> = all()
             .into_iter()

@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Signal, getpid, kill_process};
-
 pub(crate) fn main() -> ExitCode {
     println!("started");
     let env = |key: &str| std::env::var(key).ok();
@@ -67,13 +65,6 @@ fn serve(mut stream: TcpStream) {
         "/exit" => {
             let code = parameter("code").and_then(|code| code.parse().ok());
             exit(code.unwrap_or(0));
-        }
-        "/kill" => {
-            let number = parameter("signal").and_then(|n| n.parse().ok()).unwrap_or(9);
-            let signal = Signal::from_named_raw(number).expect("a signal");
-            kill_process(getpid(), signal).expect("we may signal ourselves");
-            pause(Duration::from_secs(3600));
-            String::new()
         }
         "/log" => {
             println!("{}", parameter("text").unwrap_or(""));

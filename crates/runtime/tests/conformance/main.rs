@@ -7,7 +7,13 @@
 #![cfg(test)]
 
 mod cases;
+#[cfg(feature = "containerd")]
+#[path = "../oci/daemon.rs"]
+mod daemon;
 mod function;
+#[cfg(feature = "containerd")]
+#[path = "../oci/images.rs"]
+mod images;
 mod subject;
 
 use std::process::ExitCode;
@@ -24,7 +30,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let mut trials = Vec::new();
-    for subject in Subject::ALL {
+    for &subject in Subject::ALL {
         let missing = subject.missing();
         if let Some(reason) = &missing {
             println!("skip: all cases on {}: {reason}", subject.name());
@@ -40,5 +46,8 @@ fn main() -> ExitCode {
             trials.push(trial.with_ignored_flag(missing.is_some()));
         }
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    #[cfg(feature = "containerd")]
+    drop(subject::SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    conclusion.exit_code()
 }

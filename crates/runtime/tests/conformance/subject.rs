@@ -11,18 +11,25 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "containerd")]
+use crate::{daemon, images};
 use dirigent_core::{
     Address, Bytes, Digest, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
     Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
     frame::{LogQuery, StartSandbox},
     worker::CreateSandbox,
 };
+#[cfg(feature = "containerd")]
+use dirigent_runtime::container::{ContainerConfig, ContainerRuntime};
 use dirigent_runtime::{
     Event, Runtime,
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
+    process::{Pid, Signal, kill_process},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -38,17 +45,27 @@ pub(crate) enum Subject {
     Fake,
     /// The process runtime, with this isolation.
     Process(Isolation),
+    /// The container runtime.
+    #[cfg(feature = "containerd")]
+    Container,
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 3] =
-        [Self::Fake, Self::Process(Isolation::Plain), Self::Process(Isolation::Basic)];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Fake,
+        Self::Process(Isolation::Plain),
+        Self::Process(Isolation::Basic),
+        #[cfg(feature = "containerd")]
+        Self::Container,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fake => "fake",
             Self::Process(Isolation::Plain) => "process_plain",
             Self::Process(_) => "process_basic",
+            #[cfg(feature = "containerd")]
+            Self::Container => "containerd",
         }
     }
 
@@ -56,11 +73,17 @@ impl Subject {
         match self {
             Self::Fake => RuntimeKind::Fake,
             Self::Process(_) => RuntimeKind::Process,
+            #[cfg(feature = "containerd")]
+            Self::Container => RuntimeKind::Container,
         }
     }
 
     /// Why it cannot be tested on this machine.
     pub(crate) fn missing(self) -> Option<String> {
+        #[cfg(feature = "containerd")]
+        if self == Self::Container {
+            return daemon::missing();
+        }
         let Self::Process(isolation) = self else { return None };
         let dir = tempfile::tempdir().unwrap();
         let (sender, _events) = mpsc::channel(16);
@@ -90,6 +113,44 @@ fn config(dir: &Path, isolation: Isolation) -> ProcessConfig {
     }
 }
 
+/// The containerd of this run, and the image of the function.
+#[cfg(feature = "containerd")]
+pub(crate) struct Shared {
+    daemon: daemon::Daemon,
+    dir: tempfile::TempDir,
+    image: Digest,
+}
+
+#[cfg(feature = "containerd")]
+pub(crate) static SHARED: std::sync::Mutex<Option<Shared>> = std::sync::Mutex::new(None);
+
+#[cfg(feature = "containerd")]
+impl Shared {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let this = std::env::current_exe().unwrap();
+        let program = images::stripped(&this, &dir.path().join("program"));
+        let mut layer = images::Layer::new();
+        layer.program("conformance", &program).busybox().directory("tmp", 0o1777);
+        let config = serde_json::json!({ "Entrypoint": ["/conformance"], "Cmd": ["function"] });
+        let image = images::Image::new(layer, config).docker_archive(&dir.path().join("image"));
+        Self { daemon: daemon::Daemon::start(), dir, image }
+    }
+
+    /// For a directory; `archive` is where the image's is copied, which goes when it is taken.
+    fn with<T>(act: impl FnOnce(&Self) -> T) -> T {
+        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        act(shared.get_or_insert_with(Self::new))
+    }
+}
+
+#[cfg(feature = "containerd")]
+fn by_containerd(dir: &Path, sender: mpsc::Sender<Event>) -> Arc<ContainerRuntime> {
+    let socket = Shared::with(|shared| shared.daemon.socket());
+    let config = ContainerConfig { socket, ..ContainerConfig::new(&dir.join("oci")) };
+    ContainerRuntime::start(config, sender).unwrap()
+}
+
 /// A runtime at work.
 pub(crate) struct Harness {
     pub(crate) subject: Subject,
@@ -103,10 +164,16 @@ pub(crate) struct Harness {
 enum Owned {
     Fake(Arc<FakeRuntime>),
     Process(Arc<ProcessRuntime>),
+    #[cfg(feature = "containerd")]
+    Container(Arc<ContainerRuntime>),
 }
 
 impl Harness {
-    pub(crate) fn new(subject: Subject) -> Self {
+    #[cfg_attr(
+        not(feature = "containerd"),
+        expect(clippy::unused_async, reason = "images are waited for")
+    )]
+    pub(crate) async fn new(subject: Subject) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (sender, events) = mpsc::channel(256);
         let owned = match subject {
@@ -115,10 +182,35 @@ impl Harness {
                 let config = config(dir.path(), isolation);
                 Owned::Process(ProcessRuntime::start(config, sender).unwrap())
             }
+            #[cfg(feature = "containerd")]
+            Subject::Container => Owned::Container(by_containerd(dir.path(), sender)),
         };
-        let harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
+        #[cfg_attr(not(feature = "containerd"), expect(unused_mut, reason = "for images"))]
+        let mut harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
         assert_eq!(harness.runtime.recover().unwrap(), [], "nothing is left of others");
+        #[cfg(feature = "containerd")]
+        if subject == Subject::Container {
+            harness.take_image().await;
+        }
         harness
+    }
+
+    #[cfg(feature = "containerd")]
+    async fn take_image(&mut self) {
+        let (digest, archive) = self.image();
+        self.runtime.unpack(digest, archive);
+        assert_eq!(self.next().await, Event::Unpacked { digest, result: Ok(()) });
+    }
+
+    /// The function's image, in an archive that may be taken.
+    #[cfg(feature = "containerd")]
+    fn image(&self) -> (Digest, PathBuf) {
+        let path = self.dir.path().join("image");
+        let digest = Shared::with(|shared| {
+            std::fs::copy(shared.dir.path().join("image"), &path).unwrap();
+            shared.image
+        });
+        (digest, path)
     }
 
     /// The worker's process is gone; `meanwhile` happens; another one comes.
@@ -136,7 +228,13 @@ impl Harness {
                 meanwhile.await;
                 Owned::Fake(after)
             }
-            (Owned::Process(_), Subject::Fake) => unreachable!("it is what it was made as"),
+            #[cfg(feature = "containerd")]
+            (Owned::Container(before), _) => {
+                before.detach();
+                meanwhile.await;
+                Owned::Container(by_containerd(self.dir.path(), sender))
+            }
+            (Owned::Process(_), _) => unreachable!("it is what it was made as"),
         };
         self.runtime = self.owned.runtime();
         self.events = events;
@@ -162,21 +260,21 @@ impl Harness {
         let spec = Spec {
             sandbox: SandboxSpec {
                 runtime: self.subject.kind(),
-                command: vec!["dirigent".to_owned(), "function".to_owned()],
+                command: self.command(),
                 image: None,
                 component: None,
                 port: None,
                 protocol: Protocol::Http1,
                 isolation: match self.subject {
-                    Subject::Fake => None,
                     Subject::Process(isolation) => Some(isolation),
+                    _ => None,
                 },
                 listen: Listen::Port,
             },
             resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
             env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             concurrency: 0,
-            artifact: None,
+            artifact: self.artifact(),
         };
         CreateSandbox {
             order: StartSandbox {
@@ -187,6 +285,23 @@ impl Harness {
                 start_timeout: DEADLINE,
             },
             port: free_port(),
+        }
+    }
+
+    /// An image says itself what is run.
+    fn command(&self) -> Vec<String> {
+        match self.subject {
+            Subject::Fake | Subject::Process(_) => ["dirigent", "function"].map(Into::into).into(),
+            #[cfg(feature = "containerd")]
+            Subject::Container => Vec::new(),
+        }
+    }
+
+    fn artifact(&self) -> Option<Digest> {
+        match self.subject {
+            Subject::Fake | Subject::Process(_) => None,
+            #[cfg(feature = "containerd")]
+            Subject::Container => Some(Shared::with(|shared| shared.image)),
         }
     }
 
@@ -251,8 +366,34 @@ impl Harness {
         lines
     }
 
+    /// Somebody else ends the function with SIGKILL. It cannot do that itself everywhere: the first process
+    /// of a pid namespace is safe from itself.
+    pub(crate) async fn kill(&self, address: SocketAddr) {
+        if self.subject == Subject::Fake {
+            assert_eq!(get(address, "/kill?signal=9").await, None, "the call is cut");
+            return;
+        }
+        let mark = format!("PORT={}", address.port());
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().filter(|process| {
+            let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|line| line == mark.as_bytes())
+        });
+        let found: Vec<i32> =
+            processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect();
+        let [pid] = found[..] else { panic!("{found:?} have {mark}") };
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+
     /// An archive to be unpacked, and its digest.
     pub(crate) fn archive(&self) -> (Digest, PathBuf) {
+        #[cfg(feature = "containerd")]
+        if self.subject == Subject::Container {
+            let path = self.dir.path().join("archive");
+            let mut layer = images::Layer::new();
+            layer.file("data.txt", 0o644, b"from the image").directory("tmp", 0o1777);
+            let config = serde_json::json!({ "Cmd": ["/data.txt"] });
+            return (images::Image::new(layer, config).docker_archive(&path), path);
+        }
         let files = self.dir.path().join("files");
         std::fs::create_dir_all(&files).unwrap();
         std::fs::write(files.join("data.txt"), "from the artifact").unwrap();
@@ -268,14 +409,19 @@ impl Owned {
         match self {
             Self::Fake(fake) => Arc::clone(fake) as _,
             Self::Process(process) => Arc::clone(process) as _,
+            #[cfg(feature = "containerd")]
+            Self::Container(oci) => Arc::clone(oci) as _,
         }
     }
 }
 
 impl Drop for Harness {
     fn drop(&mut self) {
-        if let Owned::Process(runtime) = &self.owned {
-            runtime.close();
+        match &self.owned {
+            Owned::Fake(_) => {}
+            Owned::Process(runtime) => runtime.close(),
+            #[cfg(feature = "containerd")]
+            Owned::Container(runtime) => runtime.close(),
         }
     }
 }

@@ -1,0 +1,257 @@
+//! The container runtime: sandboxes are OCI containers that a containerd of this machine runs.
+//!
+//! ```text
+//! worker -- (this thread) --gRPC--> containerd -- shim -- function
+//!                \------ pidfd, pipes by name ------------/
+//! ```
+//!
+//! containerd holds what outlives a worker: images as snapshots under leases, sandboxes with labels
+//! that say whose they are and what was ordered. From here a sandbox's first process is watched and
+//! signalled by its pidfd and its output read from named pipes, so that neither ends nor stops depend on
+//! containerd answering, and a containerd that is restarted or killed costs the starts of that moment and
+//! nothing that runs.
+//!
+//! One thread does it all (`driver.rs`), with a task for each sandbox (`life.rs`), so that what is told
+//! of a sandbox is told in order.
+
+mod driver;
+mod image;
+mod images;
+mod life;
+mod made;
+mod output;
+mod recover;
+mod spec;
+
+use std::{
+    fmt, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use dirigent_core::{
+    Bytes, Digest, Fault, Isolation, RuntimeKind, SandboxId, StartFailure,
+    frame::{LogLine, LogQuery},
+    worker::{Adopted, ArtifactFailure, CreateSandbox},
+};
+use tokio::sync::mpsc;
+
+use crate::{Event, Facts, Runtime, logs};
+use driver::{Order, Start};
+
+/// The label of everything that is ours in containerd; its value tells workers of one machine apart.
+const DIRECTORY: &str = "dirigent.worker";
+/// The label of a sandbox with what is known of it.
+const SANDBOX: &str = "dirigent.sandbox";
+
+/// How the container runtime works.
+#[derive(Clone, Debug)]
+pub struct ContainerConfig {
+    /// The worker's part of the state directory: records of images, pipes and logs go here.
+    pub directory: PathBuf,
+    /// Where containerd listens.
+    pub socket: PathBuf,
+    /// The namespace of containerd to use: its other users have others.
+    pub namespace: String,
+    /// The snapshotter of containerd that holds the images' files.
+    pub snapshotter: String,
+    /// The runtime handler of containerd, where a function does not name one.
+    pub handler: String,
+    /// The program that a handler of the `runc` kind is to run, such as `crun`; its own choice if
+    /// nothing is said.
+    pub program: Option<String>,
+    /// Where sandboxes listen: an address of this machine that data planes reach.
+    pub address: Ipv4Addr,
+    /// Processes in one sandbox.
+    pub processes: u32,
+    /// Of one log file; a function has two.
+    pub log_file: Bytes,
+    /// Of all log files.
+    pub log_total: Bytes,
+    /// Sandboxes that are removed from containerd at once: more would keep starts waiting.
+    pub removals: usize,
+}
+
+impl ContainerConfig {
+    /// The defaults, for a directory.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            socket: "/run/containerd/containerd.sock".into(),
+            namespace: "dirigent".to_owned(),
+            snapshotter: "overlayfs".to_owned(),
+            handler: "io.containerd.runc.v2".to_owned(),
+            program: None,
+            address: Ipv4Addr::LOCALHOST,
+            processes: 1024,
+            log_file: Bytes::mib(8),
+            log_total: Bytes::mib(512),
+            removals: 4,
+        }
+    }
+}
+
+/// Orders that the thread has not taken yet; far more than a worker has sandboxes.
+const ORDERS: usize = 1 << 16;
+
+/// How long taking stock may take at a start.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+/// Sandboxes as OCI containers.
+pub struct ContainerRuntime {
+    logs: PathBuf,
+    images: Arc<Mutex<Vec<Digest>>>,
+    missing: Vec<String>,
+    orders: mpsc::Sender<Order>,
+    events: mpsc::Sender<Event>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for ContainerRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContainerRuntime").field("missing", &self.missing).finish_non_exhaustive()
+    }
+}
+
+impl ContainerRuntime {
+    /// Connects to containerd. Where none answers the runtime is there all the same and says so in
+    /// its [`Facts`]. Blocking.
+    ///
+    /// # Errors
+    /// If the directory cannot be used, or no thread be started.
+    pub fn start(config: ContainerConfig, events: mpsc::Sender<Event>) -> io::Result<Arc<Self>> {
+        crate::keeper::private_directory(&config.directory)?;
+        let directory = std::fs::canonicalize(&config.directory)?;
+        let logs = directory.join("logs");
+        crate::keeper::private_directory(&logs)?;
+        let config = ContainerConfig { directory, ..config };
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let (started, start) = std_mpsc::channel();
+        let images = Arc::new(Mutex::new(Vec::new()));
+        let world =
+            Start { config, events: events.clone(), inbox, images: Arc::clone(&images), started };
+        let thread = std::thread::Builder::new()
+            .name("container-runtime".to_owned())
+            .spawn(move || driver::run(world))?;
+        let missing = start
+            .recv()
+            .unwrap_or_else(|_dropped| Err(io::Error::other("the runtime's thread ended")))?;
+        Ok(Arc::new(Self {
+            logs,
+            images,
+            missing,
+            orders,
+            events,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// Kill whatever is left; for a clean exit, after the sandboxes were destroyed. Blocking.
+    pub fn close(&self) {
+        self.end(Order::Close);
+    }
+
+    /// Let go of the sandboxes, which go on, as the death of this process would. Blocking.
+    pub fn detach(&self) {
+        self.end(Order::Detach);
+    }
+
+    fn end(&self, order: Order) {
+        self.order(order);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the container runtime's thread panicked");
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Err(error) = self.orders.try_send(order) {
+            // It ended, or has panicked; or a worker has more sandboxes than it can have.
+            tracing::error!(%error, "the container runtime does not take an order");
+        }
+    }
+}
+
+impl Runtime for ContainerRuntime {
+    fn facts(&self) -> Facts {
+        if !self.missing.is_empty() {
+            let missing = self.missing.clone();
+            return Facts { kind: RuntimeKind::Container, best: None, usual: None, missing };
+        }
+        Facts {
+            kind: RuntimeKind::Container,
+            best: Some(Isolation::Plain),
+            usual: Some(Isolation::Basic),
+            missing: vec![
+                "container: network: it is the host's, and no rules keep a sandbox from other ports"
+                    .to_owned(),
+            ],
+        }
+    }
+
+    fn recover(&self) -> io::Result<Vec<Adopted>> {
+        if !self.missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (answer, found) = std_mpsc::channel();
+        self.order(Order::Recover { answer });
+        found.recv_timeout(RECOVERY).map_err(|_late| {
+            io::Error::other("containerd does not say in time what runs: look at its log")
+        })?
+    }
+
+    fn artifacts(&self) -> Vec<Digest> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn unpack(&self, digest: Digest, path: PathBuf) {
+        if self.missing.is_empty() {
+            return self.order(Order::Import { digest, path });
+        }
+        let failure = ArtifactFailure::new(self.missing.join("; "), Fault::Worker);
+        self.report(Event::Unpacked { digest, result: Err(failure) });
+    }
+
+    fn discard(&self, digest: Digest) {
+        self.order(Order::Discard { digest });
+    }
+
+    fn create(&self, create: CreateSandbox) {
+        if self.missing.is_empty() {
+            return self.order(Order::Create(Box::new(create)));
+        }
+        let message = self.missing.join("; ");
+        let cause = dirigent_core::Cause::CreateFailed { message };
+        let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
+        self.report(Event::Gone { sandbox: create.order.sandbox, failure });
+    }
+
+    fn destroy(&self, sandbox: SandboxId, grace: Duration) {
+        self.order(Order::Destroy { sandbox, grace });
+    }
+
+    fn logs(&self, query: LogQuery, lines: mpsc::Sender<Vec<LogLine>>) {
+        logs::read(&self.logs, &query, &lines);
+    }
+}
+
+impl ContainerRuntime {
+    /// Where there is no thread to report.
+    fn report(&self, event: Event) {
+        if let Err(error) = self.events.try_send(event) {
+            tracing::warn!(%error, "an event of the container runtime is not heard");
+        }
+    }
+}
+
+impl Drop for ContainerRuntime {
+    fn drop(&mut self) {
+        // The thread ends with the last sender of orders; its sandboxes go on.
+    }
+}

@@ -1,0 +1,372 @@
+//! The runtime's thread: orders in, a task for each sandbox, events out.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc},
+    time::Duration,
+};
+
+use dirigent_containerd::{
+    Client, Failure,
+    api::containerd::services::namespaces::v1::{CreateNamespaceRequest, Namespace},
+};
+use dirigent_core::{
+    Digest, SandboxId,
+    worker::{Adopted, CreateSandbox},
+};
+use rustix::io::Errno;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinSet, LocalSet},
+    time::Instant,
+};
+
+use super::{
+    ContainerConfig,
+    images::Images,
+    life::{self, Stop},
+    made::Place,
+    recover::{self, Found},
+};
+use crate::{
+    Event,
+    claim::Claim,
+    keeper::{
+        orphans::Name,
+        output::{Bounds, Logs},
+    },
+    process::listeners::Listeners,
+};
+
+/// How long one call may take that nothing else is said of.
+const CALL: Duration = Duration::from_secs(30);
+
+/// How long a worker that had sandboxes waits at its start for a containerd that is itself starting.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long what is left at a clean exit may take to go.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// What callers tell the thread.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Say what is left.
+    Recover { answer: std_mpsc::Sender<io::Result<Vec<Adopted>>> },
+    /// Take the image in an archive.
+    Import { digest: Digest, path: PathBuf },
+    /// Let go of an image.
+    Discard { digest: Digest },
+    /// Start a sandbox.
+    Create(Box<CreateSandbox>),
+    /// Stop one.
+    Destroy { sandbox: SandboxId, grace: Duration },
+    /// Kill what is left, and end.
+    Close,
+    /// End, and leave the sandboxes.
+    Detach,
+}
+
+/// What the thread is started with.
+pub(super) struct Start {
+    pub(super) config: ContainerConfig,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) inbox: mpsc::Receiver<Order>,
+    /// What is held, for those who ask.
+    pub(super) images: Arc<Mutex<Vec<Digest>>>,
+    /// What is missing here, once that is known.
+    pub(super) started: std_mpsc::Sender<io::Result<Vec<String>>>,
+}
+
+/// What all sandboxes share.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) config: ContainerConfig,
+    pub(super) client: Client,
+    /// What everything of ours in containerd begins with.
+    pub(super) mark: String,
+    pub(super) images: Images,
+    pub(super) logs: RefCell<Logs>,
+    pub(super) listeners: RefCell<Listeners>,
+    /// How many may be removed at once.
+    pub(super) removals: Semaphore,
+    events: mpsc::Sender<Event>,
+    held: Arc<Mutex<Vec<Digest>>>,
+}
+
+impl World {
+    fn new(
+        config: ContainerConfig,
+        events: mpsc::Sender<Event>,
+        held: Arc<Mutex<Vec<Digest>>>,
+    ) -> io::Result<Self> {
+        let client = Client::new(&config.socket, &config.namespace, CALL)
+            .map_err(|failure| io::Error::other(failure.message))?;
+        // As a keeper's: another state directory of the machine has another one.
+        let mark = Name::of(&config.directory)?.to_string();
+        let images = Images::new(client.clone(), &config.snapshotter, &config.directory, &mark)?;
+        let bounds = Bounds { file: config.log_file.0, total: config.log_total.0 };
+        Ok(Self {
+            client,
+            mark,
+            images,
+            logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
+            listeners: RefCell::new(Listeners::new(config.address)),
+            removals: Semaphore::new(config.removals.max(1)),
+            events,
+            held,
+            config,
+        })
+    }
+
+    pub(super) fn place(&self, sandbox: SandboxId) -> Place {
+        Place::of(&self.config, &self.client, &self.mark, sandbox)
+    }
+
+    /// What has this name in containerd and no record.
+    pub(super) fn place_named(&self, id: String) -> Place {
+        Place::named(&self.config, &self.client, &self.mark, id)
+    }
+
+    pub(super) async fn report(&self, event: Event) {
+        if self.events.send(event).await.is_err() {
+            tracing::debug!("nobody hears of a sandbox");
+        }
+    }
+
+    /// Others ask what is held from their own threads.
+    fn publish(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = self.images.list();
+    }
+
+    /// An image has gone from containerd behind our back.
+    pub(super) async fn lost(&self, digest: Digest) {
+        if let Some(released) = self.images.forget(digest) {
+            self.publish();
+            self.report(Event::Lost { digest }).await;
+            released.await;
+        }
+    }
+}
+
+/// The thread.
+pub(super) fn run(start: Start) {
+    let Start { config, events, inbox, images, started } = start;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("container-runtime-disk")
+        .max_blocking_threads(4)
+        .build();
+    let answer = |answer: io::Result<Vec<String>>| {
+        if started.send(answer).is_err() {
+            tracing::debug!("nobody waits for the container runtime");
+        }
+    };
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return answer(Err(error)),
+    };
+    let work = async {
+        let world = match World::new(config, events, images) {
+            Ok(world) => Rc::new(world),
+            Err(error) => return answer(Err(error)),
+        };
+        let missing = missing(&world).await;
+        answer(Ok(missing));
+        Driver { world, sandboxes: HashMap::new(), tasks: JoinSet::new() }.run(inbox).await;
+    };
+    LocalSet::new().block_on(&runtime, work);
+    // An import that is being read looks at nothing but its file; nobody waits for it.
+    runtime.shutdown_background();
+}
+
+/// What does not work here, with what to do.
+async fn missing(world: &World) -> Vec<String> {
+    if !rustix::process::geteuid().is_root() {
+        return vec![
+            "container: only root can run sandboxes by containerd: start as root".to_owned(),
+        ];
+    }
+    let had = std::fs::read_dir(world.config.directory.join("sandboxes"))
+        .is_ok_and(|mut entries| entries.next().is_some());
+    let over = Instant::now() + if had { PATIENCE } else { Duration::ZERO };
+    let answer = loop {
+        match prepare(world).await {
+            Err(failure) if failure.is_unreachable() && Instant::now() < over => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            answer => break answer,
+        }
+    };
+    match answer {
+        Ok(()) => Vec::new(),
+        Err(failure) => vec![format!(
+            "container: {failure}: install and start containerd (Debian: `apt-get install \
+             containerd runc`), or say where it listens with `containerd.socket`"
+        )],
+    }
+}
+
+/// Whether containerd answers, with our namespace in it.
+async fn prepare(world: &World) -> Result<(), Failure> {
+    let client = &world.client;
+    let version = client.version().await?;
+    tracing::info!(version, socket = %client.socket().display(), "containerd answers");
+    let name = world.config.namespace.clone();
+    let namespace = Namespace { name, ..Namespace::default() };
+    let create = CreateNamespaceRequest { namespace: Some(namespace) };
+    match client.namespaces().create(create).await.map_err(|status| client.failure(&status)) {
+        Err(failure) if !failure.is_exists() => Err(failure),
+        _ => Ok(()),
+    }
+}
+
+/// See the module.
+struct Driver {
+    world: Rc<World>,
+    /// How each is told to stop, from the order to create it until it is gone.
+    sandboxes: HashMap<SandboxId, watch::Sender<Stop>>,
+    /// `None` is what is no sandbox.
+    tasks: JoinSet<Option<SandboxId>>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(ended) = self.tasks.join_next() => self.ended(ended),
+                order = inbox.recv() => match order {
+                    None | Some(Order::Detach) => return,
+                    Some(Order::Close) => return self.close().await,
+                    Some(order) => self.obey(order).await,
+                },
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Option<SandboxId>, tokio::task::JoinError>) {
+        match ended {
+            Ok(Some(sandbox)) => drop(self.sandboxes.remove(&sandbox)),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a task of the container runtime failed"),
+        }
+        self.world.logs.borrow_mut().forget_closed();
+    }
+
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Recover { answer } => {
+                let found = self.recover().await;
+                if answer.send(found).is_err() {
+                    tracing::debug!("whoever asked has given up waiting");
+                }
+            }
+            Order::Import { digest, path } => self.import(digest, path),
+            Order::Discard { digest } => {
+                if let Some(released) = self.world.images.forget(digest) {
+                    self.world.publish();
+                    self.tasks.spawn_local(async move {
+                        released.await;
+                        None
+                    });
+                }
+            }
+            Order::Create(create) => self.create(*create).await,
+            Order::Destroy { sandbox, grace } => self.stop(sandbox, grace),
+            Order::Close | Order::Detach => {}
+        }
+    }
+
+    async fn recover(&mut self) -> io::Result<Vec<Adopted>> {
+        let told = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
+        self.world.images.recover().await.map_err(|error| told(&error))?;
+        self.world.publish();
+        let found = recover::recover(&self.world).await.map_err(|error| told(&error))?;
+        let adopted = found.iter().map(|one| one.adopted().clone()).collect();
+        for one in found {
+            let sandbox = one.adopted().report.sandbox;
+            let (stop, stops) = watch::channel(None);
+            self.sandboxes.insert(sandbox, stop);
+            let world = Rc::clone(&self.world);
+            self.tasks.spawn_local(async move {
+                match one {
+                    Found::Runs(_, running) => life::serve(world, *running, stops).await,
+                    Found::Ended(_, place, failure) => {
+                        life::bury(&world, &place, Event::Gone { sandbox, failure }).await;
+                    }
+                }
+                Some(sandbox)
+            });
+        }
+        Ok(adopted)
+    }
+
+    fn import(&mut self, digest: Digest, path: PathBuf) {
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            let result = world.images.import(digest, &path).await.map_err(|error| error.failure());
+            if let Err(error) = tokio::fs::remove_file(&path).await {
+                tracing::warn!(path = %path.display(), %error, "an image's archive stays");
+            }
+            world.publish();
+            world.report(Event::Unpacked { digest, result }).await;
+            None
+        });
+    }
+
+    async fn create(&mut self, create: CreateSandbox) {
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        let taken = self.world.listeners.borrow_mut().at(port).is_some();
+        let claim = match Claim::port(port) {
+            Ok(claim) => Some(claim),
+            Err(Errno::AGAIN) => None,
+            Err(error) => {
+                tracing::warn!(port, %error, "a port cannot be claimed");
+                None
+            }
+        };
+        if taken || claim.is_none() {
+            return self.world.report(Event::PortTaken { sandbox, port }).await;
+        }
+        let (stop, stops) = watch::channel(None);
+        self.sandboxes.insert(sandbox, stop);
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            life::live(world, create, claim, stops).await;
+            Some(sandbox)
+        });
+    }
+
+    /// A later order can only shorten the grace.
+    fn stop(&self, sandbox: SandboxId, grace: Duration) {
+        let Some(stop) = self.sandboxes.get(&sandbox) else { return };
+        let kill_at = Instant::now() + grace.min(Duration::from_secs(365 * 24 * 3600));
+        stop.send_if_modified(|before| {
+            let sooner = before.is_none_or(|before| kill_at < before);
+            if sooner {
+                *before = Some(kill_at);
+            }
+            sooner
+        });
+    }
+
+    async fn close(mut self) {
+        for sandbox in self.sandboxes.keys().copied().collect::<Vec<_>>() {
+            self.stop(sandbox, Duration::ZERO);
+        }
+        let gone = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a task of the container runtime failed");
+                }
+            }
+        };
+        if tokio::time::timeout(CLOSING, gone).await.is_err() {
+            tracing::warn!("sandboxes are left in containerd; the next start removes them");
+        }
+    }
+}

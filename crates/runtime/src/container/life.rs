@@ -1,0 +1,398 @@
+//! The life of one sandbox, as one task: made, watched, ended, removed, each told in this order.
+//!
+//! Its first process is held by a pidfd. When that ends everything in it has ended, as the process is
+//! the first of its pid namespace; what containerd says of it afterwards is only how.
+
+use std::{net::SocketAddr, os::fd::OwnedFd, rc::Rc, time::Duration};
+
+use dirigent_core::{
+    Address, Cause, Fault, FunctionId, SandboxId, StartFailure,
+    frame::SandboxReport,
+    worker::{Adopted, CreateSandbox},
+};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    driver::World,
+    made::{Made, Place},
+    output::Reader,
+    spec::Plan,
+};
+use crate::{
+    Event,
+    claim::Claim,
+    keeper::output::Output,
+    process::{driver::never_listened, listeners::Owner},
+    sys::watch as watched,
+};
+
+/// How often a starting sandbox is looked at: as fine as timers here are.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// How long the output of a dead sandbox may be on its way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long the end of a sandbox waits for a containerd that does not answer, before it is told
+/// without what only containerd knows. What is left in containerd is removed when it is back.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two attempts to reach containerd, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// The notes that a sandbox has for the next life of the worker.
+pub(super) const LISTENS: &str = "listens";
+pub(super) const STOPPING: &str = "stopping";
+
+/// When a sandbox that is to stop is killed; `None` while it is not to.
+pub(super) type Stop = Option<Instant>;
+
+/// A sandbox that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) sandbox: SandboxId,
+    pub(super) place: Place,
+    pub(super) port: u16,
+    pub(super) stop_signal: i32,
+    pub(super) limit: dirigent_core::Bytes,
+    pub(super) pid: Pid,
+    pub(super) held: AsyncFd<OwnedFd>,
+    pub(super) output: Reader,
+    /// Since when it runs and until when it must listen; `None` once it does.
+    pub(super) starting: Option<(Instant, Duration)>,
+    /// Keeps the port from others until it is gone.
+    pub(super) _claim: Option<Claim>,
+}
+
+/// What is reported of a sandbox after a restart, as far as its order says it.
+pub(super) fn adopted(create: &CreateSandbox, address: Option<Address>) -> Adopted {
+    let order = &create.order;
+    Adopted {
+        report: SandboxReport {
+            sandbox: order.sandbox,
+            revision: order.revision,
+            memory: order.spec.resources.memory,
+            cpu: order.spec.resources.cpu,
+            address,
+            stopping: false,
+        },
+        port: Some(create.port),
+        artifact: order.spec.artifact,
+    }
+}
+
+/// From the order to the end.
+pub(super) async fn live(
+    world: Rc<World>,
+    create: CreateSandbox,
+    claim: Option<Claim>,
+    stops: watch::Receiver<Stop>,
+) {
+    let sandbox = create.order.sandbox;
+    let place = world.place(sandbox);
+    match make(&world, &create, &place, claim, &stops).await {
+        Ok(running) => {
+            world.report(Event::Created { sandbox }).await;
+            serve(world, running, stops).await;
+        }
+        Err(failure) => {
+            if matches!(failure.cause, Cause::ArtifactFailed { .. })
+                && let Some(digest) = create.order.spec.artifact
+            {
+                world.lost(digest).await;
+            }
+            bury(&world, &place, Event::Gone { sandbox, failure }).await;
+        }
+    }
+}
+
+/// Looks between the calls whether it is still wanted: a call that is cut off may be carried out all
+/// the same, after what it made was looked for and removed.
+async fn make(
+    world: &World,
+    create: &CreateSandbox,
+    place: &Place,
+    claim: Option<Claim>,
+    stops: &watch::Receiver<Stop>,
+) -> Made<Running> {
+    let wanted = || match *stops.borrow() {
+        None => Ok(()),
+        Some(_) => Err(failure(Cause::Stopped, Fault::Function)),
+    };
+    wanted()?;
+    let spec = &create.order.spec;
+    let missing = |message: String| failure(Cause::CreateFailed { message }, Fault::Worker);
+    let image = match spec.artifact {
+        Some(digest) => world.images.get(digest).ok_or_else(|| {
+            missing(format!("image {digest} is not here: it was to be fetched first"))
+        })?,
+        None => {
+            let image = spec.sandbox.image.as_deref().unwrap_or_default();
+            return Err(missing(format!("image `{image}` was not sent with the deploy")));
+        }
+    };
+    let plan = Plan {
+        create,
+        program: &image.program,
+        group: place.group(),
+        address: world.config.address,
+        processes: world.config.processes,
+        read_only: false,
+    };
+    let [stdout, stderr] = place.pipes()?;
+    let output = world.output(create.order.revision.function, create.order.sandbox, stdout, stderr);
+    let output = output.map_err(|error| missing(error.to_string()))?;
+    let address = Address::Tcp((world.config.address, create.port).into());
+    let record = adopted(create, Some(address));
+    let (pid, held) = place.create(&world.config, &image, &plan, &record).await?;
+    let held = watched::readable(held).map_err(|error| missing(error.to_string()))?;
+    wanted()?;
+    place.start().await?;
+    Ok(Running {
+        sandbox: create.order.sandbox,
+        place: place.clone(),
+        port: create.port,
+        stop_signal: image.program.stop_signal,
+        limit: spec.resources.memory,
+        pid,
+        held,
+        output,
+        starting: Some((Instant::now(), create.order.start_timeout)),
+        _claim: claim,
+    })
+}
+
+/// What a sandbox writes goes to its function's log.
+impl World {
+    pub(super) fn output(
+        &self,
+        function: FunctionId,
+        sandbox: SandboxId,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    ) -> std::io::Result<Reader> {
+        let file = self.logs.borrow_mut().of(function);
+        Reader::new(Output::new(sandbox, file, stdout, stderr))
+    }
+}
+
+/// From the first instruction, or from its adoption, to the end.
+pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::Receiver<Stop>) {
+    let mut verdict = None;
+    let mut signalled = false;
+    loop {
+        let stop = *stops.borrow_and_update();
+        if stop.is_some() && !signalled {
+            signalled = true;
+            one.place.note(STOPPING);
+            one.starting = None;
+            one.signal(one.stop_signal).await;
+        }
+        let look_at = one.starting.map(|_| Instant::now() + LOOK);
+        tokio::select! {
+            biased;
+            ended = one.held.readable() => {
+                if let Err(error) = ended {
+                    tracing::error!(sandbox = %one.sandbox, %error, "its end is not seen");
+                }
+                break;
+            }
+            changed = stops.changed() => {
+                // The driver is gone, and this task goes with it.
+                if changed.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            () = until(stop), if stop.is_some() => {
+                one.signal(libc::SIGKILL).await;
+                if one.held.readable().await.is_ok() {
+                    break;
+                }
+            }
+            () = until(look_at), if look_at.is_some() => {
+                if let Some(late) = one.look(&world).await {
+                    verdict = Some(late);
+                    one.starting = None;
+                    one.signal(libc::SIGKILL).await;
+                }
+            }
+            () = one.output.read() => world.logs.borrow_mut().tidy(),
+        }
+    }
+    end(&world, one, verdict, signalled).await;
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Running {
+    /// Whether it listens by now; the cause of its end if it took too long.
+    async fn look(&mut self, world: &World) -> Option<Cause> {
+        let (since, timeout) = self.starting?;
+        let owner = Owner { init: self.pid.as_raw_nonzero().get(), uid: None };
+        let listener = world.listeners.borrow_mut().at(self.port);
+        let place = SocketAddr::from((world.config.address, self.port));
+        if listener.is_some_and(|listener| owner.owns(&listener)) {
+            self.starting = None;
+            // First: should this process die now, the next one must not take it for half made.
+            self.place.note(LISTENS);
+            let (sandbox, address) = (self.sandbox, Address::Tcp(place));
+            world.report(Event::Listening { sandbox, address, init: since.elapsed() }).await;
+            return None;
+        }
+        if since.elapsed() < timeout {
+            return None;
+        }
+        let SocketAddr::V4(place) = place else { return None };
+        let message = never_listened(place, timeout, &owner.listens_at());
+        Some(Cause::NeverListened { message })
+    }
+
+    /// Straight to the process where that is one of this kernel, else by containerd.
+    async fn signal(&self, signal: i32) {
+        let direct = Signal::from_named_raw(signal)
+            .map(|signal| pidfd_send_signal(self.held.get_ref(), signal));
+        if let Some(Ok(())) = direct {
+            return;
+        }
+        if let Err(error) = self.place.kill(signal, signal == libc::SIGKILL).await {
+            tracing::debug!(sandbox = %self.sandbox, %error, "not signalled");
+        }
+    }
+
+    /// What it wrote last is on its way through the shim.
+    async fn last_words(mut self) -> Vec<String> {
+        let over = Instant::now() + LAST_WORDS;
+        while !self.output.has_ended() {
+            tokio::select! {
+                () = self.output.read() => {}
+                () = sleep_until(over) => break,
+            }
+        }
+        self.output.finish()
+    }
+}
+
+async fn end(world: &World, one: Running, verdict: Option<Cause>, stopped: bool) {
+    let (sandbox, place, limit) = (one.sandbox, one.place.clone(), one.limit);
+    let known = tokio::time::timeout(PATIENCE, exit_status(&place)).await.ok().flatten();
+    let failure = match verdict {
+        Some(cause) => failure(cause, Fault::Function),
+        None => judge(known, stopped, place.out_of_memory(), limit),
+    };
+    let log_tail = one.last_words().await;
+    let failure = StartFailure { log_tail, ..failure };
+    bury(world, &place, Event::Gone { sandbox, failure }).await;
+}
+
+/// How it ended; `None` if nobody knows, as after the death of its shim.
+pub(super) async fn exit_status(place: &Place) -> Option<u32> {
+    let mut pause = RETRY.0;
+    loop {
+        match place.status().await {
+            Ok(status) => return Some(status),
+            Err(failure) if failure.is_unreachable() => {}
+            Err(failure) => {
+                tracing::debug!(id = place.id, %failure, "its exit status is not known");
+                return None;
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+/// Why a sandbox ended, and whose fault that is.
+pub(super) fn judge(
+    status: Option<u32>,
+    stopped: bool,
+    out_of_memory: bool,
+    limit: dirigent_core::Bytes,
+) -> StartFailure {
+    if stopped {
+        return failure(Cause::Stopped, Fault::Function);
+    }
+    let Some(status) = status else { return failure(Cause::WorkerLost, Fault::Worker) };
+    if out_of_memory && status != 0 {
+        return failure(Cause::OutOfMemory { limit }, Fault::Function);
+    }
+    let status = i32::try_from(status).unwrap_or(255);
+    // As shells and shims say that a signal ended it.
+    let cause = match status - 128 {
+        signal @ 1..=64 => Cause::Signalled { signal },
+        _ => Cause::Exited { code: status },
+    };
+    failure(cause, Fault::Function)
+}
+
+pub(super) fn failure(cause: Cause, fault: Fault) -> StartFailure {
+    StartFailure { cause, fault, log_tail: Vec::new() }
+}
+
+/// Removes what there is of it in containerd, as often as it takes, and tells its end when that is done:
+/// or before, if containerd does not answer.
+pub(super) async fn bury(world: &World, place: &Place, gone: Event) {
+    let mut told = Some(gone);
+    let early = Instant::now() + PATIENCE;
+    let removed = remove(world, place);
+    tokio::pin!(removed);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut removed => break,
+            () = sleep_until(early), if told.is_some() => {
+                if let Some(gone) = told.take() {
+                    world.report(gone).await;
+                }
+            }
+        }
+    }
+    if let Some(gone) = told {
+        world.report(gone).await;
+    }
+}
+
+async fn remove(world: &World, place: &Place) {
+    let mut pause = RETRY.0;
+    loop {
+        // Released while it waits for containerd: others may be luckier.
+        let permit = world.removals.acquire().await;
+        let removed = place.remove().await;
+        drop(permit);
+        match removed {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(id = place.id, %error, "not removed yet"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dirigent_core::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn ends_are_told_apart() {
+        let limit = Bytes::mib(64);
+        let cause = |status, stopped, oom| judge(status, stopped, oom, limit).cause;
+        assert_eq!(cause(Some(0), false, false), Cause::Exited { code: 0 });
+        assert_eq!(cause(Some(3), false, false), Cause::Exited { code: 3 });
+        assert_eq!(cause(Some(255), false, false), Cause::Exited { code: 255 });
+        assert_eq!(cause(Some(137), false, false), Cause::Signalled { signal: 9 });
+        assert_eq!(cause(Some(137), false, true), Cause::OutOfMemory { limit });
+        assert_eq!(cause(Some(0), false, true), Cause::Exited { code: 0 });
+        assert_eq!(cause(Some(137), true, true), Cause::Stopped);
+        assert_eq!(cause(None, false, false), Cause::WorkerLost);
+    }
+}

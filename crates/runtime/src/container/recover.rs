@@ -1,0 +1,161 @@
+//! What an earlier life of the worker left in containerd: found by labels, taken over or removed.
+
+use std::{os::fd::OwnedFd, rc::Rc};
+
+use dirigent_containerd::{
+    Failure,
+    api::containerd::{
+        services::{
+            containers::v1::ListContainersRequest, snapshots::v1::ListSnapshotsRequest,
+            tasks::v1::GetRequest,
+        },
+        v1::types::Status,
+    },
+};
+use dirigent_core::{Cause, Fault, StartFailure, worker::Adopted};
+use rustix::process::Pid;
+
+use super::{
+    DIRECTORY, SANDBOX,
+    driver::World,
+    life::{LISTENS, Running, STOPPING, exit_status, failure, judge},
+    made::{Place, first, remove_directory},
+    output,
+};
+use crate::{claim::Claim, sys::watch};
+
+/// A sandbox that is still there.
+pub(super) enum Found {
+    /// It runs.
+    Runs(Adopted, Box<Running>),
+    /// It ended, and how is to be told.
+    Ended(Adopted, Box<Place>, StartFailure),
+}
+
+impl Found {
+    pub(super) const fn adopted(&self) -> &Adopted {
+        match self {
+            Self::Runs(adopted, _) | Self::Ended(adopted, ..) => adopted,
+        }
+    }
+}
+
+/// Takes stock: half-made sandboxes are removed before this returns.
+pub(super) async fn recover(world: &Rc<World>) -> Result<Vec<Found>, Failure> {
+    let filters = vec![format!("labels.\"{DIRECTORY}\"=={}", world.mark)];
+    let list = ListContainersRequest { filters: filters.clone() };
+    let listed = world.client.containers().list(list).await;
+    let listed = listed.map_err(|status| world.client.failure(&status))?.into_inner();
+    let mut found = Vec::new();
+    for container in listed.containers {
+        let record = container.labels.get(SANDBOX);
+        let adopted = record.and_then(|record| serde_json::from_str::<Adopted>(record).ok());
+        let Some(adopted) = adopted else {
+            // By its label it is ours all the same.
+            world.place_named(container.id).remove().await?;
+            continue;
+        };
+        let place = world.place(adopted.report.sandbox);
+        match take(world, adopted, place.clone()).await? {
+            Some(one) => found.push(one),
+            None => place.remove().await?,
+        }
+    }
+    leftovers(world, filters, &found).await?;
+    Ok(found)
+}
+
+/// What becomes of one; `None` if it never listened.
+async fn take(
+    world: &Rc<World>,
+    mut adopted: Adopted,
+    place: Place,
+) -> Result<Option<Found>, Failure> {
+    if !place.is_noted(LISTENS) {
+        return Ok(None);
+    }
+    adopted.report.stopping = place.is_noted(STOPPING);
+    let get = GetRequest { container_id: place.id.clone(), exec_id: String::new() };
+    let process = match world.client.tasks().get(get).await {
+        Ok(task) => task.into_inner().process,
+        Err(status) => match world.client.failure(&status) {
+            failure if failure.is_not_found() => None,
+            failure => return Err(failure),
+        },
+    };
+    let runs = process.as_ref().is_some_and(|process| {
+        matches!(process.status(), Status::Running | Status::Paused | Status::Pausing)
+    });
+    let held = match &process {
+        Some(process) if runs => first(process.pid).ok(),
+        _ => None,
+    };
+    if let Some(held) = held {
+        match running(world, &adopted, place.clone(), held) {
+            Ok(running) => return Ok(Some(Found::Runs(adopted, Box::new(running)))),
+            Err(error) => {
+                tracing::warn!(id = place.id, %error, "a sandbox cannot be taken over");
+                return Ok(None);
+            }
+        }
+    }
+    let stopped = adopted.report.stopping;
+    let limit = adopted.report.memory;
+    let failure = match process {
+        Some(_) => judge(exit_status(&place).await, stopped, place.out_of_memory(), limit),
+        None if stopped => failure(Cause::Stopped, Fault::Function),
+        None => failure(Cause::WorkerLost, Fault::Worker),
+    };
+    Ok(Some(Found::Ended(adopted, Box::new(place), failure)))
+}
+
+fn running(
+    world: &World,
+    adopted: &Adopted,
+    place: Place,
+    (pid, held): (Pid, OwnedFd),
+) -> std::io::Result<Running> {
+    let [stdout, stderr] = output::open_both(&place.directory)?;
+    let report = &adopted.report;
+    let stop_signal = adopted
+        .artifact
+        .and_then(|digest| world.images.get(digest))
+        .map_or(libc::SIGTERM, |image| image.program.stop_signal);
+    Ok(Running {
+        sandbox: report.sandbox,
+        place,
+        port: adopted.port.unwrap_or(0),
+        stop_signal,
+        limit: report.memory,
+        pid,
+        held: watch::readable(held)?,
+        output: world.output(report.revision.function, report.sandbox, stdout, stderr)?,
+        starting: None,
+        _claim: adopted.port.and_then(|port| Claim::port(port).ok()),
+    })
+}
+
+/// File systems and pipes of sandboxes that containerd has forgotten or never got.
+async fn leftovers(world: &World, filters: Vec<String>, found: &[Found]) -> Result<(), Failure> {
+    let ours: Vec<String> =
+        found.iter().map(|one| world.place(one.adopted().report.sandbox).id).collect();
+    let snapshotter = world.config.snapshotter.clone();
+    let list = ListSnapshotsRequest { snapshotter, filters };
+    let listed = world.client.snapshots().list(list).await;
+    let mut listed = listed.map_err(|status| world.client.failure(&status))?.into_inner();
+    let mut names = Vec::new();
+    while let Some(page) = listed.message().await.map_err(|status| world.client.failure(&status))? {
+        names.extend(page.info.into_iter().map(|info| info.name));
+    }
+    for name in names.into_iter().filter(|name| !ours.contains(name)) {
+        world.place_named(name).remove_snapshot().await?;
+    }
+    let directory = world.config.directory.join("sandboxes");
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let known = entry.file_name().to_str().is_some_and(|name| ours.iter().any(|o| o == name));
+        if !known {
+            remove_directory(&entry.path());
+        }
+    }
+    Ok(())
+}
