@@ -114,6 +114,9 @@ fn check() -> Result<()> {
         "clippy",
         &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
     )?;
+    let mut all = vec!["clippy", "--quiet", "--workspace", "--all-targets"];
+    all.extend(["--features", test::FEATURES, "--", "-D", "warnings"]);
+    run::cargo("clippy of all features", &all)?;
     run::cargo_with(
         "documentation",
         &["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"],

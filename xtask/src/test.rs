@@ -13,16 +13,23 @@ use crate::run;
 
 /// Debian packages that some tests use, with the program that shows whether they are there.
 /// Without them those tests say that they skip.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("python3", "python3"),
     ("nftables", "nft"),
     ("iproute2", "ip"),
     ("haproxy", "haproxy"),
     ("etcd-server", "etcd"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("crun", "crun"),
+    ("busybox-static", "busybox"),
 ];
 
 /// Whose tests differ between root and an ordinary user.
 const TWICE: [&str; 2] = ["dirigent-runtime", "dirigent-cli"];
+
+/// What is not in every build and is tested all the same.
+pub(crate) const FEATURES: &str = "dirigent-cli/containerd";
 
 /// An ordinary user without a name: no account needs to exist for it.
 const ORDINARY: u32 = 52_731;
@@ -31,9 +38,10 @@ pub(crate) fn test(install: bool, filter: Option<&str>) -> Result<()> {
     packages(install || is_ci())?;
     let mut skips = Vec::new();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--features", FEATURES]);
+    cargo.args(["--", "--show-output"]);
     cargo.args(filter);
-    println!("xtask: test: cargo test --workspace --no-fail-fast");
+    println!("xtask: test: cargo test --workspace --no-fail-fast --features {FEATURES}");
     let passed = watched(&mut cargo, &mut skips)?;
     let passed_twice = if passed && rustix::process::getuid().is_root() {
         as_ordinary_user(filter, &mut skips)?
@@ -287,7 +295,8 @@ fn closed_above(path: &Path) -> Option<PathBuf> {
 
 /// The test programs of [`TWICE`] with the directory of their package.
 fn test_programs() -> Result<Vec<(PathBuf, PathBuf)>> {
-    let mut args = vec!["test", "--no-run", "--message-format=json", "--quiet"];
+    let mut args =
+        vec!["test", "--no-run", "--message-format=json", "--quiet", "--features", FEATURES];
     for package in TWICE {
         args.extend(["--package", package]);
     }

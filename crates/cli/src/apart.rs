@@ -358,16 +358,15 @@ async fn real_worker(host: &mut Host) -> Result {
     protected.extend(ports(&config.control));
     protected.sort_unstable();
     protected.dedup();
-    let Started { runtime, events, process } = roles::runtime(config, dir, protected).await?;
+    let Started { runtimes, kept } = roles::runtimes(config, dir, protected).await?;
     let own = roles::worker(config, dir);
-    let worker =
-        match dirigent_worker::start(own, vec![(runtime, events)], frames, bulk, tasks).await {
-            Ok(worker) => worker,
-            Err(error) => {
-                roles::leave(process, End::Detach).await;
-                return Err(roles::worker_failed(error));
-            }
-        };
+    let worker = match dirigent_worker::start(own, runtimes, frames, bulk, tasks).await {
+        Ok(worker) => worker,
+        Err(error) => {
+            roles::leave(kept, End::Detach).await;
+            return Err(roles::worker_failed(error));
+        }
+    };
     let mut lines: Vec<String> = worker
         .facts
         .iter()
@@ -395,7 +394,7 @@ async fn real_worker(host: &mut Host) -> Result {
         host.printer.note(&"sandboxes are left running; the next start adopts them");
         End::Detach
     };
-    roles::leave(process, end).await;
+    roles::leave(kept, end).await;
     ended
 }
 
@@ -408,10 +407,9 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     for number in 1..=count {
         let (reach, _) = host.reach(Role::Worker, Some(number))?;
         let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
-        let Started { runtime, events, .. } = roles::fake(&host.config);
+        let Started { runtimes, .. } = roles::fake(&host.config);
         let config = roles::worker(&host.config, &dir.join(number.to_string()));
-        let started =
-            dirigent_worker::start(config, vec![(runtime, events)], frames, bulk, &host.tasks);
+        let started = dirigent_worker::start(config, runtimes, frames, bulk, &host.tasks);
         workers.push(started.await.map_err(roles::worker_failed)?);
     }
     let lines = [format!("control    {} (as {name}-1 to {name}-{count})", host.control())];

@@ -137,6 +137,8 @@ pub(crate) struct Config {
     pub(crate) record: Option<PathBuf>,
     /// What the data plane bounds.
     pub(crate) limits: LimitsConfig,
+    /// What runs sandboxes with `runtime = "container"`.
+    pub(crate) containerd: ContainerdConfig,
     /// Registration as the published system does it.
     pub(crate) compat: CompatConfig,
 }
@@ -196,6 +198,40 @@ impl LimitsConfig {
     }
 }
 
+/// `[containerd]`: the containerd of this machine, for `runtime = "container"`. A build has it with
+/// the feature `containerd`, and only root uses it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ContainerdConfig {
+    /// Whether functions may be containers, where a containerd answers.
+    pub(crate) enabled: bool,
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    /// The namespace of containerd that is ours: its other users have others.
+    pub(crate) namespace: String,
+    /// The snapshotter that holds the files of images.
+    pub(crate) snapshotter: String,
+    /// The runtime handler: `io.containerd.runc.v2`, or one that containerd knows besides, such as
+    /// `io.containerd.runsc.v1` or `io.containerd.kata.v2`.
+    pub(crate) handler: String,
+    /// The program that a handler of the `runc` kind runs, such as `crun`; its own choice if nothing is
+    /// said.
+    pub(crate) program: Option<String>,
+}
+
+impl Default for ContainerdConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            socket: "/run/containerd/containerd.sock".into(),
+            namespace: "dirigent".to_owned(),
+            snapshotter: "overlayfs".to_owned(),
+            handler: "io.containerd.runc.v2".to_owned(),
+            program: None,
+        }
+    }
+}
+
 /// `[compat]`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -244,6 +280,7 @@ impl Default for Config {
             log_format: Format::Text,
             record: None,
             limits: LimitsConfig::default(),
+            containerd: ContainerdConfig::default(),
             compat: CompatConfig::default(),
         }
     }
@@ -298,6 +335,17 @@ fn check(config: &Config) -> Result {
     if !matches!(config.runtime, RuntimeKind::Process | RuntimeKind::Fake) {
         return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))
             .hint("use `process`"));
+    }
+    let ContainerdConfig { namespace, snapshotter, handler, .. } = &config.containerd;
+    for (key, value) in
+        [("namespace", namespace), ("snapshotter", snapshotter), ("handler", handler)]
+    {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if value.is_empty() || !value.chars().all(known) {
+            return Err(Fail::config(format!(
+                "containerd.{key}: {value:?} has other characters than letters, digits, `.`, `-`, `_`"
+            )));
+        }
     }
     if config.first_port < 1024 || config.last_port < config.first_port {
         return Err(Fail::config(format!(

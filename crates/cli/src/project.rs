@@ -6,8 +6,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Digest, FunctionName,
-    manifest::{self, Manifest},
+    Digest, FunctionName, RuntimeKind,
+    manifest::{self, ImageFiles, Manifest},
 };
 
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) enum Files {
     Folder(PathBuf),
     /// One file.
     File(PathBuf),
+    /// An image in an archive, which is sent as it is.
+    Image(PathBuf),
 }
 
 /// A function to deploy.
@@ -79,9 +81,10 @@ impl Project {
 
     fn written(manifest: &Path, folder: &Path) -> Result<Self> {
         let source = Source::read(manifest)?;
+        let manifest = source.parse()?;
         Ok(Self {
-            manifest: source.parse()?,
-            files: Files::Folder(folder.to_owned()),
+            files: files_of(&manifest, folder),
+            manifest,
             notes: Vec::new(),
             source: Some(source),
         })
@@ -105,7 +108,9 @@ impl Project {
             let found = match &files {
                 Files::File(file) => detect::file(file)?,
                 Files::Folder(folder) => detect::folder(folder)?,
-                Files::None => return Err(Fail::config("say what to run with --command")),
+                Files::None | Files::Image(_) => {
+                    return Err(Fail::config("say what to run with --command"));
+                }
             };
             let shown = found.command.join(" ");
             notes.push(format!("runs `{shown}`, as {}", found.because));
@@ -133,12 +138,24 @@ impl Project {
     }
 }
 
+/// What goes with a manifest: the folder that it is in, or the image that it names.
+fn files_of(manifest: &Manifest, folder: &Path) -> Files {
+    if manifest.sandbox.runtime != RuntimeKind::Container {
+        return Files::Folder(folder.to_owned());
+    }
+    match manifest.sandbox.image.as_deref().and_then(ImageFiles::of) {
+        Some(ImageFiles::File(file)) => Files::Image(folder.join(file)),
+        Some(ImageFiles::Directory(directory)) => Files::Folder(folder.join(directory)),
+        None => Files::None,
+    }
+}
+
 /// A manifest with nothing but a name and a command.
 fn plain(name: FunctionName, command: Vec<String>) -> Manifest {
     Manifest {
         name,
         sandbox: manifest::Sandbox {
-            runtime: dirigent_core::RuntimeKind::Process,
+            runtime: RuntimeKind::Process,
             command,
             image: None,
             component: None,

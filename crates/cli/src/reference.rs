@@ -40,7 +40,12 @@ fn meaning(source: &str, sections: &[(&str, &str)], key: &str) -> String {
 fn the_reference_page_shows_every_key_of_the_configuration() {
     let defaults: Loaded<Config> = load(Sources::default()).unwrap();
     let (settings, flags) = (defaults.settings().unwrap(), every_flag());
-    let sections = [("", "Config"), ("limits", "LimitsConfig"), ("compat", "CompatConfig")];
+    let sections = [
+        ("", "Config"),
+        ("limits", "LimitsConfig"),
+        ("containerd", "ContainerdConfig"),
+        ("compat", "CompatConfig"),
+    ];
     let mut table = "| Key | Type | Default | Variable | Flag | Means |\n".to_owned();
     table += "|---|---|---|---|---|---|\n";
     for Key { path, kind: shape } in keys::<Config>() {

@@ -1,10 +1,11 @@
 //! The roles as the configuration describes them, for `up` and for those that run apart.
 
+pub(crate) mod oci;
+
 use std::{io, num::NonZero, path::Path, sync::Arc, thread, time::Duration};
 
 use dirigent_core::{RuntimeKind, name::HostRules};
 use dirigent_runtime::{
-    Event, Runtime,
     fake::{FakeConfig, FakeRuntime},
     process::{ProcessConfig, ProcessRuntime},
 };
@@ -12,6 +13,7 @@ use dirigent_service::{LockError, listen::ListenError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
+use self::oci::Reports;
 use crate::{
     config::Config,
     fail::{Fail, Kind, OrFail as _, Result},
@@ -56,12 +58,22 @@ pub(crate) enum End {
     Detach,
 }
 
-/// Ends what is no task of a worker: the runtime's thread and the keeper.
-pub(crate) async fn leave(process: Option<Arc<ProcessRuntime>>, how: End) {
-    let Some(process) = process else { return };
-    let left = tokio::task::spawn_blocking(move || match how {
-        End::Close => process.close(),
-        End::Detach => process.detach(),
+/// Ends what is no task of a worker: the runtimes' threads and the keeper.
+pub(crate) async fn leave(kept: Kept, how: End) {
+    let left = tokio::task::spawn_blocking(move || {
+        if let Some(process) = &kept.process {
+            match how {
+                End::Close => process.close(),
+                End::Detach => process.detach(),
+            }
+        }
+        #[cfg(feature = "containerd")]
+        if let Some(oci) = &kept.oci {
+            match how {
+                End::Close => oci.close(),
+                End::Detach => oci.detach(),
+            }
+        }
     });
     match tokio::time::timeout(STOP_TASKS, left).await {
         Ok(Ok(())) => {}
@@ -112,15 +124,21 @@ pub(crate) fn worker(config: &Config, dir: &Path) -> dirigent_worker::Config {
     }
 }
 
-/// A runtime, the channel on which it reports, and what is needed to end it.
+/// The runtimes of a worker with the channels on which they report.
 pub(crate) struct Started {
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) events: mpsc::Receiver<Event>,
-    pub(crate) process: Option<Arc<ProcessRuntime>>,
+    pub(crate) runtimes: Vec<Reports>,
+    pub(crate) kept: Kept,
 }
 
-/// The runtime of a worker; its sandboxes do not reach the `protected` ports.
-pub(crate) async fn runtime(config: &Config, dir: &Path, protected: Vec<u16>) -> Result<Started> {
+/// What is needed to end them.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    process: Option<Arc<ProcessRuntime>>,
+    oci: oci::Kept,
+}
+
+/// The runtimes of a worker; sandboxes of processes do not reach the `protected` ports.
+pub(crate) async fn runtimes(config: &Config, dir: &Path, protected: Vec<u16>) -> Result<Started> {
     if config.runtime == RuntimeKind::Fake {
         return Ok(fake(config));
     }
@@ -137,8 +155,18 @@ pub(crate) async fn runtime(config: &Config, dir: &Path, protected: Vec<u16>) ->
     // It looks around for what an earlier life left, which takes system calls that block.
     let started = tokio::task::spawn_blocking(move || ProcessRuntime::start(process, sender));
     let started = started.await.or_fail(Kind::Internal, || "the runtime panicked")?;
-    let runtime = started.or_fail(Kind::Internal, || "the process runtime does not start")?;
-    Ok(Started { runtime: runtime.clone(), events, process: Some(runtime) })
+    let process = started.or_fail(Kind::Internal, || "the process runtime does not start")?;
+    let mut kept = Kept { process: Some(Arc::clone(&process)), ..Kept::default() };
+    match oci::start(config, dir).await {
+        Ok((reports, oci)) => {
+            kept.oci = oci;
+            Ok(Started { runtimes: vec![(process, events), reports], kept })
+        }
+        Err(error) => {
+            leave(kept, End::Detach).await;
+            Err(error)
+        }
+    }
 }
 
 /// A runtime whose sandboxes are not real.
@@ -146,7 +174,7 @@ pub(crate) fn fake(config: &Config) -> Started {
     let (sender, events) = mpsc::channel(EVENTS);
     let fake = FakeConfig { address: config.address, ..FakeConfig::default() };
     let runtime = FakeRuntime::start(fake, sender);
-    Started { runtime, events, process: None }
+    Started { runtimes: vec![(runtime, events)], kept: Kept::default() }
 }
 
 /// Uids from here on are in nobody's use; a worker takes as many as there are ports.

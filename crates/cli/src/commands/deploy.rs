@@ -1,7 +1,11 @@
 //! `deploy` and `rollback`: a function's files are packed and sent, its manifest is put, and the
 //! command waits until the new revision is live or has failed.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Seek as _},
+    path::Path,
+};
 
 use bytes::Bytes;
 use dirigent_core::{
@@ -14,6 +18,7 @@ use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 
 use super::{path, unexpected, url};
@@ -140,41 +145,71 @@ fn failed(name: &FunctionName, revision: RevisionId, failure: Option<StartFailur
     fail.hint(what_now).hint(format!("dirigent describe {name}"))
 }
 
+/// The archive of an artifact, to be sent.
+struct Archive {
+    digest: Digest,
+    bytes: u64,
+    file: File,
+}
+
+impl Archive {
+    fn of(packed: &Packed) -> io::Result<Self> {
+        Ok(Self { digest: packed.digest, bytes: packed.bytes, file: packed.archive.reopen()? })
+    }
+
+    /// A file as it is.
+    fn whole(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let mut hasher = Sha256::new();
+        let bytes = io::copy(&mut file, &mut hasher)?;
+        file.rewind()?;
+        Ok(Self { digest: Digest(hasher.finalize().into()), bytes, file })
+    }
+}
+
 /// The artifact, if there are files.
-fn files(files: &Files) -> Result<Option<Packed>> {
+fn files(files: &Files) -> Result<Option<Archive>> {
     let bad = |folder: &Path| {
         let folder = folder.display().to_string();
         move || format!("cannot pack {folder}")
     };
     match files {
         Files::None => Ok(None),
-        Files::Folder(folder) => Ok(Some(pack(folder).or_fail(Kind::Config, bad(folder))?)),
+        Files::Folder(folder) => {
+            let packed = pack(folder).or_fail(Kind::Config, bad(folder))?;
+            Ok(Some(Archive::of(&packed)?))
+        }
+        Files::Image(file) => {
+            let archive = Archive::whole(file);
+            Ok(Some(archive.or_fail(Kind::Config, || format!("cannot read {}", file.display()))?))
+        }
         Files::File(file) => {
             // An artifact is a folder: one with this file alone.
             let folder = tempfile::tempdir()?;
             let name = file.file_name().unwrap_or_default();
             fs::copy(file, folder.path().join(name)).or_fail(Kind::Config, bad(file))?;
-            Ok(Some(pack(folder.path()).or_fail(Kind::Config, bad(file))?))
+            let packed = pack(folder.path()).or_fail(Kind::Config, bad(file))?;
+            Ok(Some(Archive::of(&packed)?))
         }
     }
 }
 
 /// Sends the archive unless the control plane has it.
-async fn upload(client: &Client, packed: Packed, printer: Printer) -> Result {
-    let place = format!("/v1/artifacts/{}", packed.digest);
+async fn upload(client: &Client, archive: Archive, printer: Printer) -> Result {
+    let place = format!("/v1/artifacts/{}", archive.digest);
     let known = client.follow(Method::HEAD, &place, Bytes::new()).await?;
     match known.status() {
         status if status.is_success() => return Ok(()),
         StatusCode::NOT_FOUND => {}
         _ => return Err(refused(known).await),
     }
-    printer.note(&format_args!("sending {}", format::bytes(packed.bytes)));
-    let bar = if printer.is_live() && packed.bytes > 8 << 20 {
-        indicatif::ProgressBar::new(packed.bytes)
+    printer.note(&format_args!("sending {}", format::bytes(archive.bytes)));
+    let bar = if printer.is_live() && archive.bytes > 8 << 20 {
+        indicatif::ProgressBar::new(archive.bytes)
     } else {
         indicatif::ProgressBar::hidden()
     };
-    let file = tokio::fs::File::from_std(packed.archive.reopen()?);
+    let file = tokio::fs::File::from_std(archive.file);
     let shown = bar.clone();
     client.send(Method::PUT, &place, pieces(file, shown)).await?;
     bar.finish_and_clear();

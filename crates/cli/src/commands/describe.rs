@@ -97,10 +97,15 @@ fn isolation(spec: &Spec, workers: &[WorkerOffer]) -> Vec<Isolated> {
         (level <= offer.isolation).then(|| Isolated {
             worker: worker.name.clone(),
             level,
-            missing: worker.missing.clone(),
+            missing: worker.missing.iter().filter(|line| is_about(line, spec)).cloned().collect(),
         })
     };
     workers.iter().filter_map(runs).collect()
+}
+
+/// Whether a line of what is missing on a worker is about what this spec is run by.
+fn is_about(line: &str, spec: &Spec) -> bool {
+    line.starts_with("container: ") == (spec.sandbox.runtime == RuntimeKind::Container)
 }
 
 fn revision_table(revisions: &[RevisionDescription]) -> String {
@@ -256,6 +261,11 @@ fn isolation_rows(spec: &Spec, workers: &[WorkerOffer], row: &mut impl FnMut(&st
         let demanded = demanded.unwrap_or_default();
         let runtime = spec.sandbox.runtime;
         row("Isolation", format!("none: no worker offers {demanded}the runtime `{runtime}`"));
+        let prefix = format!("{runtime}: ");
+        let missing = workers.iter().flat_map(|worker| &worker.missing);
+        for line in missing.filter(|line| line.starts_with(&prefix)) {
+            row("", format!("missing: {line}"));
+        }
     }
     for Isolated { worker, level, missing } in &all {
         let place = if all.len() > 1 { format!(" on {worker}") } else { String::new() };

@@ -17,7 +17,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{
     args::DoctorArgs,
-    config,
+    config::{self, Config},
     fail::{Fail, Result},
     printer::Printer,
 };
@@ -71,6 +71,7 @@ pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
         user_namespaces(is_root),
         seccomp(),
         isolation(config.min_isolation),
+        oci_images(&config),
         nft(is_root),
         overlapping_ports(config.first_port..=config.last_port),
         port("functions' port", config.listen, "--listen"),
@@ -232,6 +233,23 @@ fn isolation(demanded: Option<Isolation>) -> Finding {
             let found = format!("{level}: functions run as programs of this user");
             Finding::warn(WHAT, found, why.unwrap_or_default())
         }
+    }
+}
+
+/// Whether functions may be OCI images; only those who want that need it.
+fn oci_images(config: &Config) -> Finding {
+    const WHAT: &str = "OCI images";
+    if !config.containerd.enabled {
+        return Finding::ok(WHAT, "switched off by `containerd.enabled`");
+    }
+    let socket = config.containerd.socket.display();
+    match crate::roles::oci::tried(config) {
+        Ok(missing) => match missing.first().and_then(|line| line.split_once(": ")) {
+            None => Finding::ok(WHAT, format!("containerd answers at {socket}")),
+            // The rest of the line says what to do.
+            Some((_kind, why)) => Finding::warn(WHAT, "functions cannot be OCI images", why),
+        },
+        Err(error) => Finding::warn(WHAT, "cannot be tried", error.to_string()),
     }
 }
 

@@ -125,7 +125,7 @@ fn lines(config: &Config, dir: &Path, roles: &Roles, begin: Instant) -> Vec<Stri
 }
 
 /// Manifests may name them; this version has none.
-const ABSENT: [RuntimeKind; 3] = [RuntimeKind::Container, RuntimeKind::Wasm, RuntimeKind::Microvm];
+const ABSENT: [RuntimeKind; 2] = [RuntimeKind::Wasm, RuntimeKind::Microvm];
 
 /// In a checkout this folder can be deployed as it is.
 const EXAMPLE: &str = "examples/hello-python";

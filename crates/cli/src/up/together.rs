@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, OnceLock, Weak},
 };
 
-use dirigent_runtime::process::ProcessRuntime;
 use dirigent_service::Tasks;
 
 use super::{FUNCTIONS_FILE, forget};
@@ -13,8 +12,8 @@ use crate::{
     config::Config,
     fail::Result,
     roles::{
-        End, Started, control_failed, control_plane, data_plane, leave, proxy_failed, runtime,
-        worker, worker_failed,
+        End, Kept, Started, control_failed, control_plane, data_plane, leave, proxy_failed,
+        runtimes, worker, worker_failed,
     },
 };
 
@@ -24,7 +23,7 @@ pub(super) struct Roles {
     pub(super) control: dirigent_control::Running,
     pub(super) proxy: Arc<dirigent_proxy::Running>,
     pub(super) worker: dirigent_worker::Running,
-    process: Option<Arc<ProcessRuntime>>,
+    kept: Kept,
 }
 
 impl Roles {
@@ -54,27 +53,26 @@ impl Roles {
         );
         data_plane_page.get_or_init(|| Arc::downgrade(&proxy));
         control.set_functions(proxy.address);
-        let Started { runtime, events, process } =
-            runtime(config, dir, vec![control.api.port()]).await?;
+        let Started { runtimes, kept } = runtimes(config, dir, vec![control.api.port()]).await?;
         let started = dirigent_worker::start(
             worker(config, dir),
-            vec![(runtime, events)],
+            runtimes,
             control.workers.clone(),
             control.workers_bulk.clone(),
             tasks,
         )
         .await;
         match started {
-            Ok(worker) => Ok(Self { control, proxy, worker, process }),
+            Ok(worker) => Ok(Self { control, proxy, worker, kept }),
             Err(error) => {
-                leave(process, End::Detach).await;
+                leave(kept, End::Detach).await;
                 Err(worker_failed(error))
             }
         }
     }
 
-    /// Ends what is no task: the runtime's thread and the keeper.
+    /// Ends what is no task: the runtimes' threads and the keeper.
     pub(super) async fn end(self, how: End) {
-        leave(self.process, how).await;
+        leave(self.kept, how).await;
     }
 }
