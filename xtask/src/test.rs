@@ -13,7 +13,7 @@ use crate::run;
 
 /// Debian packages that some tests use, with the program that shows whether they are there.
 /// Without them those tests say that they skip.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("python3", "python3"),
     ("nftables", "nft"),
     ("iproute2", "ip"),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 9] = [
     ("runc", "runc"),
     ("crun", "crun"),
     ("busybox-static", "busybox"),
+    ("nginx-light", "nginx"),
 ];
 
 /// Whose tests differ between root and an ordinary user.

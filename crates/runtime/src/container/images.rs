@@ -46,7 +46,7 @@ use super::{
     },
 };
 
-/// A layer is applied by containerd in one call.
+/// A layer is applied by containerd in one call, and what nobody holds is collected in one.
 const APPLY: Duration = Duration::from_secs(600);
 
 /// Pieces of a layer on their way to containerd.
@@ -375,8 +375,8 @@ impl Images {
     }
 
     async fn release(&self, lease: &str) -> Result<(), Failure> {
-        let delete = DeleteRequest { id: lease.to_owned(), sync: false };
-        let deleted = self.client.leases().delete(delete).await;
+        let delete = DeleteRequest { id: lease.to_owned(), sync: true };
+        let deleted = self.client.within(APPLY).leases().delete(delete).await;
         absent(deleted.map(drop).map_err(|status| self.client.failure(&status)))
     }
 
@@ -386,9 +386,10 @@ impl Images {
         if let Err(error) = std::fs::remove_file(self.file(digest)) {
             tracing::warn!(%digest, %error, "the record of an image stays");
         }
-        let (client, id) = (self.client.clone(), self.lease(digest));
+        let (client, id) = (self.client.within(APPLY), self.lease(digest));
         Some(async move {
-            let deleted = client.leases().delete(DeleteRequest { id, sync: false }).await;
+            // Else it is collected some hundred calls later.
+            let deleted = client.leases().delete(DeleteRequest { id, sync: true }).await;
             let deleted = deleted.map(drop).map_err(|status| client.failure(&status));
             if let Err(error) = absent(deleted) {
                 tracing::warn!(%digest, %error, "an image stays until the next start");

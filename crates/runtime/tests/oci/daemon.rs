@@ -52,6 +52,10 @@ impl Daemon {
         self.directory.path().join("s")
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn await_answer(&self) {
         let over = Instant::now() + PATIENCE;
         while !self.ctr(&["version"]).0 {

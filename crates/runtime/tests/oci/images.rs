@@ -15,11 +15,13 @@ pub(crate) struct Image {
     layers: Vec<Vec<u8>>,
     /// The member `config` of its configuration.
     pub(crate) config: serde_json::Value,
+    /// Whether the configuration promises other layers.
+    pub(crate) lie: bool,
 }
 
 impl Image {
     pub(crate) fn new(layer: Layer, config: serde_json::Value) -> Self {
-        Self { layers: vec![layer.finish()], config }
+        Self { layers: vec![layer.finish()], config, lie: false }
     }
 
     pub(crate) fn and(mut self, layer: Layer) -> Self {
@@ -28,7 +30,8 @@ impl Image {
     }
 
     fn documents(&self) -> Vec<u8> {
-        let diff_ids: Vec<String> = self.layers.iter().map(|layer| digest(layer)).collect();
+        let promised = |layer: &Vec<u8>| digest(if self.lie { b"another" } else { layer });
+        let diff_ids: Vec<String> = self.layers.iter().map(promised).collect();
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         serde_json::json!({
             "architecture": architecture,
@@ -56,6 +59,61 @@ impl Image {
         fs::write(path, &bytes).unwrap();
         Digest(Sha256::digest(&bytes).into())
     }
+
+    /// As an OCI layout in a tar, which is what `skopeo` and `buildah` write.
+    pub(crate) fn oci_archive(&self, path: &Path, gzip: bool) -> Digest {
+        let mut archive = Layer::new();
+        archive.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        let (manifest, blobs) = self.blobs(gzip);
+        for blob in &blobs {
+            archive.file(&format!("blobs/{}", digest(blob).replace(':', "/")), 0o644, blob);
+        }
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
+        archive.file("index.json", 0o644, index.to_string().as_bytes());
+        let bytes = archive.finish();
+        fs::write(path, &bytes).unwrap();
+        Digest(Sha256::digest(&bytes).into())
+    }
+
+    /// The manifest's descriptor, and everything that it leads to.
+    fn blobs(&self, gzip: bool) -> (serde_json::Value, Vec<Vec<u8>>) {
+        let oci = |kind: &str| format!("application/vnd.oci.image.{kind}");
+        let descriptor = |kind: &str, bytes: &[u8]| {
+            serde_json::json!({
+                "mediaType": oci(kind), "digest": digest(bytes), "size": bytes.len(),
+            })
+        };
+        let config = self.documents();
+        let pack = |layer: &Vec<u8>| if gzip { packed(layer) } else { layer.clone() };
+        let mut blobs: Vec<Vec<u8>> = self.layers.iter().map(pack).collect();
+        let kind = if gzip { "layer.v1.tar+gzip" } else { "layer.v1.tar" };
+        let layers: Vec<_> = blobs.iter().map(|layer| descriptor(kind, layer)).collect();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": oci("manifest.v1+json"),
+            "config": descriptor("config.v1+json", &config),
+            "layers": layers,
+        })
+        .to_string()
+        .into_bytes();
+        let described = descriptor("manifest.v1+json", &manifest);
+        blobs.extend([config, manifest]);
+        (described, blobs)
+    }
+}
+
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("gzip")
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("gzip is everywhere");
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || std::io::Write::write_all(&mut stdin, bytes).unwrap());
+        child.wait_with_output().unwrap().stdout
+    })
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
@@ -75,6 +133,33 @@ impl Layer {
         header.set_mode(mode);
         header.set_size(bytes.len() as u64);
         self.0.append_data(&mut header, path, bytes).unwrap();
+        self
+    }
+
+    /// With a name that no library would write.
+    pub(crate) fn raw(&mut self, path: &str, bytes: &[u8]) -> &mut Self {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        self.0.append(&header, bytes).unwrap();
+        self
+    }
+
+    /// A directory of this machine in its own place, without what has one of these names.
+    pub(crate) fn tree(&mut self, from: &Path, without: &[&str]) -> &mut Self {
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if without.contains(&name.as_str()) {
+                continue;
+            }
+            if path.is_dir() {
+                self.tree(&path, without);
+            } else if path.is_file() {
+                self.copy(path.strip_prefix("/").unwrap().to_str().unwrap(), &path);
+            }
+        }
         self
     }
 
@@ -106,7 +191,10 @@ impl Layer {
         let from = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
         let from = from.into_iter().find(|path| path.exists()).expect("busybox-static");
         self.copy("bin/busybox", from);
-        for tool in ["sh", "sleep", "cat", "ls", "id", "httpd", "echo", "touch", "mount", "nc"] {
+        for tool in [
+            "sh", "sleep", "cat", "ls", "id", "httpd", "echo", "touch", "mount", "nc", "grep",
+            "ping", "mknod",
+        ] {
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_size(0);

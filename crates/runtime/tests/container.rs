@@ -1,0 +1,539 @@
+//! The container runtime against a containerd of the tests' own: images of all forms, what a sandbox
+//! cannot do, and what is left when something is killed.
+
+#![cfg(test)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "oci/daemon.rs"]
+mod daemon;
+#[path = "oci/images.rs"]
+mod images;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{DEADLINE, create, next, until, with};
+use daemon::Daemon;
+use dirigent_core::{
+    Bytes, Cause, Digest, Fault, RuntimeKind, SandboxId, StartFailure,
+    worker::{ArtifactFailure, CreateSandbox},
+};
+use dirigent_runtime::{
+    Event, Runtime as _,
+    container::{ContainerConfig, ContainerRuntime},
+};
+use images::{Image, Layer};
+use rustix::process::{Signal, kill_process};
+use tokio::sync::mpsc;
+
+/// A runtime with a containerd.
+struct Rig {
+    // In this order: the runtime removes what it has while its containerd is there.
+    runtime: Arc<ContainerRuntime>,
+    events: mpsc::Receiver<Event>,
+    daemon: Daemon,
+    dir: tempfile::TempDir,
+}
+
+/// Where there can be none that is said, and counted.
+fn rig() -> Option<Rig> {
+    rig_with(|_config| {})
+}
+
+fn rig_with(change: impl FnOnce(&mut ContainerConfig)) -> Option<Rig> {
+    if let Some(why) = daemon::missing() {
+        println!("skip: containers: {why}");
+        return None;
+    }
+    let daemon = Daemon::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (runtime, events) = start(&daemon, dir.path(), change);
+    assert_eq!(runtime.recover().unwrap(), []);
+    Some(Rig { runtime, events, daemon, dir })
+}
+
+fn start(
+    daemon: &Daemon,
+    dir: &Path,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> (Arc<ContainerRuntime>, mpsc::Receiver<Event>) {
+    let (sender, events) = mpsc::channel(1024);
+    let mut config = ContainerConfig::new(dir);
+    config.socket = daemon.socket();
+    change(&mut config);
+    let runtime = ContainerRuntime::start(config, sender).unwrap();
+    assert!(runtime.facts().best.is_some(), "{:?}", runtime.facts().missing);
+    (runtime, events)
+}
+
+/// What the rest of a machine sees of sandboxes.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    containers: usize,
+    tasks: usize,
+    active_snapshots: usize,
+    shims: usize,
+    groups: usize,
+    pipes: usize,
+    mounts: usize,
+}
+
+const NOTHING: Left =
+    Left { containers: 0, tasks: 0, active_snapshots: 0, shims: 0, groups: 0, pipes: 0, mounts: 0 };
+
+impl Rig {
+    fn take(&mut self, image: &Image) -> Digest {
+        let path = self.dir.path().join("archive");
+        let digest = image.docker_archive(&path);
+        self.unpack(digest, path).unwrap();
+        digest
+    }
+
+    fn unpack(&mut self, digest: Digest, path: PathBuf) -> Result<(), ArtifactFailure> {
+        self.runtime.unpack(digest, path);
+        match next(&mut self.events) {
+            Event::Unpacked { digest: unpacked, result } if unpacked == digest => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn serve(&mut self, create: CreateSandbox) -> (SandboxId, u16) {
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        self.runtime.create(create);
+        let event = next(&mut self.events);
+        assert_eq!(event, Event::Created { sandbox });
+        let event = next(&mut self.events);
+        assert!(matches!(event, Event::Listening { sandbox: s, .. } if s == sandbox), "{event:?}");
+        (sandbox, port)
+    }
+
+    fn gone(&mut self, sandbox: SandboxId) -> StartFailure {
+        loop {
+            match next(&mut self.events) {
+                Event::Gone { sandbox: s, failure } if s == sandbox => return failure,
+                Event::Created { .. } | Event::Listening { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn end(&mut self, sandbox: SandboxId) {
+        self.runtime.destroy(sandbox, Duration::ZERO);
+        assert_eq!(self.gone(sandbox).cause, Cause::Stopped);
+    }
+
+    /// The worker's process is gone, and another one comes.
+    fn restart(&mut self) {
+        self.runtime.detach();
+        (self.runtime, self.events) = start(&self.daemon, self.dir.path(), |_config| {});
+    }
+
+    fn left(&self) -> Left {
+        let lines = |args: &[&str]| {
+            let (fine, said) = self.daemon.ctr(args);
+            assert!(fine, "{said}");
+            said.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mark = self.mark();
+        let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let groups = groups.flat_map(|controller| {
+            fs::read_dir(controller.path().join("dirigent-containers")).into_iter().flatten()
+        });
+        let groups = groups.flatten().filter(|g| g.file_name().to_string_lossy().contains(&mark));
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.daemon.pid())).unwrap();
+        Left {
+            containers: lines(&["containers", "list"]).len(),
+            tasks: lines(&["tasks", "list"]).len(),
+            active_snapshots: lines(&["snapshots", "list"])
+                .iter()
+                .filter(|line| line.contains("Active"))
+                .count(),
+            shims: self.daemon.shims().len(),
+            groups: groups.count(),
+            pipes: fs::read_dir(self.dir.path().join("sandboxes")).map_or(0, Iterator::count),
+            mounts: mounts.lines().filter(|line| line.contains("/state/")).count(),
+        }
+    }
+
+    /// What our names in containerd begin with, read from a lease.
+    fn mark(&self) -> String {
+        let (_, said) = self.daemon.ctr(&["leases", "list"]);
+        let lease = said.lines().nth(1).unwrap_or_default();
+        lease.split("-image-").next().unwrap_or_default().to_owned()
+    }
+
+    fn nothing_left(&self) {
+        until("nothing is left", || self.left() == NOTHING || self.daemon.shims().len() > 50);
+        assert_eq!(self.left(), NOTHING);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.runtime.close();
+    }
+}
+
+fn order(image: Digest) -> CreateSandbox {
+    with(create(&[], None), |spec| {
+        spec.sandbox.runtime = RuntimeKind::Container;
+        spec.sandbox.image = Some("docker-archive:test.tar".to_owned());
+        spec.artifact = Some(image);
+    })
+}
+
+fn shell(image: Digest, script: &str) -> CreateSandbox {
+    with(order(image), |spec| {
+        spec.sandbox.command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    })
+}
+
+/// A static server, and a shell.
+fn busybox() -> Image {
+    let mut layer = Layer::new();
+    layer.busybox().directory("tmp", 0o1777).file("www/index.html", 0o644, b"from an image\n");
+    layer.file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n");
+    Image::new(layer, serde_json::json!({ "Cmd": ["/bin/sh", "-c", SERVE] }))
+}
+
+const SERVE: &str = "exec httpd -f -h /www -p $HOST:$PORT";
+
+fn get(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned()
+}
+
+/// What a command says in a sandbox of its own, and its status.
+fn run(rig: &mut Rig, create: CreateSandbox) -> (Cause, String) {
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    let failure = rig.gone(sandbox);
+    (failure.cause, failure.log_tail.join("\n"))
+}
+
+#[test]
+fn programs_of_this_machine_run_from_images() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(get(port), "from an image\n");
+    rig.end(sandbox);
+    let python = ["/usr/bin/python3", "/usr/local/bin/python3"].map(Path::new);
+    match python.into_iter().find(|path| path.exists()) {
+        None => println!("skip: no python3: apt-get install python3"),
+        Some(python) => {
+            let image = rig.take(&python_app(python));
+            let (sandbox, port) = rig.serve(order(image));
+            assert_eq!(get(port), "from python");
+            rig.end(sandbox);
+        }
+    }
+    match ["/usr/sbin/nginx", "/usr/bin/nginx"].map(Path::new).into_iter().find(|p| p.exists()) {
+        None => println!("skip: no nginx: apt-get install nginx"),
+        Some(nginx) => {
+            let image = rig.take(&nginx_image(nginx));
+            let (sandbox, port) = rig.serve(order(image));
+            assert_eq!(get(port), "from nginx\n");
+            rig.end(sandbox);
+        }
+    }
+    rig.nothing_left();
+}
+
+/// With the standard library of the machine.
+fn python_app(python: &Path) -> Image {
+    let program = fs::canonicalize(python).unwrap();
+    let asked = Command::new(&program)
+        .args(["-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"])
+        .output()
+        .unwrap();
+    let library = PathBuf::from(String::from_utf8(asked.stdout).unwrap().trim());
+    let mut layer = Layer::new();
+    layer.directory("tmp", 0o1777).program("usr/bin/python3", &program);
+    layer.tree(&library, &["test", "__pycache__", "site-packages", "dist-packages", "idlelib"]);
+    let app = "import http.server, os\n\
+               class H(http.server.BaseHTTPRequestHandler):\n\
+               \x20   def do_GET(self):\n\
+               \x20       self.send_response(200); self.end_headers()\n\
+               \x20       self.wfile.write(b'from python')\n\
+               http.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), H)\
+               .serve_forever()\n";
+    layer.file("app/app.py", 0o644, app.as_bytes());
+    // A health check is no reason not to run, nor to wait.
+    let config = serde_json::json!({
+        "Entrypoint": ["/usr/bin/python3"], "Cmd": ["app.py"], "WorkingDir": "/app",
+        "User": "4321:4321", "Healthcheck": { "Test": ["CMD", "false"] },
+    });
+    Image::new(layer, config)
+}
+
+fn nginx_image(nginx: &Path) -> Image {
+    let mut layer = Layer::new();
+    layer.busybox().program("usr/sbin/nginx", nginx).directory("tmp", 0o1777);
+    for directory in ["var/log/nginx", "var/lib/nginx", "etc/nginx"] {
+        layer.directory(directory, 0o755);
+    }
+    layer.file("www/index.html", 0o644, b"from nginx\n");
+    layer.file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\nwww-data:x:33:33::/:/bin/sh\n");
+    layer.file("etc/group", 0o644, b"root:x:0:\nwww-data:x:33:\n");
+    let script = "echo \"daemon off; user www-data; error_log stderr; pid /tmp/pid; events {} \
+                  http { access_log off; server { listen $HOST:$PORT; root /www; } }\" \
+                  > /tmp/nginx.conf; exec nginx -c /tmp/nginx.conf";
+    let config = serde_json::json!({ "Cmd": ["/bin/sh", "-c", script], "StopSignal": "SIGQUIT" });
+    Image::new(layer, config)
+}
+
+#[test]
+fn layers_replace_what_is_below_and_archives_have_several_forms() {
+    let Some(mut rig) = rig() else { return };
+    let mut above = Layer::new();
+    above.file("www/index.html", 0o644, b"from above\n").file("bin/.wh.nc", 0o644, b"");
+    let image = busybox().and(above);
+    for gzip in [false, true] {
+        let path = rig.dir.path().join("archive");
+        let digest = image.oci_archive(&path, gzip);
+        rig.unpack(digest, path).unwrap();
+        let (sandbox, port) = rig.serve(order(digest));
+        assert_eq!(get(port), "from above\n");
+        rig.end(sandbox);
+        let (_, said) = run(&mut rig, shell(digest, "ls /bin"));
+        assert!(said.contains("cat") && !said.contains("nc"), "a whiteout hides: {said}");
+    }
+}
+
+#[test]
+fn archives_that_are_not_what_they_say_are_refused() {
+    let Some(mut rig) = rig() else { return };
+    let path = rig.dir.path().join("archive");
+    let mut out = Layer::new();
+    out.raw("../evil", b"x");
+    let image = Image::new(out, serde_json::json!({ "Cmd": ["x"] }));
+    let digest = image.docker_archive(&path);
+    let failure = rig.unpack(digest, path.clone()).unwrap_err();
+    assert!(failure.message.contains("leads out of it"), "{failure:?}");
+    assert_eq!(failure.fault, Fault::Function);
+    // A layer that is another one than the configuration says.
+    let mut image = busybox();
+    image.lie = true;
+    let digest = image.docker_archive(&path);
+    let failure = rig.unpack(digest, path.clone()).unwrap_err();
+    assert!(failure.message.contains("damaged"), "{failure:?}");
+    let nobody = Image::new(Layer::new(), serde_json::json!({ "Cmd": ["x"], "User": "nobody" }));
+    let digest = nobody.docker_archive(&path);
+    let failure = rig.unpack(digest, path.clone()).unwrap_err();
+    assert!(failure.message.contains("\"nobody\""), "{failure:?}");
+    fs::write(&path, b"no archive at all").unwrap();
+    let digest = images::digest(b"no archive at all").parse().unwrap();
+    let failure = rig.unpack(digest, path.clone()).unwrap_err();
+    assert!(failure.message.contains("not an image"), "{failure:?}");
+    assert!(!path.exists() && rig.runtime.artifacts().is_empty());
+    let (_, leases) = rig.daemon.ctr(&["leases", "list"]);
+    assert_eq!(leases.lines().count(), 1, "no lease of a refused one stays: {leases}");
+}
+
+#[test]
+fn a_sandbox_has_no_more_than_it_needs() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (_, said) = run(&mut rig, shell(image, "cat /proc/self/status /proc/mounts; ls /run /dev"));
+    assert!(said.contains("NoNewPrivs:\t1") || said.contains("/dev"), "{said}");
+    for (what, script) in [
+        ("mounting", "mount -t tmpfs x /tmp"),
+        ("memory of the kernel", "cat /proc/kcore"),
+        ("settings of the kernel", "echo 1 > /proc/sys/kernel/panic"),
+        ("a raw socket", "ping -c 1 127.0.0.1"),
+        ("a device", "mknod /tmp/sda b 8 0"),
+        ("containerd", "ls /run/containerd"),
+        ("the host's files", "cat /etc/shadow"),
+    ] {
+        let (cause, said) = run(&mut rig, shell(image, script));
+        assert!(matches!(cause, Cause::Exited { code: 1.. }), "{what}: {cause:?}: {said}");
+    }
+    let user = rig.take(&{
+        let mut image = busybox();
+        image.config["User"] = "app".into();
+        image
+    });
+    let (_, said) = run(&mut rig, shell(user, "id -u; grep CapEff /proc/self/status"));
+    assert!(said.starts_with("1000") && said.ends_with("0000000000000000"), "{said}");
+    let status = "grep -E 'NoNewPrivs|Seccomp:' /proc/self/status";
+    let (_, said) = run(&mut rig, shell(image, status));
+    assert_eq!(said, "NoNewPrivs:\t1\nSeccomp:\t2");
+}
+
+#[test]
+fn bombs_hit_nobody_else() {
+    let Some(mut rig) = rig_with(|config| config.processes = 64) else { return };
+    let image = rig.take(&busybox());
+    let (other, port) = rig.serve(order(image));
+    let forks = "i=0; while [ $i -lt 200 ]; do sleep 100 & i=$((i+1)); done; exit 7";
+    let (cause, said) = run(&mut rig, shell(image, forks));
+    assert!(matches!(cause, Cause::Exited { code: 1.. }), "{cause:?} {said}");
+    assert!(said.contains("fork"), "{said}");
+    let memory = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a; done";
+    let (cause, _) = run(&mut rig, shell(image, memory));
+    assert_eq!(cause, Cause::OutOfMemory { limit: Bytes::mib(64) });
+    assert_eq!(get(port), "from an image\n");
+    rig.end(other);
+    rig.nothing_left();
+}
+
+#[test]
+fn what_runs_needs_no_containerd() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (stopped, _) = rig.serve(order(image));
+    let (serves, port) = rig.serve(order(image));
+    rig.daemon.kill();
+    assert_eq!(get(port), "from an image\n", "it serves on");
+    // What ends is told, be it without what only containerd knows.
+    rig.end(stopped);
+    let late = order(image);
+    let sandbox = late.order.sandbox;
+    rig.runtime.create(late);
+    let failure = rig.gone(sandbox);
+    assert_eq!(failure.fault, Fault::Worker);
+    assert!(failure.cause.to_string().contains("containerd does not answer"), "{failure:?}");
+    rig.daemon.restart();
+    assert_eq!(get(port), "from an image\n");
+    let (again, second) = rig.serve(order(image));
+    assert_eq!(get(second), "from an image\n");
+    rig.end(serves);
+    rig.end(again);
+    rig.nothing_left();
+}
+
+#[test]
+fn a_shim_that_is_killed_takes_its_sandbox_with_it_and_that_is_told() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (sandbox, _) = rig.serve(order(image));
+    for shim in rig.daemon.shims() {
+        kill_process(shim, Signal::KILL).unwrap();
+    }
+    let failure = rig.gone(sandbox);
+    let told = matches!(failure.cause, Cause::Signalled { signal: 9 } | Cause::WorkerLost);
+    assert!(told, "{failure:?}");
+    rig.nothing_left();
+}
+
+#[test]
+fn containerd_restarted_under_load_loses_nothing_that_is_not_told() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let mut open = BTreeSet::new();
+    for round in 0..3 {
+        for _ in 0..6 {
+            let create = order(image);
+            open.insert(create.order.sandbox);
+            rig.runtime.create(create);
+        }
+        if round == 1 {
+            rig.daemon.kill();
+            rig.daemon.restart();
+        }
+    }
+    let mut failed = 0;
+    while !open.is_empty() {
+        match next(&mut rig.events) {
+            Event::Listening { sandbox, .. } => rig.runtime.destroy(sandbox, Duration::ZERO),
+            Event::Gone { sandbox, failure } => {
+                assert!(open.remove(&sandbox), "{sandbox} is gone twice");
+                failed += u32::from(failure.cause != Cause::Stopped);
+            }
+            Event::Created { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("{failed} of 18 starts failed");
+    let (sandbox, _) = rig.serve(order(image));
+    rig.end(sandbox);
+    rig.nothing_left();
+}
+
+#[test]
+fn half_made_sandboxes_and_strangers_leftovers_are_removed_at_a_start() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (lives, port) = rig.serve(order(image));
+    // One that does not listen yet.
+    let half = shell(image, "sleep 1000");
+    let sandbox = half.order.sandbox;
+    rig.runtime.create(half);
+    assert_eq!(next(&mut rig.events), Event::Created { sandbox });
+    rig.restart();
+    let adopted = rig.runtime.recover().unwrap();
+    let adopted: Vec<_> = adopted.iter().map(|one| one.report.sandbox).collect();
+    assert_eq!(adopted, [lives]);
+    assert_eq!(rig.left().tasks, 1);
+    assert_eq!(get(port), "from an image\n");
+    rig.end(lives);
+    rig.nothing_left();
+}
+
+#[test]
+fn an_image_that_somebody_removed_is_missed_and_can_be_had_again() {
+    let Some(mut rig) = rig() else { return };
+    let image = busybox();
+    let digest = rig.take(&image);
+    let (_, leases) = rig.daemon.ctr(&["leases", "list", "--quiet"]);
+    for lease in leases.lines() {
+        assert!(rig.daemon.ctr(&["leases", "delete", "--sync", lease]).0);
+    }
+    until("containerd has collected it", || {
+        !rig.daemon.ctr(&["snapshots", "list"]).1.contains("Committed")
+    });
+    let create = order(digest);
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    assert_eq!(next(&mut rig.events), Event::Lost { digest });
+    let failure = rig.gone(sandbox);
+    assert_eq!(failure.fault, Fault::Worker);
+    assert!(failure.cause.to_string().contains("somebody has removed it"), "{failure:?}");
+    assert_eq!(rig.runtime.artifacts(), []);
+    assert_eq!(rig.take(&image), digest);
+    let (sandbox, _) = rig.serve(order(digest));
+    rig.end(sandbox);
+}
+
+#[test]
+fn a_hundred_sandboxes_leave_nothing_behind() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let (mut ordered, mut ended) = (0, 0);
+    while ended < 100 {
+        while ordered < 100 && ordered - ended < 8 {
+            rig.runtime.create(order(image));
+            ordered += 1;
+        }
+        match next(&mut rig.events) {
+            Event::Listening { sandbox, .. } => rig.runtime.destroy(sandbox, Duration::ZERO),
+            Event::Gone { failure, .. } => {
+                assert_eq!(failure.cause, Cause::Stopped);
+                ended += 1;
+            }
+            Event::Created { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    rig.nothing_left();
+    rig.runtime.discard(image);
+    until("the image is collected", || {
+        rig.daemon.ctr(&["snapshots", "list"]).1.lines().count() == 1
+            && rig.daemon.ctr(&["leases", "list"]).1.lines().count() == 1
+            && rig.daemon.ctr(&["content", "list"]).1.lines().count() == 1
+    });
+}
