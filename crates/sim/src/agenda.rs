@@ -60,8 +60,9 @@ pub(crate) enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoreAnswer {
     Wrote(WriteToken, control::Outcome),
-    /// The write's epoch is over.
-    Deposed,
+    /// The epoch of what was asked for is over, or its store was replaced by an older copy; of a
+    /// write, its token.
+    Deposed(Option<WriteToken>),
     Seat(Seat),
     Took(Option<Seat>),
 }
@@ -108,6 +109,8 @@ pub(crate) enum What {
         from: usize,
         life: u64,
         epoch: Epoch,
+        /// The revision of the last write that the asker knows to be taken in this epoch.
+        knows: u64,
         ask: StoreAsk,
     },
     Answer {

@@ -37,6 +37,9 @@ pub const FAULTS: [&str; 21] = [
     "worker's host dies",
 ];
 
+/// Enough for another to take office, to hear everybody who can reach it, and to act.
+const TWO_LEAD: Duration = Duration::from_secs(8);
+
 /// What is undone later.
 #[derive(Clone, Debug)]
 pub(crate) enum Undo {
@@ -283,13 +286,20 @@ impl World {
         })
     }
 
-    fn cut_off_store(&mut self, lasts: Duration) -> Option<&'static str> {
+    fn cut_off_store(&mut self, mut lasts: Duration) -> Option<&'static str> {
         let control = Host::Control(self.leader()?);
         let mut ways = vec![(Host::Store, control), (control, Host::Store)];
         ways.truncate(1 + self.random.below(2));
         if self.random.draw().is_multiple_of(2) {
-            // The others see neither it nor its beat: they elect, and two lead.
-            for other in (0..self.controls.len()).map(Host::Control).filter(|c| *c != control) {
+            // The others see neither it nor its beat: they elect, and two lead for a while. Some
+            // of those that call go over to the new one, the rest stays with the old one.
+            lasts = lasts.max(TWO_LEAD);
+            let others = (0..self.controls.len()).map(Host::Control).filter(|c| *c != control);
+            let mut cut_off: Vec<Host> = others.collect();
+            let callers = (0..self.workers.len()).map(Host::Worker);
+            let callers = callers.chain((0..self.planes.len()).map(Host::Plane));
+            cut_off.extend(callers.filter(|_| self.random.draw().is_multiple_of(2)));
+            for other in cut_off {
                 ways.push((other, control));
                 ways.push((control, other));
             }

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use dirigent_core::{
     ClusterId, Epoch, Office, StreamId, Time,
-    control::{Config, Control, Effect, Event},
-    frame::FromWorker,
+    control::{Config, Control, Effect, Event, Outcome},
+    frame::{FromWorker, ToDataPlane},
     office::{self, Candidate},
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct ControlHost {
     pub(crate) last_answer: Time,
     /// Its last beat that the store has told of.
     beat: u64,
+    /// The revision of its last write that the store has told of, or of what it began with.
+    pub(crate) knows: u64,
     candidate: Candidate,
     pub(crate) leads: Option<Control>,
     armed: Option<Time>,
@@ -46,6 +48,7 @@ impl ControlHost {
             last_ask: now,
             last_answer: now,
             beat: 0,
+            knows: 0,
             candidate: Candidate::new(now),
             leads: None,
             armed: None,
@@ -117,9 +120,11 @@ impl World {
         let office = Office { cluster: CLUSTER, epoch };
         let config = Config { office, seed: self.seed ^ epoch.0, own_token: None };
         let machine = Control::new(self.now, config, self.store.state.records());
+        let knows = self.store.state.revision();
         let Some(c) = self.controls.get_mut(control) else { return };
         c.leads = Some(machine);
         c.beat = 0;
+        c.knows = knows;
         c.armed = None;
         self.obey_control(control);
         self.ignore_other_leader(control);
@@ -153,9 +158,12 @@ impl World {
         let leads = c.leads.as_ref().is_some_and(|machine| machine.epoch() == epoch);
         match answer {
             StoreAnswer::Wrote(token, outcome) if leads => {
+                if let Outcome::Ok { revision } = outcome {
+                    c.knows = c.knows.max(revision);
+                }
                 self.tell_control(to, Event::Persisted { token, outcome });
             }
-            StoreAnswer::Deposed if leads => self.resign(to, epoch),
+            StoreAnswer::Deposed(_) if leads => self.resign(to, epoch),
             // A beat that goes back is another store's: an older copy of the one it took office in.
             StoreAnswer::Seat(seat) if leads && seat.epoch == epoch && seat.beat <= c.beat => {
                 self.resign(to, epoch);
@@ -170,7 +178,7 @@ impl World {
                 self.follow_candidate(to);
             }
             StoreAnswer::Wrote(..)
-            | StoreAnswer::Deposed
+            | StoreAnswer::Deposed(_)
             | StoreAnswer::Seat(_)
             | StoreAnswer::Took(_) => {}
         }
@@ -220,7 +228,11 @@ impl World {
                     self.send(stream, false, Packet::ToWorker(frame));
                 }
                 Effect::ToDataPlane { stream, frame } => {
+                    let grants = matches!(frame, ToDataPlane::Grant(_));
                     self.send(stream, false, Packet::ToPlane(frame));
+                    if grants {
+                        self.check_leaders();
+                    }
                 }
                 Effect::Close { stream, .. } => {
                     if let Some(c) = self.controls.get_mut(control) {

@@ -74,8 +74,9 @@ pub(crate) struct PlaneHost {
     pub(crate) durable: Durable,
     pub(crate) stream: Option<StreamId>,
     pub(crate) attached: bool,
-    /// What it held when the store was restored from a copy that does not know it, and has not given
-    /// back: no leader can wait for that.
+    /// What it held when the store was restored from a copy that does not know it, or was granted
+    /// since by a leader who had not noticed, and has not given back: no later leader can wait for
+    /// that.
     pub(crate) forgotten: BTreeSet<SandboxId>,
     /// Since when it is, or was not.
     pub(crate) attached_since: Time,
@@ -244,6 +245,10 @@ impl World {
                 self.resolved(plane, &name, version, function);
             }
             ToDataPlane::Grant(grant) => {
+                let known = self.store.state.knows(&format!("{:?}", Host::Plane(plane)));
+                if let Some(p) = self.planes.get_mut(plane).filter(|_| !known) {
+                    p.forgotten.insert(grant.sandbox);
+                }
                 let function = grant.revision.function;
                 let Some(p) = self.planes.get_mut(plane) else { return };
                 if p.gates.contains_key(&function) {

@@ -75,6 +75,10 @@ impl State {
         newest.is_some_and(|newest| newest >= revision.number)
     }
 
+    pub(crate) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     pub(crate) fn knows(&self, data_plane: &str) -> bool {
         self.data_planes.values().any(|record| *record.name == *data_plane)
     }
@@ -141,12 +145,18 @@ impl World {
         let Some(c) = self.controls.get_mut(control) else { return };
         let at = self.now.after(delay + slow).max(Time(c.last_ask.0 + 1));
         c.last_ask = at;
-        let life = c.life;
-        self.agenda.put(at, What::Ask { from: control, life, epoch, ask });
+        let (life, knows) = (c.life, c.knows);
+        self.agenda.put(at, What::Ask { from: control, life, epoch, knows, ask });
     }
 
     /// The store hears a question.
-    pub(crate) fn store_hears(&mut self, from: usize, life: u64, epoch: Epoch, ask: StoreAsk) {
+    pub(crate) fn store_hears(
+        &mut self,
+        from: usize,
+        life: u64,
+        (epoch, knows): (Epoch, u64),
+        ask: StoreAsk,
+    ) {
         let host = Host::Control(from);
         if self.net.is_cut(host, Host::Store) {
             // It never arrives; the writer gives up and does not know.
@@ -157,14 +167,20 @@ impl World {
             return;
         }
         let before = self.store.state.seat;
-        let current = before.epoch == epoch;
+        // What lacks a write that the leader knows to be taken is an older copy.
+        let current = before.epoch == epoch && self.store.state.revision >= knows;
         let blind = self.plant == Some(Plant::OldEpochObeyed);
         let written = self.counts.writes;
         let answer = match ask {
-            StoreAsk::Write(..) | StoreAsk::Beat
+            StoreAsk::Write(token, _)
                 if !current && !blind && self.plant != Some(Plant::WriteAfterDeposition) =>
             {
-                StoreAnswer::Deposed
+                StoreAnswer::Deposed(Some(token))
+            }
+            StoreAsk::Beat
+                if !current && !blind && self.plant != Some(Plant::WriteAfterDeposition) =>
+            {
+                StoreAnswer::Deposed(None)
             }
             // So that it leads on: nobody is told that it is over.
             StoreAsk::Write(token, _) if !current && blind => {
@@ -226,10 +242,10 @@ impl World {
             }
         }
         if self.net.is_cut(Host::Store, host) {
-            // Committed or not, the acknowledgement is lost.
-            if let StoreAnswer::Wrote(_, outcome) = &mut answer {
+            // Committed or refused, the answer is lost.
+            if let StoreAnswer::Wrote(token, _) | StoreAnswer::Deposed(Some(token)) = answer {
                 self.counts.lost_acknowledgements += 1;
-                *outcome = Outcome::Unknown;
+                let answer = StoreAnswer::Wrote(token, Outcome::Unknown);
                 self.after(Duration::from_secs(1), What::Answer { to: from, life, epoch, answer });
             }
             return;

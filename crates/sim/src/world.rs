@@ -288,7 +288,9 @@ impl World {
             What::Silent { stream, up } => self.silent(stream, up),
             What::Dial { host, life } => self.dial(host, life),
             What::Expire { of, life } => self.expire(of, life),
-            What::Ask { from, life, epoch, ask } => self.store_hears(from, life, epoch, ask),
+            What::Ask { from, life, epoch, knows, ask } => {
+                self.store_hears(from, life, (epoch, knows), ask);
+            }
             What::Answer { to, life, epoch, answer } => self.store_said(to, life, epoch, answer),
             What::Office { control, life } => self.look_after_office(control, life),
             What::Arrive => self.arrive(),

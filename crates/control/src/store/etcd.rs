@@ -132,6 +132,13 @@ impl EtcdStore {
         self.runtime.block_on(future)
     }
 
+    /// The chain's last transaction is known, and nothing is in doubt.
+    fn continues(&mut self, revision: u64) {
+        self.last = revision;
+        self.doubt = None;
+        self.chair.knows(revision);
+    }
+
     /// A transaction that continues the chain, with a mark of its own.
     fn chained(&mut self, term: &Term, mut changes: Vec<RequestOp>) -> (u64, TxnRequest) {
         self.marks += 1;
@@ -187,8 +194,7 @@ impl EtcdStore {
             }
         };
         if answered.succeeded() {
-            self.last = answered.revision();
-            self.doubt = None;
+            self.continues(answered.revision());
             return Ok(Outcome::Refused);
         }
         let mut ranges = answered.ranges();
@@ -199,8 +205,7 @@ impl EtcdStore {
         let Some(writes) = ranges.next().and_then(|range| range.kvs.into_iter().next()) else {
             return Err(Deposed);
         };
-        self.last = unsigned(writes.mod_revision);
-        self.doubt = None;
+        self.continues(unsigned(writes.mod_revision));
         match serde_json::from_slice::<u64>(&writes.value) {
             Ok(found) if found == lost => {
                 self.count(deadline);
@@ -240,7 +245,7 @@ impl EtcdStore {
                 Ok(answered) if answered.succeeded() => {
                     let growth = answered.growth(&request, &place.keys.functions());
                     self.functions = self.functions.saturating_add_signed(growth);
-                    self.last = answered.revision();
+                    self.continues(answered.revision());
                     return Ok(Outcome::Ok { revision: self.last });
                 }
                 // Only the office can have changed: the chain is this leader's own.
@@ -278,7 +283,7 @@ impl Store for EtcdStore {
         let records = load::load(self.place(), Some(&term), &self.runtime)?;
         self.functions = records.functions.len() as u64;
         // Office was taken with the chain's first mark.
-        self.last = term.revision;
+        self.continues(term.revision);
         self.term = Some(term);
         Ok((term.office, records))
     }

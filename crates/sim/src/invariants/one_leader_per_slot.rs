@@ -10,7 +10,7 @@ use crate::{agenda::Host, world::World};
 pub(super) const NAME: &str = "one_leader_per_slot";
 
 impl World {
-    pub(super) fn check_leaders(&mut self) {
+    pub(crate) fn check_leaders(&mut self) {
         let leaders = self.controls.iter().filter(|c| c.leads.is_some()).count();
         if leaders < 2 {
             return;

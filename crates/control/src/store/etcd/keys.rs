@@ -93,6 +93,11 @@ pub(super) fn unchanged(key: Vec<u8>, revision: u64) -> Compare {
     }
 }
 
+/// Whether a key was changed at `revision` or later.
+pub(super) fn changed_since(key: Vec<u8>, revision: u64) -> Compare {
+    Compare { result: CompareResult::Greater.into(), ..unchanged(key, revision.saturating_sub(1)) }
+}
+
 /// Whether no key that begins so was changed or added after `revision`.
 pub(super) fn none_changed(prefix: Vec<u8>, revision: u64) -> Compare {
     Compare {

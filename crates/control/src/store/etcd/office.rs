@@ -3,7 +3,13 @@
 //! `leader` is changed only by comparing its revision, which by that is the term's: every later
 //! write of the term compares it, so one deposed leader's write cannot come after another's.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use dirigent_core::{ClusterId, Epoch, Office, Records, office::Seat};
 use serde::{Deserialize, Serialize};
@@ -12,7 +18,9 @@ use tokio::{runtime::Handle, time::Instant};
 use super::{
     Place,
     client::{Answered, EtcdError},
-    keys::{beginning, json, none_changed, put, read, read_all, unchanged, unsigned},
+    keys::{
+        beginning, changed_since, json, none_changed, put, read, read_all, unchanged, unsigned,
+    },
     load::load,
     rpc::{KeyValue, TxnRequest},
 };
@@ -110,13 +118,21 @@ pub struct Chair {
     pub(super) place: Arc<Place>,
     member: Member,
     life: u64,
+    /// The revision of the chain's last transaction that this leader knows to be taken.
+    known: Arc<AtomicU64>,
 }
 
 impl Chair {
     pub(super) fn new(place: Arc<Place>, member: Member) -> std::io::Result<Self> {
         let mut life = [0; 8];
         crate::random(&mut life)?;
-        Ok(Self { place, member, life: u64::from_le_bytes(life) })
+        let known = Arc::new(AtomicU64::new(0));
+        Ok(Self { place, member, life: u64::from_le_bytes(life), known })
+    }
+
+    /// This much of the chain is known to be taken: a store that lacks it is an older copy.
+    pub(super) fn knows(&self, revision: u64) {
+        self.known.store(revision, Relaxed);
     }
 
     /// This life of this control plane, as it stands in a seat.
@@ -287,12 +303,16 @@ impl Chair {
         })
     }
 
-    /// Show that the leader of `term` lives.
+    /// Show that the leader of `term` lives. It is deposed too by a store that lacks what it took: that
+    /// was restored from an older copy, while the leader was cut off from it perhaps.
     pub async fn beat(&self, term: &Term, beat: u64) -> Beat {
         let keys = &self.place.keys;
         let Ok(value) = json(&beat) else { return Beat::Untold };
         let request = TxnRequest {
-            compare: vec![unchanged(keys.of("leader"), term.revision)],
+            compare: vec![
+                unchanged(keys.of("leader"), term.revision),
+                changed_since(keys.of("writes"), self.known.load(Relaxed).max(term.revision)),
+            ],
             success: vec![put(keys.of("beat"), value)],
             failure: Vec::new(),
         };
