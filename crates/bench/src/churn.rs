@@ -119,7 +119,7 @@ fn manifest(options: Options) -> Result<Manifest> {
         resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(16) },
         scaling: Scaling {
             max: options.at_once,
-            keep_alive: Duration::from_millis(100),
+            keep_alive: Duration::from_millis(100).into(),
             ..Scaling::default()
         },
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },

@@ -142,7 +142,7 @@ fn manifest(number: usize, options: &Options) -> Result<Manifest> {
         name: name(number).parse().context("a benchmark's name")?,
         sandbox: options.sandbox.clone(),
         resources: ManifestResources { cpu: MilliCpu(10), memory: options.memory },
-        scaling: Scaling { keep_alive: Duration::from_secs(1), ..Scaling::default() },
+        scaling: Scaling { keep_alive: Duration::from_secs(1).into(), ..Scaling::default() },
         invocation: Invocation::default(),
         env: std::collections::BTreeMap::new(),
     })

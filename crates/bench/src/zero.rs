@@ -124,7 +124,11 @@ fn manifest(name: &str, example: &str, version: usize) -> Result<Manifest> {
         sandbox: Sandbox { command, ..replay::sleeper() },
         resources: ManifestResources { cpu: MilliCpu(10), memory: Size::mib(16) },
         // Short, so that the swings of the load start and drain sandboxes.
-        scaling: Scaling { max: 400, keep_alive: Duration::from_secs(2), ..Scaling::default() },
+        scaling: Scaling {
+            max: 400,
+            keep_alive: Duration::from_secs(2).into(),
+            ..Scaling::default()
+        },
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
         env: BTreeMap::from([("VERSION".to_owned(), version.to_string())]),
     })

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dirigent_core::{Access, Bytes, FunctionName, Isolation, MilliCpu, Protocol, Role};
+use dirigent_core::{Access, Bytes, FunctionName, Isolation, KeepAlive, MilliCpu, Protocol, Role};
 use dirigent_service::tls::Trust;
 
 use crate::{
@@ -295,9 +295,9 @@ pub(crate) struct ManifestFlags {
     /// Calls at once per sandbox; 0 is no limit
     #[arg(long)]
     pub(crate) concurrency: Option<u32>,
-    /// Idle time after which a sandbox goes, such as 60s
-    #[arg(long, value_parser = humantime::parse_duration)]
-    pub(crate) keep_alive: Option<std::time::Duration>,
+    /// Idle time after which a sandbox goes, such as 60s, or `auto`: learned from the calls
+    #[arg(long)]
+    pub(crate) keep_alive: Option<KeepAlive>,
     /// From the last hop to the beginning of the response, such as 60s
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<std::time::Duration>,

@@ -205,7 +205,7 @@ impl Form {
             min: min.min(max),
             max,
             concurrency: 1,
-            keep_alive: Duration::from_secs(keep_alive),
+            keep_alive: Duration::from_secs(keep_alive).into(),
         })
     }
 }
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(manifest.resources.cpu, MilliCpu(250));
         assert_eq!(manifest.resources.memory, Bytes::mib(120));
         assert_eq!(manifest.scaling.max, 5);
-        assert_eq!(manifest.scaling.keep_alive, Duration::from_secs(60));
+        assert_eq!(manifest.scaling.keep_alive, Duration::from_secs(60).into());
         assert_eq!(manifest.validate(None).map(|_valid| ()), Ok(()));
     }
 
@@ -274,7 +274,7 @@ mod tests {
     fn a_cold_start_sweep_has_one_sandbox_and_short_windows() {
         let manifest = manifest("name=f&image=dirigent_empty_function&cold_start_sweep=true");
         let scaling = manifest.unwrap().scaling;
-        assert_eq!((scaling.max, scaling.keep_alive), (1, Duration::from_secs(6)));
+        assert_eq!((scaling.max, scaling.keep_alive), (1, Duration::from_secs(6).into()));
     }
 
     #[test]

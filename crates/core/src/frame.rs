@@ -164,6 +164,10 @@ pub struct Demand {
     pub arrivals_total: u64,
     /// Invocations finished since then.
     pub finished_total: u64,
+    /// Slots wanted in all for invocations that are expected soon, those held included; for open
+    /// grants, sandboxes.
+    #[serde(default)]
+    pub expected: u32,
 }
 
 /// Slots given back.

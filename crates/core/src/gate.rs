@@ -10,6 +10,8 @@
 //!   limit (`Share::Open`) the least busy one, among equals the most recently used.
 //! - A retry avoids the sandbox that failed it as long as any other is held that could serve it,
 //!   waiting for a slot of that one if need be; those behind it in the queue do not wait for that.
+//! - With `keep_alive = "auto"` how long an idle sandbox is kept, and whether one is expected to be
+//!   needed, is learned here from the calls.
 //! - In a crash loop only those are refused who would wait for a start: while a sandbox that
 //!   serves is held, invocations are bound to it and wait for it.
 //! - What cannot be said is not done: without a control plane nothing is given back; what is due
@@ -23,6 +25,7 @@
 
 mod event;
 mod held;
+mod learned;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -36,11 +39,12 @@ use std::{
 };
 
 use crate::{
-    FunctionView, InvocationId, RevisionId, SandboxId, Serial, Time,
+    FunctionView, InvocationId, KeepAlive, RevisionId, SandboxId, Serial, StartPhases, Time,
     frame::{Demand, FromDataPlane, Grant, Holding, Returned, Share, Status, WhyReturned},
 };
 
 use held::{Holdings, Stage};
+use learned::Learned;
 use queue::{Queue, Waiting};
 
 /// While invocations run, the demand is told so often; it is cumulative, so nothing is lost between.
@@ -76,6 +80,8 @@ pub struct Gate {
     closing: BTreeMap<SandboxId, Closing>,
     effects: VecDeque<Effect>,
     telling: Telling,
+    /// With `keep_alive = "auto"`.
+    learned: Option<Box<Learned>>,
     born: Time,
     now: Time,
     /// Of busy nanoseconds, up to `now`. It wraps, so that differences stay exact.
@@ -103,6 +109,8 @@ struct Telling {
     queue_changed: bool,
     /// How many waited when it was last told.
     queued: u32,
+    /// How many slots were expected to be needed then.
+    expected: u32,
     last: Option<Time>,
 }
 
@@ -123,12 +131,14 @@ impl Gate {
             closing: BTreeMap::new(),
             effects: VecDeque::new(),
             telling: Telling::default(),
+            learned: None,
             born: now,
             now,
             busy_integral: 0,
             arrivals: 0,
             finished: 0,
         };
+        gate.learn_or_not();
         gate.applied();
         gate
     }
@@ -145,6 +155,15 @@ impl Gate {
             Attempt::Retry { avoid } => Some(avoid),
         };
         let verdict = self.verdict(invocation, avoid);
+        let present = self.ranks_in_use();
+        if let Some(learned) = self.learned.as_deref_mut()
+            && !matches!(verdict, Verdict::Refused(_))
+        {
+            match attempt {
+                Attempt::First => learned.arrived(self.now, present),
+                Attempt::Retry { .. } => learned.settled(self.now, present),
+            }
+        }
         self.tell_demand_if_due();
         self.check();
         verdict
@@ -153,6 +172,11 @@ impl Gate {
     /// The world says something.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.advance(now);
+        let came = if let Event::Granted(grant) = &event {
+            Some(grant.start.as_ref().map(StartPhases::total))
+        } else {
+            None
+        };
         match event {
             Event::Configured { version, view } => self.configured(version, view),
             Event::Deleted => self.delete(),
@@ -176,6 +200,8 @@ impl Gate {
             }
         }
         self.settle();
+        self.learn(came);
+        self.tell_demand_if_due();
         self.check();
     }
 
@@ -184,6 +210,7 @@ impl Gate {
         self.advance(now);
         self.expire_idle();
         self.settle();
+        self.tell_demand_if_due();
         self.check();
     }
 
@@ -194,9 +221,17 @@ impl Gate {
         if !self.attached {
             return None;
         }
-        let idle = self.holdings.longest_idle().map(|(_, since)| since + self.keep_alive());
+        let idle = self.holdings.longest_idle().and_then(|(at, since)| self.goes_at(at, since));
         let demand = (self.telling.changed || self.holdings.busy() > 0).then(|| self.demand_due());
-        idle.into_iter().chain(demand).min()
+        let ahead = self.learned.as_deref().and_then(|learned| learned.expects_at(self.now));
+        idle.into_iter().chain(demand).chain(ahead).min()
+    }
+
+    /// For how long after the last invocation what is known of the function is worth keeping,
+    /// although nothing is held.
+    #[must_use]
+    pub fn remembers_for(&self) -> Duration {
+        self.learned.as_ref().map_or(Duration::ZERO, |_| Learned::lasts())
     }
 
     /// What to do, in order.
@@ -277,6 +312,7 @@ impl Gate {
             elapsed: now.0.saturating_sub(self.born.0),
             arrivals_total: self.arrivals,
             finished_total: self.finished,
+            expected: self.expected(),
         }
     }
 
@@ -356,7 +392,54 @@ impl Gate {
         if self.sought && self.queue.is_empty() && self.holdings.idle() > 0 {
             self.tell_demand();
         }
-        self.tell_demand_if_due();
+    }
+
+    /// After any event: what is to be learned of it, and of a grant the time of the sandbox's start.
+    fn learn(&mut self, came: Option<Option<Duration>>) {
+        let (present, sandboxes) = (self.ranks_in_use(), self.ranks());
+        let Some(learned) = self.learned.as_deref_mut() else { return };
+        learned.served(self.finished, self.busy_integral, self.holdings.busy());
+        learned.settled(self.now, present);
+        if let Some(took) = came {
+            learned.came(self.now, sandboxes, took);
+        }
+    }
+
+    /// As the settings say.
+    fn learn_or_not(&mut self) {
+        match self.view.settings.keep_alive {
+            KeepAlive::For(_) => self.learned = None,
+            KeepAlive::Auto if self.learned.is_none() => {
+                let mut learned = Learned::new(self.finished, self.busy_integral);
+                learned.begin(self.now, self.ranks_in_use(), self.ranks());
+                self.learned = Some(Box::new(learned));
+            }
+            KeepAlive::Auto => {}
+        }
+    }
+
+    /// Sandboxes that invocations can be bound to.
+    fn ranks(&self) -> u32 {
+        count(self.holdings.bindable())
+    }
+
+    /// Of those, how many are enough for the invocations in the house.
+    fn ranks_in_use(&self) -> u32 {
+        let present = count(self.queue.len()).saturating_add(self.holdings.busy());
+        match self.concurrency() {
+            0 => present.min(1),
+            concurrency => present.div_ceil(concurrency),
+        }
+    }
+
+    fn concurrency(&self) -> u32 {
+        self.view.targets.iter().find(|target| target.weight > 0).map_or(1, |t| t.concurrency)
+    }
+
+    /// Slots wanted in all for what is expected.
+    fn expected(&self) -> u32 {
+        let sandboxes = self.learned.as_deref().map_or(0, |learned| learned.expected(self.now));
+        sandboxes.saturating_mul(self.concurrency().max(1))
     }
 
     fn serve_queue(&mut self) {
@@ -405,6 +488,7 @@ impl Gate {
         self.view = view;
         self.version = version;
         self.telling.changed = true;
+        self.learn_or_not();
         self.applied();
     }
 
@@ -448,6 +532,9 @@ impl Gate {
 
     /// Slots are wanted back by number: whole idle sandboxes first, so that they can stop.
     fn recalled(&mut self, n: u32, idle_only: bool) {
+        if let Some(learned) = self.learned.as_deref_mut() {
+            learned.void();
+        }
         let mut rest = n;
         for at in self.holdings.idle_ones() {
             let weight = self.holdings.at(at).weight();
@@ -544,7 +631,7 @@ impl Gate {
     fn expire_idle(&mut self) {
         while self.attached
             && let Some((at, since)) = self.holdings.longest_idle()
-            && since + self.keep_alive() <= self.now
+            && self.goes_at(at, since).is_some_and(|goes| goes <= self.now)
         {
             self.give_back(at, WhyReturned::Idle);
         }
@@ -594,8 +681,12 @@ impl Gate {
         self.effects.push_back(Effect::Send(FromDataPlane::Returned(returned)));
     }
 
-    fn keep_alive(&self) -> Duration {
-        self.view.settings.keep_alive
+    /// When the sandbox that has been idle for longest goes; `None` as long as it may be needed.
+    fn goes_at(&self, at: usize, since: Time) -> Option<Time> {
+        match self.learned.as_deref() {
+            Some(learned) if self.holdings.is_bindable(at) => learned.goes_at(self.ranks()),
+            Some(_) | None => Some(since + self.view.settings.keep_alive.unheld()),
+        }
     }
 
     fn demand_due(&self) -> Time {
@@ -604,7 +695,9 @@ impl Gate {
     }
 
     fn tell_demand_if_due(&mut self) {
-        if (self.telling.changed || self.holdings.busy() > 0) && self.demand_due() <= self.now {
+        let due =
+            (self.telling.changed || self.holdings.busy() > 0) && self.demand_due() <= self.now;
+        if due || self.expected() != self.telling.expected {
             self.tell_demand();
         }
     }
@@ -622,9 +715,9 @@ impl Gate {
 
     fn tell_demand(&mut self) {
         if self.attached {
-            let queued = count(self.queue.len());
-            self.telling =
-                Telling { due: true, queued, last: Some(self.now), ..Telling::default() };
+            let (queued, expected) = (count(self.queue.len()), self.expected());
+            let last = Some(self.now);
+            self.telling = Telling { due: true, queued, expected, last, ..Telling::default() };
         }
     }
 

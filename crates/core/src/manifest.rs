@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Auth, Bytes, Digest, FunctionName, Isolation, Listen, MilliCpu, Protocol, Resources,
+    Auth, Bytes, Digest, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, Resources,
     RuntimeKind, SandboxSpec, Settings, Spec, units,
 };
 
@@ -116,8 +116,7 @@ pub struct Scaling {
     /// See [`Spec::concurrency`].
     pub concurrency: u32,
     /// See [`Settings::keep_alive`].
-    #[serde(with = "units::duration")]
-    pub keep_alive: Duration,
+    pub keep_alive: KeepAlive,
 }
 
 impl Default for Scaling {
@@ -316,7 +315,7 @@ impl Scaling {
         if min > max {
             return broken("scaling.min", format!("is {min}, more than `scaling.max`, {max}"));
         }
-        at_most("scaling.keep_alive", keep_alive)
+        at_most("scaling.keep_alive", keep_alive.unheld())
     }
 }
 

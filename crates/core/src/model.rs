@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
     ApiTokens, Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, RevisionId,
-    SandboxId, WorkerId, units,
+    SandboxId, WorkerId,
+    units::{self, UnitError},
 };
 
 /// The SHA-256 of an artifact's bytes; its only name.
@@ -204,6 +205,63 @@ pub enum Auth {
     Token,
 }
 
+/// For how long an idle sandbox is kept. Written `60s` or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// Exactly so long.
+    For(Duration),
+    /// As long as it is worth its memory, learned from the function's calls: see
+    /// [`policy::adaptive`](crate::policy::adaptive).
+    Auto,
+}
+
+impl KeepAlive {
+    /// What is not told: one minute, which the published system and Knative have as the window over
+    /// which they look.
+    pub const USUAL: Self = Self::For(Self::UNLEARNED);
+
+    /// Of a sandbox that no data plane holds, which so learns nothing of it.
+    const UNLEARNED: Duration = Duration::from_secs(60);
+
+    /// Of a sandbox that no data plane holds.
+    #[must_use]
+    pub const fn unheld(self) -> Duration {
+        match self {
+            Self::For(time) => time,
+            Self::Auto => Self::UNLEARNED,
+        }
+    }
+}
+
+impl From<Duration> for KeepAlive {
+    fn from(time: Duration) -> Self {
+        Self::For(time)
+    }
+}
+
+impl fmt::Display for KeepAlive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(time) => humantime::format_duration(*time).fmt(f),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl FromStr for KeepAlive {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let bad = || UnitError::new(text, "a duration such as \"30s\" or \"5m\", or \"auto\"");
+        humantime::parse_duration(text).map(Self::For).map_err(|_reason| bad())
+    }
+}
+
+units::serde_as_text!(KeepAlive);
+
 /// The mutable part of a function: changes apply without restarting a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -211,9 +269,8 @@ pub struct Settings {
     pub min: u32,
     /// Sandboxes at most.
     pub max: u32,
-    /// Idle time after which a sandbox goes.
-    #[serde(with = "units::duration")]
-    pub keep_alive: Duration,
+    /// Idle time after which a sandbox goes, or `auto`: learned from the function's calls.
+    pub keep_alive: KeepAlive,
     /// From the last hop to the beginning of the response; from then on `idle_timeout` counts.
     #[serde(with = "units::duration")]
     pub timeout: Duration,
@@ -247,7 +304,7 @@ impl Default for Settings {
         Self {
             min: 0,
             max: 100,
-            keep_alive: Duration::from_secs(60),
+            keep_alive: KeepAlive::USUAL,
             timeout: Duration::from_secs(60),
             queue_timeout: Duration::from_secs(30),
             start_timeout: Duration::from_secs(60),

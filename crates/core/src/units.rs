@@ -96,6 +96,12 @@ pub struct UnitError {
     want: &'static str,
 }
 
+impl UnitError {
+    pub(crate) fn new(text: &str, want: &'static str) -> Self {
+        Self { text: text.to_owned(), want }
+    }
+}
+
 macro_rules! serde_as_text {
     ($name:ident) => {
         impl Serialize for $name {
@@ -123,6 +129,8 @@ macro_rules! serde_as_text {
         }
     };
 }
+
+pub(crate) use serde_as_text;
 
 serde_as_text!(Bytes);
 serde_as_text!(MilliCpu);

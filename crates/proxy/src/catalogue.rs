@@ -229,7 +229,7 @@ impl Catalogue {
                         // First retired, then looked at: an invocation is noted first and looks
                         // then, so that one of the two sees the other.
                         slot.retired.store(true, SeqCst);
-                        let goes = old(&slot.used_at) && slot.is_empty();
+                        let goes = slot.is_unused(now, limit);
                         slot.retired.store(goes, SeqCst);
                         goes
                     }

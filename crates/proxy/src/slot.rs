@@ -9,7 +9,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -289,6 +289,16 @@ impl FunctionSlot {
     pub(crate) fn is_empty(&self) -> bool {
         let inner = lock(&self.inner);
         inner.gate.is_empty() && inner.waiters.is_empty()
+    }
+
+    /// Whether it may be forgotten for want of use: nobody came for `limit`, nor for as long as what
+    /// was learned of the calls is of use.
+    pub(crate) fn is_unused(&self, now: u64, limit: u64) -> bool {
+        let inner = lock(&self.inner);
+        let remembers = inner.gate.remembers_for().as_nanos();
+        let limit = limit.max(u64::try_from(remembers).unwrap_or(u64::MAX));
+        let unused = now.saturating_sub(self.used_at.load(SeqCst)) >= limit;
+        unused && inner.gate.is_empty() && inner.waiters.is_empty()
     }
 
     /// Do what the gate orders, tell the timers, and wake those who waited.

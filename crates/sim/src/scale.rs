@@ -231,6 +231,7 @@ impl Big {
             elapsed: self.now.0,
             arrivals_total: *arrivals,
             finished_total: 0,
+            expected: 0,
         };
         self.tell(Event::DataPlaneSaid { stream: plane, frame: FromDataPlane::Demand(demand) });
         std::mem::take(&mut self.started)

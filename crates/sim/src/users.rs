@@ -7,8 +7,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Epoch, FunctionName, Isolation, Listen, MilliCpu, Protocol, RequestId, Resources,
-    RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
+    Bytes, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, RequestId,
+    Resources, RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
     control::{Answer, Call, Event, Refusal},
 };
 
@@ -123,10 +123,16 @@ impl World {
     }
 
     fn settings(&mut self) -> Arc<Settings> {
+        let min = u32::from(self.random.draw().is_multiple_of(3));
+        let max = 3 + self.random.draw() % 6;
+        let drawn = self.random.draw();
+        // A learned one may be hours: in the end every function has one that is over soon.
+        let learned = self.faulty() && (drawn >> 8).is_multiple_of(4);
+        let keep_alive = Duration::from_secs(2 + u64::from(drawn % 4));
         Arc::new(Settings {
-            min: u32::from(self.random.draw().is_multiple_of(3)),
-            max: 3 + self.random.draw() % 6,
-            keep_alive: Duration::from_secs(2 + u64::from(self.random.draw() % 4)),
+            min,
+            max,
+            keep_alive: if learned { KeepAlive::Auto } else { keep_alive.into() },
             timeout: Duration::from_secs(6),
             queue_timeout: Duration::from_secs(8),
             start_timeout: Duration::from_secs(2),

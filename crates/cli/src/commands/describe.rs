@@ -2,7 +2,7 @@
 //! Values of its environment are never shown.
 
 use dirigent_core::{
-    Auth, Isolation, Listen, RuntimeKind, Spec,
+    Auth, Isolation, KeepAlive, Listen, RuntimeKind, Spec,
     control::{Answer, FunctionDescription, RevisionDescription},
     frame::Status,
 };
@@ -214,7 +214,10 @@ fn head(
             "{} to {} sandboxes, kept {} when idle",
             settings.min,
             settings.max,
-            duration(settings.keep_alive)
+            match settings.keep_alive {
+                KeepAlive::For(time) => duration(time),
+                KeepAlive::Auto => "as long as it pays (auto)".to_owned(),
+            }
         ),
     );
     row(

@@ -71,6 +71,7 @@ fn demand(view: &FunctionView, queued: u32, busy: u32, n: u64) -> FromDataPlane 
         elapsed: n * 2_000_000,
         arrivals_total: n,
         finished_total: n.saturating_sub(1),
+        expected: 0,
     })
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    FunctionId, FunctionName, FunctionRecord, FunctionView, RequestId, RevisionId, RevisionRecord,
-    RevisionView, SandboxId, StartFailure, Time, WorkerId,
+    FunctionId, FunctionName, FunctionRecord, FunctionView, KeepAlive, RequestId, RevisionId,
+    RevisionRecord, RevisionView, SandboxId, StartFailure, Time, WorkerId,
     control::{
         cluster::Cluster,
         deploy::Rollout,
@@ -174,18 +174,22 @@ pub(crate) struct Decided {
 pub(crate) enum Grounds {
     Queued { inputs: Inputs, max: Option<u32> },
     Min { min: u32, ready: u32, max: Option<u32> },
+    Expected { sandboxes: u32, max: Option<u32> },
     Windows(Desired),
     Deploy { number: u32, live: u32 },
     Fairness { sandbox: SandboxId, to: FunctionId },
-    KeepAlive { sandbox: SandboxId, keep_alive: Duration },
+    KeepAlive { sandbox: SandboxId, keep_alive: KeepAlive },
 }
 
 impl Grounds {
     pub(crate) const fn rule(&self) -> &'static str {
         match self {
-            Self::Queued { max: Some(_), .. } | Self::Min { max: Some(_), .. } => "max",
+            Self::Queued { max: Some(_), .. }
+            | Self::Min { max: Some(_), .. }
+            | Self::Expected { max: Some(_), .. } => "max",
             Self::Queued { .. } => "queued",
             Self::Min { .. } => "min",
+            Self::Expected { .. } => "expected",
             Self::Windows(desired) => desired.rule(),
             Self::Deploy { .. } => "deploy",
             Self::Fairness { .. } => "fairness",
@@ -205,6 +209,9 @@ impl Grounds {
             Self::Min { min, ready, max } => {
                 bounded(vec![named("min", min), named("ready", ready)], max)
             }
+            Self::Expected { sandboxes, max } => {
+                bounded(vec![named("expected to be needed soon", sandboxes)], max)
+            }
             Self::Windows(desired) => desired.explain(),
             Self::Deploy { number, live } => {
                 vec![named("revision", number), named("sandboxes of the live revision", live)]
@@ -213,8 +220,7 @@ impl Grounds {
                 vec![named("sandbox", sandbox), named("waiting without any", to)]
             }
             Self::KeepAlive { sandbox, keep_alive } => {
-                let keep_alive = ("keep_alive".to_owned(), format!("{keep_alive:?}"));
-                vec![named("sandbox", sandbox), keep_alive]
+                vec![named("sandbox", sandbox), named("keep_alive", keep_alive)]
             }
         }
     }

@@ -29,6 +29,7 @@ struct Sums {
     busy: u64,
     idle: u64,
     coming: u64,
+    expected: u64,
 }
 
 impl Sums {
@@ -37,6 +38,7 @@ impl Sums {
         self.busy += u64::from(level.demand.busy);
         self.idle += u64::from(level.idle());
         self.coming += u64::from(level.recalling - level.hoped);
+        self.expected += u64::from(level.expected());
     }
 
     fn strike(&mut self, level: &Level) {
@@ -44,6 +46,7 @@ impl Sums {
         self.busy -= u64::from(level.demand.busy);
         self.idle -= u64::from(level.idle());
         self.coming -= u64::from(level.recalling - level.hoped);
+        self.expected -= u64::from(level.expected());
     }
 }
 
@@ -122,6 +125,11 @@ impl Levels {
     /// Slots that were recalled by number and are on their way, as far as is known.
     pub(crate) fn coming(&self) -> u32 {
         narrow(self.sums.coming)
+    }
+
+    /// Slots missing for invocations that are expected.
+    pub(crate) fn expected(&self) -> u32 {
+        narrow(self.sums.expected)
     }
 
     #[cfg(any(test, debug_assertions))]
@@ -221,6 +229,12 @@ impl Level {
         }
         self.books.min(self.demand.idle).saturating_sub(self.recalling)
     }
+
+    /// Slots that it expects to need beside those that it holds.
+    pub(crate) const fn expected(&self) -> u32 {
+        self.demand.expected.saturating_sub(self.books)
+    }
+
     /// It waits, or may have to be told that nothing stands in the way any more.
     fn is_uneasy(&self) -> bool {
         self.demand.queued > 0 || self.told != Some(Status::Flowing)

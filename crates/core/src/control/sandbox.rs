@@ -52,6 +52,8 @@ pub(crate) enum Reason {
     Queued,
     /// The function has fewer than `min`.
     Min,
+    /// A data plane expects to need it.
+    Expected,
     /// The windows say so.
     Windows,
     /// A deploy checks its revision or builds up its capacity.

@@ -2,13 +2,13 @@
 //! twice changes nothing.
 //!
 //! Queued invocations are served from free slots, then from slots that idle at other data planes,
-//! then by starts that pay off. Windows work between the first sandbox and the last; keep-alive
+//! then by starts that pay off. What data planes expect is started ahead. Windows work between the first sandbox and the last; keep-alive
 //! brings sandboxes back one by one; `min` is kept from the moment of deployment.
 
 use std::cmp::Reverse;
 
 use crate::{
-    DataPlaneId, SandboxId, Time,
+    DataPlaneId, KeepAlive, SandboxId, Time,
     control::{
         cluster::Cluster,
         function::{Decided, Function, Grounds},
@@ -61,6 +61,7 @@ impl Function {
             level.at = now;
             std::mem::replace(&mut level.demand, *demand)
         });
+        let learned = self.record.settings.keep_alive == KeepAlive::Auto;
         let active = self.activate();
         let counters = !fresh && before.elapsed <= demand.elapsed;
         if counters {
@@ -73,8 +74,13 @@ impl Function {
                 active.service_time.add(std::time::Duration::from_nanos(service));
             }
         }
-        let kpa = active.kpa.get_or_insert_with(|| Box::new(Kpa::new(now)));
-        kpa.observe(now, from, demand);
+        // A learned keep-alive is the data planes' business, and the windows' work with it.
+        if learned {
+            active.kpa = None;
+        } else {
+            let kpa = active.kpa.get_or_insert_with(|| Box::new(Kpa::new(now)));
+            kpa.observe(now, from, demand);
+        }
     }
 
     /// Brings everything in line with what is known now.
@@ -224,13 +230,17 @@ impl Function {
         if active.crashes.min_at > c.now {
             for_min = 0;
         }
+        let expected = self.expected(c);
+        let for_expected = expected.iter().fold(0, |sum, (_, n)| u32::saturating_add(sum, *n));
         let room = settings.max.saturating_sub(tally.ready);
-        let mut wanted = for_queue.max(for_min);
+        let mut wanted = for_queue.max(for_min).max(for_expected);
         let max = (wanted > room).then_some(settings.max);
-        let grounds = if for_queue >= for_min {
-            Grounds::Queued { inputs, max }
+        let (reason, grounds) = if for_queue >= for_min && for_queue >= for_expected {
+            (Reason::Queued, Grounds::Queued { inputs, max })
+        } else if for_min >= for_expected {
+            (Reason::Min, Grounds::Min { min: settings.min, ready: tally.ready, max })
         } else {
-            Grounds::Min { min: settings.min, ready: tally.ready, max }
+            (Reason::Expected, Grounds::Expected { sandboxes: for_expected, max })
         };
         wanted = wanted.min(room);
         if active.crashes.looping() {
@@ -241,13 +251,29 @@ impl Function {
         }
         self.hasten(c, for_queue.min(wanted), tally.starting);
         if wanted > tally.starting {
-            let reason = if for_queue >= for_min { Reason::Queued } else { Reason::Min };
             self.activate().crashes.called = false;
-            self.start(c, wanted - tally.starting, reason, &causes(missing, concurrency));
+            let causes =
+                if reason == Reason::Expected { expected } else { causes(missing, concurrency) };
+            self.start(c, wanted - tally.starting, reason, &causes);
             self.explain(c, tally, wanted, grounds);
         } else {
             self.withdraw(c, tally.starting - wanted, for_min > 0);
         }
+    }
+
+    /// Sandboxes that data planes expect to need soon, and nobody waits for yet. None while starts
+    /// fail, or may have been made for the same by another leader.
+    fn expected(&self, c: &Cluster) -> Vec<(DataPlaneId, u32)> {
+        let active = self.active.as_deref().filter(|active| {
+            active.levels.expected() > 0 && !active.crashes.looping() && !c.recovering
+        });
+        let Some(active) = active else { return Vec::new() };
+        let concurrency = self.target_concurrency().max(1);
+        let expecting = active
+            .levels
+            .iter()
+            .filter(|(id, level)| level.expected() > 0 && c.peers.may_hold(*id));
+        expecting.map(|(id, level)| (id, level.expected().div_ceil(concurrency))).collect()
     }
 
     /// So many callers' starts are wanted: of those under way that no worker has yet and that
@@ -310,7 +336,7 @@ impl Function {
             .rev()
             .filter(|id| {
                 active.sandboxes.get(id).is_some_and(|sandbox| match sandbox.reason {
-                    Reason::Queued => true,
+                    Reason::Queued | Reason::Expected => true,
                     Reason::Min => !below_min,
                     Reason::Windows | Reason::Deploy | Reason::Adopted => false,
                 })

@@ -114,7 +114,7 @@ impl Function {
 
     /// A sandbox that nobody holds goes at the end of its keep-alive.
     pub(crate) fn keep(&mut self, c: &mut Cluster, sandbox: SandboxId) {
-        let until = c.now.after(self.record.settings.keep_alive);
+        let until = c.now.after(self.record.settings.keep_alive.unheld());
         self.activate().change(sandbox, |entry| c.time(entry, Timer::Idle(sandbox), until));
     }
 
@@ -621,5 +621,6 @@ pub(crate) const fn nothing(function: FunctionId) -> Demand {
         elapsed: 0,
         arrivals_total: 0,
         finished_total: 0,
+        expected: 0,
     }
 }

@@ -340,6 +340,7 @@ fn demand(function: FunctionId, queued: u32, busy: u32, held: u32) -> Demand {
         elapsed: 1_000_000,
         arrivals_total: u64::from(queued + busy),
         finished_total: 0,
+        expected: 0,
     }
 }
 

@@ -122,6 +122,34 @@ impl Adaptive {
             + self.idle_since.capacity() * size_of::<u32>()
     }
 
+    /// An invocation ended that had a slot for so long.
+    pub fn served(&mut self, ran: Duration) {
+        self.service.add(ran);
+    }
+
+    /// The sandbox of this rank (from 1) is not needed any more.
+    pub fn idled(&mut self, now: Time, rank: u32) {
+        if !(1..=RANKS).contains(&rank) {
+            return;
+        }
+        let count = usize::try_from(rank).unwrap_or(0);
+        if self.idle_since.len() < count {
+            self.idle_since.reserve_exact(count - self.idle_since.len());
+            self.idle_since.resize(count, 0);
+        }
+        if let Some(since) = self.idle_since.get_mut(count - 1) {
+            *since = stamp(now);
+        }
+    }
+
+    /// The sandbox of this rank is needed once more, by somebody who has come before.
+    pub fn needed(&mut self, rank: u32) {
+        let place = usize::try_from(rank.saturating_sub(1)).unwrap_or(usize::MAX);
+        if let Some(since) = self.idle_since.get_mut(place) {
+            *since = 0;
+        }
+    }
+
     fn class(&mut self, rank: u32) -> &mut Class {
         let index = class_of(rank);
         if self.classes.len() <= index {
@@ -209,18 +237,8 @@ impl Scaling for Adaptive {
     }
 
     fn finished(&mut self, levels: &Levels, ran: Duration) {
-        self.service.add(ran);
-        let rank = levels.present();
-        if rank < RANKS {
-            let place = usize::try_from(rank).unwrap_or(0);
-            if self.idle_since.len() <= place {
-                self.idle_since.reserve_exact(place + 1 - self.idle_since.len());
-                self.idle_since.resize(place + 1, 0);
-            }
-            if let Some(since) = self.idle_since.get_mut(place) {
-                *since = stamp(levels.now);
-            }
-        }
+        self.served(ran);
+        self.idled(levels.now, levels.present().saturating_add(1));
     }
 
     fn started(&mut self, _levels: &Levels, took: Duration) {

@@ -3,7 +3,7 @@
 //!
 //! This is the machines' rule as one value, for the laboratory: the gate keeps the times and the
 //! control plane makes the starts. The windows, which may recall idle sandboxes earlier, are told
-//! apart by the caller: [`KeepAlive::with_windows`].
+//! apart by the caller: [`Fixed::with_windows`].
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{DataPlaneId, Epoch, FunctionId, Time, frame::Demand};
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct KeepAlive {
+pub struct Fixed {
     keep: Duration,
     service: Ewma,
     start: Ewma,
@@ -32,7 +32,7 @@ struct Windows {
     at: Time,
 }
 
-impl KeepAlive {
+impl Fixed {
     /// Idle sandboxes go after `keep` and not before.
     #[must_use]
     pub const fn new(keep: Duration) -> Self {
@@ -59,7 +59,7 @@ impl KeepAlive {
 /// The one data plane that a function has here.
 const PLANE: DataPlaneId = DataPlaneId(0);
 
-impl Scaling for KeepAlive {
+impl Scaling for Fixed {
     fn arrived(&mut self, levels: &Levels) {
         self.observe(levels);
     }
@@ -96,6 +96,7 @@ impl Scaling for KeepAlive {
             elapsed: levels.now.0,
             arrivals_total: 0,
             finished_total: 0,
+            expected: 0,
         };
         windows.kpa.observe(levels.now, PLANE, &demand);
         let desired = windows.kpa.desired(levels.now, 1, levels.busy + levels.idle);

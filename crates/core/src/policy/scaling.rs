@@ -9,7 +9,7 @@
 //! call is worth a sandbox.
 //!
 //! What ships implements this trait: [`Adaptive`](super::adaptive::Adaptive) and
-//! [`KeepAlive`](super::keep_alive::KeepAlive). Rivals and ablations implement it in the policy
+//! [`Fixed`](super::keep_alive::Fixed). Rivals and ablations implement it in the policy
 //! laboratory of the simulator.
 
 use std::{fmt::Debug, time::Duration};

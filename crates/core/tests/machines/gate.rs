@@ -116,7 +116,7 @@ fn view(concurrency: u32, targets: u32) -> Arc<FunctionView> {
         name: "f".parse().unwrap(),
         settings: Arc::new(Settings {
             max_queue: MAX_QUEUE,
-            keep_alive: KEEP_ALIVE,
+            keep_alive: KEEP_ALIVE.into(),
             ..Settings::default()
         }),
         targets: (1..=2).filter(|number| targets & number != 0).map(target).collect(),

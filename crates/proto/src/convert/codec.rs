@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, marker::PhantomData, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Bytes, ClusterId, DataPlaneId, Digest, Epoch, FunctionName, MilliCpu, Serial, WorkerId,
+    Bytes, ClusterId, DataPlaneId, Digest, Epoch, FunctionName, KeepAlive, MilliCpu, Serial,
+    WorkerId,
 };
 
 use crate::{Malformed, Why, limit};
@@ -56,6 +57,25 @@ impl Codec<u16, u32> for Short {
 
     fn take(wire: u32) -> Result<u16, Malformed> {
         wire.try_into().map_err(|_too_large| Malformed::new(Why::TooLarge(u16::MAX.into())))
+    }
+}
+
+/// A keep-alive in nanoseconds. No duration is as long as what stands for a learned one.
+pub(super) enum Kept {}
+
+impl Codec<KeepAlive, u64> for Kept {
+    fn put(core: KeepAlive) -> u64 {
+        match core {
+            KeepAlive::For(time) => <Nanos as Codec<Duration, u64>>::put(time).min(u64::MAX - 1),
+            KeepAlive::Auto => u64::MAX,
+        }
+    }
+
+    fn take(wire: u64) -> Result<KeepAlive, Malformed> {
+        Ok(match wire {
+            u64::MAX => KeepAlive::Auto,
+            nanos => KeepAlive::For(Duration::from_nanos(nanos)),
+        })
     }
 }
 

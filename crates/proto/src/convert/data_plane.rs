@@ -60,6 +60,7 @@ message! {
         elapsed: Plain,
         arrivals_total: Plain,
         finished_total: Plain,
+        expected: Plain,
     }
 }
 

@@ -11,8 +11,8 @@ use dirigent_core::{
 use super::{
     choice,
     codec::{
-        Choice, Codec, Enumeration, Environment, Exactly, List, Maybe, MaybeChoice, Message, Name,
-        Nanos, Needed, Number, Plain, Shared, Short, Text, Told,
+        Choice, Codec, Enumeration, Environment, Exactly, Kept, List, Maybe, MaybeChoice, Message,
+        Name, Nanos, Needed, Number, Plain, Shared, Short, Text, Told,
     },
     field, kinds, message, variants,
 };
@@ -114,7 +114,7 @@ message! {
     Settings {
         min: Plain,
         max: Plain,
-        keep_alive: Nanos,
+        keep_alive: Kept,
         timeout: Nanos,
         queue_timeout: Nanos,
         start_timeout: Nanos,

@@ -9,9 +9,9 @@ use std::{
 
 use dirigent_core::{
     Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, FunctionId,
-    FunctionName, FunctionView, Isolation, Listen, MilliCpu, Protocol, Resources, RevisionId,
-    RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial, Settings, Spec, StartFailure,
-    StartPhases, TokenView, WorkerId,
+    FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu, Protocol, Resources,
+    RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial, Settings, Spec,
+    StartFailure, StartPhases, TokenView, WorkerId,
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromDataPlaneBulk, FromWorker,
         FromWorkerBulk, Grant, Hello, Holding, Incarnation, InvocationRecord, Load, LogLine,
@@ -104,6 +104,12 @@ impl Any for bool {
 impl Any for Duration {
     fn any(from: &mut Source) -> Self {
         Self::from_nanos(u64::any(from))
+    }
+}
+
+impl Any for KeepAlive {
+    fn any(from: &mut Source) -> Self {
+        if !from.example && from.below(4) == 0 { Self::Auto } else { Duration::any(from).into() }
     }
 }
 
@@ -241,7 +247,7 @@ structs! {
     Holding { sandbox, revision, share, busy, draining, pinned }
     Demand {
         function, queued, oldest_wait, held, idle, busy, busy_integral, elapsed, arrivals_total,
-        finished_total
+        finished_total; expected
     }
     Returned { sandbox, share, serial, why }
     Grant { sandbox, revision, address, protocol, share, serial, pinned, start }

@@ -138,7 +138,7 @@ async fn a_sandbox_recalled_finishes_its_call_first() {
 async fn an_idle_sandbox_goes_back_after_its_keep_alive() {
     let rig = Rig::start().await;
     let backend = Backend::answering(|_, _| "ok".into()).await;
-    let settings = Settings { keep_alive: Duration::from_millis(50), ..Settings::default() };
+    let settings = Settings { keep_alive: Duration::from_millis(50).into(), ..Settings::default() };
     rig.serving("hello", Function { settings, ..Function::default() }, backend.address, 1).await;
     rig.returned(1, WhyReturned::Idle).await;
 }

@@ -166,7 +166,7 @@ pub fn measure(args: &PolicyArgs) -> Result<Report> {
     }
     if let Some(lab) = published(&trace, args.seed) {
         let mut contenders = contenders::all();
-        contenders.push(Contender::machines());
+        contenders.extend([Contender::machines(), Contender::learned()]);
         let points = measured(&lab, contenders)?;
         let named = |name: &str| points.iter().find(|point| point.name == name);
         if let (Some(ours), Some(fixed)) =

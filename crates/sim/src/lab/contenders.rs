@@ -3,10 +3,10 @@
 use std::{fmt, time::Duration};
 
 use dirigent_core::{
-    Time,
+    KeepAlive, Time,
     policy::{
         adaptive::{Adaptive, Terms},
-        keep_alive::KeepAlive,
+        keep_alive::Fixed,
         scaling::Scaling,
     },
 };
@@ -124,7 +124,7 @@ impl Contender {
     pub fn fixed(seconds: u64) -> Self {
         let keep = Duration::from_secs(seconds);
         let name = format!("fixed {seconds} s");
-        Self::new(Family::Fixed, name, Rules::OURS, move || KeepAlive::new(keep))
+        Self::new(Family::Fixed, name, Rules::OURS, move || Fixed::new(keep))
     }
 
     /// The same with the windows between the first sandbox and the last: the product's default.
@@ -133,22 +133,32 @@ impl Contender {
         let keep = Duration::from_secs(60);
         let rules = Rules { tick: Some(knative::TICK), ..Rules::OURS };
         let name = "shipped, 60 s with windows";
-        Self::new(Family::Shipped, name, rules, move || KeepAlive::with_windows(keep, Time::ZERO))
+        Self::new(Family::Shipped, name, rules, move || Fixed::with_windows(keep, Time::ZERO))
     }
 
     /// The default once more, by the product's own machines.
     #[must_use]
     pub fn machines() -> Self {
+        let keep_alive = Duration::from_secs(60).into();
+        Self::real(Family::Shipped, "shipped, real machines", keep_alive)
+    }
+
+    /// Ours once more, by the product's own machines.
+    #[must_use]
+    pub fn learned() -> Self {
+        Self::real(Family::Ours, "ours, real machines", KeepAlive::Auto)
+    }
+
+    fn real(family: Family, name: &str, keep_alive: KeepAlive) -> Self {
         let setup = Setup {
             planes: 1,
             affinity: true,
             sandboxes: (0, 1000),
-            keep_alive: Duration::from_secs(60),
+            keep_alive,
             link: Duration::ZERO,
             start: StartTime::Fixed(Duration::ZERO),
         };
-        let (name, family) = ("shipped, real machines".to_owned(), Family::Shipped);
-        Self { name, family, means: Means::Machines(setup) }
+        Self { name: name.to_owned(), family, means: Means::Machines(setup) }
     }
 
     /// As published.
@@ -235,7 +245,7 @@ pub fn ablations() -> Vec<Contender> {
     let late = Rules { binding: Binding::Late, ..PUBLISHED };
     let early = Rules { binding: PUBLISHED.binding, ..Rules::OURS };
     let ticked = Rules { tick: Some(artifact::PERIOD), ..Rules::OURS };
-    let minute = || KeepAlive::new(Duration::from_secs(60));
+    let minute = || Fixed::new(Duration::from_secs(60));
     let sized = move || StartsOf::new(Artifact::default(), minute());
     let lacks = |lack| move || Reduced::new(minute(), lack);
     vec![

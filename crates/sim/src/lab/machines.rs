@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use dirigent_core::{
     Address, Bytes, Cause, ClusterId, Epoch, Fault, FunctionName, InvocationId, Isolation,
-    MilliCpu, Office, Records, RequestId, RuntimeKind, SandboxId, Settings, Spec, StartFailure,
-    StreamId, Time,
+    KeepAlive, MilliCpu, Office, Records, RequestId, RuntimeKind, SandboxId, Settings, Spec,
+    StartFailure, StreamId, Time,
     control::{self, Control, Outcome},
     frame::{Capacity, DataPlaneHello, FromDataPlane, Hello, Incarnation, ToDataPlane, ToWorker},
     gate::{self, Attempt, Finish, Gate, Verdict},
@@ -39,7 +39,7 @@ pub struct Setup {
     /// Sandboxes at least and at most.
     pub sandboxes: (u32, u32),
     /// Of idle ones.
-    pub keep_alive: Duration,
+    pub keep_alive: KeepAlive,
     /// From one machine to another.
     pub link: Duration,
     /// How long a start takes.
@@ -144,9 +144,9 @@ fn content(setup: &Setup) -> Result<(Arc<Spec>, Arc<Settings>)> {
     let (min, max) = setup.sandboxes;
     let text = format!(
         "name = \"f\"\nsandbox.command = [\"x\"]\nresources.memory = \"16MiB\"\n\
-         scaling = {{ min = {min}, max = {max}, keep_alive = \"{}ms\" }}\n\
+         scaling = {{ min = {min}, max = {max}, keep_alive = \"{}\" }}\n\
          invocation = {{ max_queue = 100000 }}",
-        setup.keep_alive.as_millis()
+        setup.keep_alive
     );
     let manifest: Manifest = toml::from_str(&text).context("the function's manifest")?;
     let (_, spec, settings) = manifest.validate(None).context("the function's manifest")?;

@@ -88,7 +88,7 @@ pub fn measure(services: &[u64], count: u64, seed: u64) -> Result<Vec<Spread>> {
                 planes,
                 affinity,
                 sandboxes: (SANDBOXES, SANDBOXES),
-                keep_alive: Duration::from_secs(600),
+                keep_alive: Duration::from_secs(600).into(),
                 link: LINK,
                 start: StartTime::Fixed(Duration::from_millis(5)),
             };

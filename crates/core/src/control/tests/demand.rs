@@ -556,3 +556,41 @@ fn slots_of_calls_shorter_than_a_move_are_not_shared() {
     };
     assert!(!world.said().iter().any(busy));
 }
+
+#[test]
+fn what_a_data_plane_expects_is_started_for_it_and_withdrawn() {
+    let settings = Settings { keep_alive: crate::KeepAlive::Auto, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    let expected = |n| Demand { expected: n, ..demand(function, 0, 0, 0) };
+    world.demand(PLANE, expected(2));
+    let started = world.started();
+    assert_eq!(started.len(), 2);
+    world.demand(PLANE, expected(2));
+    assert_eq!(world.started(), [], "the same level decides nothing new");
+    world.ready(started[0]);
+    let granted = world.granted();
+    assert_eq!((granted[0].0, granted[0].1.sandbox, granted.len()), (PLANE, started[0], 1));
+    let decision = world.describe("hello").decisions.remove(0);
+    assert_eq!(decision.rule, "expected");
+    // The other one is not expected any more, but is under way: it comes.
+    world.demand(PLANE, Demand { held: 1, idle: 1, ..expected(1) });
+    world.ready(started[1]);
+    assert_eq!(world.granted().len(), 1);
+    assert_eq!(world.started(), []);
+}
+
+#[test]
+fn nothing_is_started_ahead_in_a_crash_loop() {
+    let settings = Settings { keep_alive: crate::KeepAlive::Auto, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    let expected = Demand { expected: 1, ..demand(function, 0, 0, 0) };
+    for _ in 0..3 {
+        world.demand(PLANE, expected);
+        let started = world.started();
+        assert_eq!(started.len(), 1);
+        world.gone(started[0], failure(Fault::Function));
+    }
+    world.demand(PLANE, expected);
+    world.pass(Duration::from_secs(300));
+    assert_eq!(world.started(), []);
+}

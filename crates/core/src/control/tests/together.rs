@@ -366,7 +366,7 @@ impl Together {
         let settings = Settings {
             min: u32::try_from(self.below(2)).unwrap(),
             max: 6,
-            keep_alive: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(2).into(),
             start_timeout: Duration::from_secs(2),
             ..Settings::default()
         };
@@ -673,7 +673,8 @@ fn everything_comes_to_rest(seed: u64, gentle: bool) {
     beats(&mut world, FAULTS_END);
     // What may not start is not there any more; both functions exist and one is without `min`.
     for name in &NAMES[..2] {
-        let settings = Settings { keep_alive: Duration::from_secs(2), ..Settings::default() };
+        let settings =
+            Settings { keep_alive: Duration::from_secs(2).into(), ..Settings::default() };
         for _ in 0..2 {
             world.next += 1;
             let call = deploy(name, &spec("end", 1), &settings, false);

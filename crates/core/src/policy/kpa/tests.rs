@@ -20,6 +20,7 @@ fn level(now: Time, busy: u32, busy_seconds: u64) -> Demand {
         elapsed: now.0 - at(0).0,
         arrivals_total: 0,
         finished_total: 0,
+        expected: 0,
     }
 }
 

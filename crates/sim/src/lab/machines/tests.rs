@@ -3,7 +3,12 @@ use dirigent_trace::{
     synthetic::{Shape, trace},
 };
 
-use crate::lab::{Lab, MINUTE, calls::Subject, contenders::Contender, planes};
+use crate::lab::{
+    Lab, MINUTE,
+    calls::Subject,
+    contenders::{Contender, PRICE},
+    planes,
+};
 
 use super::*;
 
@@ -17,15 +22,21 @@ fn the_model_does_what_the_machines_do() {
         seed: 1,
         window: (0, 20 * MINUTE),
     };
-    let model = lab.figures(&Contender::shipped()).unwrap();
-    let real = lab.figures(&Contender::machines()).unwrap();
-    assert_eq!(model.calls, real.calls);
-    // The windows are read every 2 s, from moments that differ: not every start is the same one.
-    let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.1;
-    let counts = |a: u64, b: u64| near(a as f64, b as f64);
-    assert!(counts(model.cold, real.cold), "cold: {model:?} {real:?}");
-    assert!(counts(model.created, real.created), "sandboxes: {model:?} {real:?}");
-    assert!(near(model.cost, real.cost) && near(model.tail, real.tail), "{model:?} {real:?}");
+    let pairs = [
+        (Contender::shipped(), Contender::machines()),
+        (Contender::ours(PRICE), Contender::learned()),
+    ];
+    for (model, real) in pairs {
+        let (model, real) = (lab.figures(&model).unwrap(), lab.figures(&real).unwrap());
+        assert_eq!(model.calls, real.calls);
+        // The windows are read every 2 s, from moments that differ: not every start is the same
+        // one.
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.1;
+        let counts = |a: u64, b: u64| near(a as f64, b as f64);
+        assert!(counts(model.cold, real.cold), "cold: {model:?} {real:?}");
+        assert!(counts(model.created, real.created), "sandboxes: {model:?} {real:?}");
+        assert!(near(model.cost, real.cost) && near(model.tail, real.tail), "{model:?} {real:?}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use dirigent_core::policy::{adaptive::Adaptive, keep_alive::KeepAlive, scaling::Hold};
+use dirigent_core::policy::{adaptive::Adaptive, keep_alive::Fixed, scaling::Hold};
 
 use super::*;
 use crate::lab::policies::{artifact::Artifact, knative::Knative};
@@ -20,8 +20,8 @@ fn waits_ms(felt: &Felt) -> Vec<u64> {
     felt.waits.iter().map(|wait| wait / MS).collect()
 }
 
-fn fixed(seconds: u64) -> KeepAlive {
-    KeepAlive::new(Duration::from_secs(seconds))
+fn fixed(seconds: u64) -> Fixed {
+    Fixed::new(Duration::from_secs(seconds))
 }
 
 /// Sandbox seconds, to the millisecond.
@@ -137,7 +137,7 @@ fn no_call_is_lost_under_any_rules() {
             for felt in [
                 run(&calls, Artifact::default(), rules),
                 run(&calls, Knative::new(Duration::from_secs(60)), rules),
-                run(&calls, KeepAlive::with_windows(Duration::from_secs(5), Time(0)), rules),
+                run(&calls, Fixed::with_windows(Duration::from_secs(5), Time(0)), rules),
                 run(
                     &calls,
                     Adaptive::new(dirigent_core::policy::adaptive::Terms::default()),
