@@ -32,6 +32,7 @@ pub mod manifest;
 pub mod member;
 pub mod model;
 pub mod name;
+pub mod outbound;
 pub mod time;
 pub mod units;
 
@@ -51,5 +52,6 @@ pub use id::{
 pub use member::{Member, MemberError, Role};
 pub use model::*;
 pub use name::{FunctionName, NameError};
+pub use outbound::{Destination, DestinationError, Outbound};
 pub use time::Time;
 pub use units::{Bytes, MilliCpu};

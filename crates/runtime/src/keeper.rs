@@ -37,6 +37,8 @@ use std::{
     time::Duration,
 };
 
+use dirigent_core::Isolation;
+use ipnet::Ipv4Net;
 use rustix::{
     fs::{FlockOperation, flock},
     process::{Resource, Rlimit, getrlimit, setrlimit, setsid, umask},
@@ -69,8 +71,12 @@ pub(crate) struct Options {
     pub(crate) idle_ms: u64,
     /// How long sandboxes may go on without a worker.
     pub(crate) abandoned_ms: u64,
-    /// Whether `basic` may be used at all.
-    pub(crate) basic: bool,
+    /// The strongest isolation that may be used at all.
+    pub(crate) max_isolation: Isolation,
+    /// Where sandboxes with a network of their own get their addresses; chosen if none is given.
+    pub(crate) range: Option<Ipv4Net>,
+    /// Networks kept prepared.
+    pub(crate) spaces: usize,
     /// Where sandboxes are, and who reaches them.
     pub(crate) network: Network,
     /// How often the network rules are made anew.
@@ -208,6 +214,18 @@ fn raise_open_files() {
 impl Options {
     pub(crate) fn idle(&self) -> Duration {
         Duration::from_millis(self.idle_ms)
+    }
+
+    /// For the pool of networks.
+    pub(crate) fn pool(&self) -> crate::network::Settings {
+        let Network { address, admitted, forbidden, .. } = &self.network;
+        crate::network::Settings {
+            range: self.range,
+            address: *address,
+            admitted: admitted.clone(),
+            forbidden: forbidden.clone(),
+            ready: self.spaces,
+        }
     }
 
     pub(crate) fn abandoned(&self) -> Duration {

@@ -12,6 +12,7 @@ pub mod container;
 pub mod fake;
 pub mod keeper;
 mod logs;
+mod network;
 pub mod process;
 mod sys;
 

@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 mod link;
 pub(crate) mod listeners;
+mod spaces;
 
 use std::{
     collections::BTreeMap,
@@ -22,11 +23,11 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Cause, Digest, Fault, Isolation, Listen, RuntimeKind, SandboxId, StartFailure,
+    Bytes, Cause, Digest, Fault, Isolation, Listen, Outbound, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::Errno,
@@ -47,6 +48,8 @@ use crate::{
 use driver::{Driver, Entry, Order};
 use link::Link;
 use listeners::Listeners;
+use spaces::Ledger;
+pub use spaces::{Lent, Spaces};
 
 /// How the process runtime works.
 #[derive(Clone, Debug)]
@@ -62,6 +65,13 @@ pub struct ProcessConfig {
     pub min_isolation: Isolation,
     /// Sandboxes kept prepared.
     pub parked: usize,
+    /// Networks of their own kept prepared; each costs the kernel some 200 KiB.
+    pub spaces: usize,
+    /// Where sandboxes with a network of their own get their addresses; if none is given, one is
+    /// chosen that the machine does not use.
+    pub range: Option<Ipv4Net>,
+    /// Hosts that those do not reach, such as control planes'; nor do they reach this one.
+    pub forbidden: Vec<Ipv4Addr>,
     /// As root, sandboxes get uids from here on, 65,536 of them. The default is a range that no
     /// allocation of uids in use hands out.
     pub uid_base: u32,
@@ -95,9 +105,12 @@ impl ProcessConfig {
         Self {
             directory: directory.to_owned(),
             keeper_command,
-            max_isolation: Isolation::Basic,
+            max_isolation: Isolation::Strict,
             min_isolation: Isolation::Plain,
             parked: 8,
+            spaces: 32,
+            range: None,
+            forbidden: Vec::new(),
             uid_base: 1_900_000_000,
             processes: 1024,
             log_file: Bytes::mib(8),
@@ -122,12 +135,15 @@ impl ProcessConfig {
             log_total: self.log_total.0,
             idle_ms: milliseconds(self.keeper_idle),
             abandoned_ms: milliseconds(self.abandoned_after),
-            basic: self.max_isolation >= Isolation::Basic,
+            max_isolation: self.max_isolation,
+            range: self.range,
+            spaces: self.spaces,
             network: Network {
                 address: self.address,
                 ports: self.ports,
                 admitted: self.admitted.clone(),
                 protected_ports: self.protected_ports.clone(),
+                forbidden: self.forbidden.clone(),
             },
             rules_ms: milliseconds(self.rules_every),
         })
@@ -167,6 +183,7 @@ struct Shared {
     orders: std_mpsc::SyncSender<Order>,
     wake: rustix::fd::OwnedFd,
     listeners: Mutex<Listeners>,
+    spaces: Ledger,
     closing: AtomicBool,
 }
 
@@ -208,10 +225,12 @@ impl ProcessRuntime {
             abilities: Mutex::new(welcome.abilities.clone()),
             orders,
             listeners: Mutex::new(Listeners::new(config.address)),
+            spaces: Ledger::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             closing: AtomicBool::new(false),
             config,
         });
+        shared.spaces.found(welcome.lent.clone());
         let driver = Driver::new(Arc::clone(&shared), options, stream, inbox, events, &welcome)?;
         let thread = std::thread::Builder::new()
             .name("process-runtime".to_owned())
@@ -242,6 +261,12 @@ impl ProcessRuntime {
         self.join();
     }
 
+    /// Networks for sandboxes of other runtimes on this machine.
+    #[must_use]
+    pub fn spaces(&self) -> Spaces {
+        Spaces::new(&self.shared)
+    }
+
     fn join(&self) {
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
@@ -254,23 +279,18 @@ impl ProcessRuntime {
     /// The level for a spec, or why it cannot be had.
     fn level(&self, wanted: Option<Isolation>) -> Result<Isolation, (String, Fault)> {
         let ProcessConfig { min_isolation, max_isolation, .. } = self.shared.config;
-        let Abilities { no_basic, basic_lacks, .. } = lock(&self.shared.abilities).clone();
-        let best = match no_basic {
-            None => Isolation::Basic.min(max_isolation),
-            Some(_) => Isolation::Plain,
-        };
+        let abilities = lock(&self.shared.abilities).clone();
+        let best = usual(&abilities).min(max_isolation);
         let level = wanted.unwrap_or(best);
-        if level == Isolation::Strict || min_isolation == Isolation::Strict {
-            let message = "isolation `strict` does not exist yet: use `basic`".to_owned();
-            return Err((message, Fault::Function));
-        }
+        let Abilities { no_strict, no_basic, basic_lacks, .. } = abilities;
         if level > best {
-            let why = no_basic.unwrap_or_else(|| "switched off by configuration".to_owned());
+            let why = if level == Isolation::Strict { no_strict } else { no_basic };
+            let why = why.unwrap_or_else(|| "switched off by configuration".to_owned());
             return Err((format!("isolation `{level}` does not work here: {why}"), Fault::Worker));
         }
         // A demand is met in full or refused.
         let demanded = wanted.unwrap_or(Isolation::Plain).max(min_isolation);
-        if demanded == Isolation::Basic && !basic_lacks.is_empty() {
+        if demanded >= Isolation::Basic && !basic_lacks.is_empty() {
             let lacks = basic_lacks.join("; ");
             let message = format!("isolation `basic` is not complete here: {lacks}");
             return Err((message, Fault::Worker));
@@ -302,6 +322,11 @@ impl ProcessRuntime {
             })?),
         };
         let pass_listener = spec.sandbox.listen == Listen::Fd;
+        // In a network of its own every address is its own.
+        let host = match isolation {
+            Isolation::Strict => Ipv4Addr::UNSPECIFIED,
+            Isolation::Plain | Isolation::Basic => self.shared.config.address,
+        };
         Ok(Start {
             adopted: Adopted {
                 report: SandboxReport {
@@ -318,11 +343,21 @@ impl ProcessRuntime {
             isolation,
             builtin: spec.sandbox.command.first().is_some_and(|program| program == "dirigent"),
             command: spec.sandbox.command.clone(),
-            environment: environment(create, self.shared.config.address),
+            environment: environment(create, host),
             artifact,
             port: create.port,
             pass_listener,
+            outbound: Outbound::Internet,
         })
+    }
+}
+
+/// What a function gets that demands nothing.
+const fn usual(abilities: &Abilities) -> Isolation {
+    match (&abilities.no_basic, &abilities.no_strict) {
+        (Some(_), _) => Isolation::Plain,
+        (None, Some(_)) => Isolation::Basic,
+        (None, None) => Isolation::Strict,
     }
 }
 
@@ -351,18 +386,13 @@ impl Runtime for ProcessRuntime {
     fn facts(&self) -> Facts {
         let abilities = lock(&self.shared.abilities).clone();
         let mut missing = Vec::new();
-        let usual = match abilities.no_basic {
-            None => Isolation::Basic,
-            Some(why) => {
-                missing.push(format!("basic: {why}"));
-                Isolation::Plain
-            }
-        };
+        let usual = usual(&abilities);
+        missing.extend(abilities.no_basic.map(|why| format!("basic: {why}")));
+        missing.extend(abilities.no_strict.map(|why| format!("strict: {why}")));
         let complete = abilities.basic_lacks.is_empty();
         let best = if complete { usual } else { Isolation::Plain };
         missing.extend(abilities.basic_lacks);
         missing.extend(abilities.missing);
-        missing.push("strict: does not exist yet (a network of its own per sandbox)".to_owned());
         Facts { kind: RuntimeKind::Process, best: Some(best), usual: Some(usual), missing }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The function takes one line per connection and answers with text: `run COMMAND` gives the output
 //! of a shell, `print TEXT` and `complain TEXT` write to its log, `exit N` ends it, `eat MIB` takes
-//! memory, `connect ADDRESS` tries to reach somebody,
+//! memory, `connect ADDRESS` tries to reach somebody, `raw` tries for sockets that see others' packets,
 //! `squat PORTS` listens there. Before it listens it does what `MODE` says.
 
 use std::{
@@ -89,6 +89,20 @@ fn hold(mib: &str) -> ! {
     }
 }
 
+fn raw() -> String {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    let attempts = [
+        ("ping", AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)),
+        ("raw", AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)),
+        ("raw6", AddressFamily::INET6, SocketType::RAW, Some(ipproto::ICMPV6)),
+        ("packets", AddressFamily::PACKET, SocketType::RAW, None),
+    ];
+    let got = attempts
+        .into_iter()
+        .filter(|(_, family, kind, protocol)| socket(*family, *kind, *protocol).is_ok());
+    got.map(|(name, ..)| name).collect::<Vec<_>>().join(" ")
+}
+
 fn answer(mut connection: TcpStream) {
     let mut line = String::new();
     if BufReader::new(&connection).read_line(&mut line).is_err() {
@@ -143,6 +157,8 @@ fn answer(mut connection: TcpStream) {
             Ok(_) => "connected".to_owned(),
             Err(error) => format!("refused: {error}"),
         },
+        // Sockets that see or make what is not a connection of one's own.
+        "raw" => raw(),
         "env" => {
             let mut all: Vec<_> = std::env::vars().map(|(k, v)| format!("{k}={v}")).collect();
             all.sort();

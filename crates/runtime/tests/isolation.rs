@@ -1,4 +1,5 @@
-//! `basic`, line by line: functions that try to break out. Run as root and as an ordinary user; what
+//! `basic` and `strict`, line by line: functions that try to break out. What only `strict` promises is
+//! in `strict.rs`. Run as root and as an ordinary user; what
 //! only root gives is skipped with a printed reason.
 
 #![cfg(test)]
@@ -16,9 +17,18 @@ use dirigent_runtime::{
 
 const BASIC: Isolation = Isolation::Basic;
 
-/// A rig where `basic` works, or none.
-fn rig() -> Option<Rig> {
-    rig_with(|_| {})
+/// On each level that promises it, of those that work here: demanded, or, where something of `basic`
+/// is missing, what there is without a demand.
+fn each(test: impl Fn(&mut Rig, Option<Isolation>)) {
+    let Some(mut rig) = rig_with(|config| config.max_isolation = BASIC) else { return };
+    let level = rig.basic();
+    test(&mut rig, level);
+    drop(rig);
+    let mut rig = Rig::new(|_| {});
+    if !rig.has_strict() {
+        return println!("skipped for strict: {:?}", rig.runtime.facts().missing);
+    }
+    test(&mut rig, Some(Isolation::Strict));
 }
 
 fn rig_with(change: impl FnOnce(&mut ProcessConfig)) -> Option<Rig> {
@@ -120,79 +130,96 @@ fn network_rules_that_are_flushed_or_outdated_are_made_anew() {
 
 #[test]
 fn the_machines_files_are_not_there() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let token = rig.directory.path().join("token");
-    fs::write(&token, "secret").expect("writes");
-    let (sandbox, port) = rig.serve(level);
-    for path in ["/root", "/home", "/run", "/var", "/etc/shadow", "/etc/gshadow", "/sys", "/boot"] {
-        refused(port, &format!("ls {path}"));
-    }
-    refused(port, &format!("cat {}", token.display()));
-    refused(port, &format!("ls {}", rig.directory.path().display()));
-    // As a user nothing is mounted there: it is the same user, whom no mode would stop.
-    if is_root() {
-        refused(port, "ls /.artifacts/all");
-    } else {
-        assert_eq!(run(port, "ls /.artifacts/all"), "");
-    }
-    assert_eq!(run(port, "ls -a /tmp"), ".\n..\n");
-    assert!(!run(port, "cat /etc/passwd").contains("/home/"));
-    rig.destroy(sandbox);
+    each(|rig, level| {
+        let token = rig.directory.path().join("token");
+        fs::write(&token, "secret").expect("writes");
+        let (sandbox, port) = rig.serve(level);
+        for path in
+            ["/root", "/home", "/run", "/var", "/etc/shadow", "/etc/gshadow", "/sys", "/boot"]
+        {
+            refused(port, &format!("ls {path}"));
+        }
+        refused(port, &format!("cat {}", token.display()));
+        refused(port, &format!("ls {}", rig.directory.path().display()));
+        // As a user nothing is mounted there: it is the same user, whom no mode would stop.
+        if is_root() {
+            refused(port, "ls /.artifacts/all");
+        } else {
+            assert_eq!(run(port, "ls /.artifacts/all"), "");
+        }
+        assert_eq!(run(port, "ls -a /tmp"), ".\n..\n");
+        assert!(!run(port, "cat /etc/passwd").contains("/home/"));
+        rig.destroy(sandbox);
+    });
 }
 
 #[test]
 fn nothing_can_be_written_outside_of_temporary_space() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let (sandbox, port) = rig.serve(level);
-    for path in ["/x", "/usr/x", "/usr/bin/x", "/etc/x", "/etc/hosts", "/dev/x", "/.dirigent/x"] {
-        refused(port, &format!("echo x > {path}"));
-    }
-    refused(port, "echo x > /proc/sys/kernel/hostname");
-    refused(port, "echo x > /proc/sysrq-trigger");
-    for path in ["/tmp/x", "/app/x", "/dev/shm/x", "./y"] {
-        run(port, &format!("echo x > {path}"));
-    }
-    assert_eq!(run(port, "pwd"), "/app\n");
-    run(port, "echo x > /dev/null; head -c 4 /dev/urandom; head -c 4 /dev/zero");
-    rig.destroy(sandbox);
-    assert!(!std::path::Path::new("/tmp/x").exists());
+    each(|rig, level| {
+        let (sandbox, port) = rig.serve(level);
+        for path in ["/x", "/usr/x", "/usr/bin/x", "/etc/x", "/etc/hosts", "/dev/x", "/.dirigent/x"]
+        {
+            refused(port, &format!("echo x > {path}"));
+        }
+        refused(port, "echo x > /proc/sys/kernel/hostname");
+        refused(port, "echo x > /proc/sysrq-trigger");
+        for path in ["/tmp/x", "/app/x", "/dev/shm/x", "./y"] {
+            run(port, &format!("echo x > {path}"));
+        }
+        assert_eq!(run(port, "pwd"), "/app\n");
+        run(port, "echo x > /dev/null; head -c 4 /dev/urandom; head -c 4 /dev/zero");
+        rig.destroy(sandbox);
+        assert!(!std::path::Path::new("/tmp/x").exists());
+    });
 }
 
 #[test]
 fn standard_output_can_be_opened_by_its_name() {
-    let Some(mut rig) = rig() else { return };
-    let script = "set -e; echo out > /dev/stdout; echo err > /dev/stderr; exit 7";
-    let create = create(&["/bin/sh", "-c", script], rig.basic());
-    let (sandbox, function) = (create.order.sandbox, create.order.revision.function);
-    rig.runtime.create(create);
-    assert_eq!(rig.gone(sandbox).cause, Cause::Exited { code: 7 });
-    let lines: Vec<String> = rig.lines(function).into_iter().map(|line| line.text).collect();
-    assert!(["out", "err"].iter().all(|text| lines.iter().any(|line| line == text)), "{lines:?}");
+    each(|rig, level| {
+        let script = "set -e; echo out > /dev/stdout; echo err > /dev/stderr; exit 7";
+        let create = create(&["/bin/sh", "-c", script], level);
+        let (sandbox, function) = (create.order.sandbox, create.order.revision.function);
+        rig.runtime.create(create);
+        assert_eq!(rig.gone(sandbox).cause, Cause::Exited { code: 7 });
+        let lines: Vec<String> = rig.lines(function).into_iter().map(|line| line.text).collect();
+        assert!(
+            ["out", "err"].iter().all(|text| lines.iter().any(|line| line == text)),
+            "{lines:?}"
+        );
+    });
 }
 
 /// The network rules go by the user whose a socket is, and a listener that is passed can be made
 /// into a socket that connects.
 #[test]
 fn a_listener_that_is_passed_is_the_sandboxs_own() {
-    let Some(mut rig) = rig() else { return };
-    let create = with(server(rig.basic()), |spec| spec.sandbox.listen = Listen::Fd);
-    let (sandbox, port) = (create.order.sandbox, create.port);
-    rig.runtime.create(create);
-    rig.listening(sandbox);
-    let own = run(port, "id -u").trim().to_owned();
-    let table = fs::read_to_string("/proc/net/tcp").expect("is there");
-    let listens = |line: &&str| line.contains(&format!(" 0100007F:{port:04X} 00000000:0000 0A "));
-    let line = table.lines().find(listens).expect("it listens");
-    let user = line.split_whitespace().nth(7).expect("a user");
-    if is_root() {
-        assert_eq!(user, own);
-        assert_ne!(user, "0");
-    } else {
-        assert_eq!(user, rustix::process::geteuid().as_raw().to_string(), "it is the same user");
-    }
-    rig.destroy(sandbox);
+    each(|rig, level| {
+        let create = with(server(level), |spec| spec.sandbox.listen = Listen::Fd);
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        rig.listening(sandbox);
+        let own = run(port, "id -u").trim().to_owned();
+        let strict = level == Some(Isolation::Strict);
+        let table = match strict {
+            true => run(port, "cat /proc/net/tcp"),
+            false => fs::read_to_string("/proc/net/tcp").expect("is there"),
+        };
+        let host = if strict { "00000000" } else { "0100007F" };
+        let listens = |line: &&str| line.contains(&format!(" {host}:{port:04X} 00000000:0000 0A "));
+        let line = table.lines().find(listens).expect("it listens");
+        let user = line.split_whitespace().nth(7).expect("a user");
+        if is_root() {
+            assert_eq!(user, own);
+            assert_ne!(user, "0");
+        } else {
+            assert_eq!(
+                user,
+                rustix::process::geteuid().as_raw().to_string(),
+                "it is the same user"
+            );
+        }
+        rig.destroy(sandbox);
+    });
 }
 
 /// Put an artifact where the runtime finds it.
@@ -235,41 +262,42 @@ fn artifact(rig: &mut Rig, number: u8, file: &str) -> Digest {
 
 #[test]
 fn a_function_finds_its_own_artifact_and_cannot_change_it() {
-    let Some(mut rig) = rig() else { return };
-    let (mine, others) = (artifact(&mut rig, 1, "mine"), artifact(&mut rig, 2, "others"));
-    let create = with(server(rig.basic()), |spec| spec.artifact = Some(mine));
-    let (sandbox, port) = (create.order.sandbox, create.port);
-    rig.runtime.create(create);
-    rig.listening(sandbox);
-    assert_eq!(run(port, "cat mine"), "data1");
-    assert_eq!(run(port, "ls"), "mine\n");
-    assert_eq!(run(port, "find / -name others 2>/dev/null; true"), "");
-    // The layer above it may be changed; what others see is below.
-    ask(port, "run rm -f mine; echo changed > mine");
-    let directory = rig.directory.path().join("artifacts");
-    let kept = directory.join(mine.to_string().trim_start_matches("sha256:")).join("mine");
-    assert_eq!(fs::read_to_string(kept).expect("is there"), "data1");
-    assert!(directory.join(others.to_string().trim_start_matches("sha256:")).exists());
-    rig.destroy(sandbox);
+    each(|rig, level| {
+        let (mine, others) = (artifact(rig, 1, "mine"), artifact(rig, 2, "others"));
+        let create = with(server(level), |spec| spec.artifact = Some(mine));
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        rig.listening(sandbox);
+        assert_eq!(run(port, "cat mine"), "data1");
+        assert_eq!(run(port, "ls"), "mine\n");
+        assert_eq!(run(port, "find / -name others 2>/dev/null; true"), "");
+        // The layer above it may be changed; what others see is below.
+        ask(port, "run rm -f mine; echo changed > mine");
+        let directory = rig.directory.path().join("artifacts");
+        let kept = directory.join(mine.to_string().trim_start_matches("sha256:")).join("mine");
+        assert_eq!(fs::read_to_string(kept).expect("is there"), "data1");
+        assert!(directory.join(others.to_string().trim_start_matches("sha256:")).exists());
+        rig.destroy(sandbox);
+    });
 }
 
 #[test]
 fn a_neighbour_is_neither_seen_nor_signalled() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let (one, port) = rig.serve(level);
-    let (two, other) = rig.serve(level);
-    let seen = run(port, "ls /proc | grep -c '^[0-9]'");
-    assert!(seen.trim().parse::<u32>().expect("a number") < 10, "{seen}");
-    ask(port, "run kill -9 -1");
-    assert_eq!(run(other, "echo alive"), "alive\n");
-    // Its own init neither dies of it nor lets itself be looked into.
-    rig.runtime.destroy(one, Duration::ZERO);
-    assert!(matches!(rig.gone(one).cause, Cause::Signalled { signal: 9 } | Cause::Stopped));
-    refused(other, "cat /proc/1/environ | grep .");
-    refused(other, "cat /proc/1/mem");
-    refused(other, "ls /proc/1/root/home");
-    rig.destroy(two);
+    each(|rig, level| {
+        let (one, port) = rig.serve(level);
+        let (two, other) = rig.serve(level);
+        let seen = run(port, "ls /proc | grep -c '^[0-9]'");
+        assert!(seen.trim().parse::<u32>().expect("a number") < 10, "{seen}");
+        ask(port, "run kill -9 -1");
+        assert_eq!(run(other, "echo alive"), "alive\n");
+        // Its own init neither dies of it nor lets itself be looked into.
+        rig.runtime.destroy(one, Duration::ZERO);
+        assert!(matches!(rig.gone(one).cause, Cause::Signalled { signal: 9 } | Cause::Stopped));
+        refused(other, "cat /proc/1/environ | grep .");
+        refused(other, "cat /proc/1/mem");
+        refused(other, "ls /proc/1/root/home");
+        rig.destroy(two);
+    });
 }
 
 #[test]
@@ -324,95 +352,101 @@ fn nobody_has_a_capability_or_can_get_one() {
 
 #[test]
 fn forbidden_calls_are_refused() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let (sandbox, port) = rig.serve(level);
-    refused(port, "mount -t tmpfs none /tmp");
-    refused(port, "umount /tmp");
-    refused(port, "unshare -U true");
-    refused(port, "unshare -m true");
-    refused(port, "chroot / true");
-    refused(port, "mknod /tmp/disk b 8 0");
-    refused(port, "hostname other");
-    refused(port, "dmesg");
-    refused(port, "nsenter -t 1 -m true");
-    rig.destroy(sandbox);
+    each(|rig, level| {
+        let (sandbox, port) = rig.serve(level);
+        refused(port, "mount -t tmpfs none /tmp");
+        refused(port, "umount /tmp");
+        refused(port, "unshare -U true");
+        refused(port, "unshare -m true");
+        refused(port, "chroot / true");
+        refused(port, "mknod /tmp/disk b 8 0");
+        refused(port, "hostname other");
+        refused(port, "dmesg");
+        refused(port, "nsenter -t 1 -m true");
+        rig.destroy(sandbox);
+    });
 }
 
 #[test]
 fn a_fork_bomb_ends_at_its_bound() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let create = with(server(rig.basic()), |spec| spec.resources.memory = Bytes::mib(512));
-    let (sandbox, port) = (create.order.sandbox, create.port);
-    rig.runtime.create(create);
-    rig.listening(sandbox);
-    let (other, other_port) = rig.serve(level);
-    let answer =
-        ask(port, "run for i in $(seq 1 3000); do sleep 60 >/dev/null 2>&1 & done; echo all");
-    assert!(!answer.starts_with("0:all"), "3000 processes: {answer}");
-    assert_eq!(run(other_port, "echo alive"), "alive\n");
-    rig.destroy(sandbox);
-    rig.destroy(other);
+    each(|rig, level| {
+        let create = with(server(level), |spec| spec.resources.memory = Bytes::mib(512));
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        rig.listening(sandbox);
+        let (other, other_port) = rig.serve(level);
+        let answer =
+            ask(port, "run for i in $(seq 1 3000); do sleep 60 >/dev/null 2>&1 & done; echo all");
+        assert!(!answer.starts_with("0:all"), "3000 processes: {answer}");
+        assert_eq!(run(other_port, "echo alive"), "alive\n");
+        rig.destroy(sandbox);
+        rig.destroy(other);
+    });
 }
 
 #[test]
 fn a_memory_bomb_is_told_as_such() {
-    let Some(mut rig) = rig() else { return };
-    let create = with(mode(server(rig.basic()), "print=hungry eat=300 never"), |spec| {
-        spec.resources.memory = Bytes::mib(32);
+    each(|rig, level| {
+        let create = with(mode(server(level), "print=hungry eat=300 never"), |spec| {
+            spec.resources.memory = Bytes::mib(32);
+        });
+        let sandbox = create.order.sandbox;
+        rig.runtime.create(create);
+        if rig.runtime.facts().missing.iter().any(|line| line.starts_with("memory:")) {
+            println!(
+                "skipped in part: memory is only watched here, this one is given back too fast"
+            );
+            rig.runtime.destroy(sandbox, Duration::ZERO);
+            rig.gone(sandbox);
+            return;
+        }
+        let failure = rig.gone(sandbox);
+        assert_eq!(failure.cause, Cause::OutOfMemory { limit: Bytes::mib(32) });
+        assert_eq!(failure.log_tail, ["hungry"]);
     });
-    let sandbox = create.order.sandbox;
-    rig.runtime.create(create);
-    if rig.runtime.facts().missing.iter().any(|line| line.starts_with("memory:")) {
-        println!("skipped in part: memory is only watched here, this one is given back too fast");
-        rig.runtime.destroy(sandbox, Duration::ZERO);
-        rig.gone(sandbox);
-        return;
-    }
-    let failure = rig.gone(sandbox);
-    assert_eq!(failure.cause, Cause::OutOfMemory { limit: Bytes::mib(32) });
-    assert_eq!(failure.log_tail, ["hungry"]);
 }
 
 #[test]
 fn memory_that_is_kept_above_the_limit_ends_the_sandbox() {
-    let Some(mut rig) = rig() else { return };
-    let create = with(mode(server(rig.basic()), "hold=300 never"), |spec| {
-        spec.resources.memory = Bytes::mib(32);
+    each(|rig, level| {
+        let create = with(mode(server(level), "hold=300 never"), |spec| {
+            spec.resources.memory = Bytes::mib(32);
+        });
+        let sandbox = create.order.sandbox;
+        rig.runtime.create(create);
+        assert_eq!(rig.gone(sandbox).cause, Cause::OutOfMemory { limit: Bytes::mib(32) });
     });
-    let sandbox = create.order.sandbox;
-    rig.runtime.create(create);
-    assert_eq!(rig.gone(sandbox).cause, Cause::OutOfMemory { limit: Bytes::mib(32) });
 }
 
 #[test]
 fn temporary_space_is_limited() {
-    let Some(mut rig) = rig() else { return };
-    let level = rig.basic();
-    let (sandbox, port) = rig.serve(level);
-    for place in ["/tmp", "/app", "/dev/shm"] {
-        let answer = refused(port, &format!("head -c 100m /dev/zero > {place}/full"));
+    each(|rig, level| {
+        let (sandbox, port) = rig.serve(level);
+        for place in ["/tmp", "/app", "/dev/shm"] {
+            let answer = refused(port, &format!("head -c 100m /dev/zero > {place}/full"));
+            assert!(answer.contains("No space left"), "{answer}");
+            run(port, &format!("rm {place}/full"));
+        }
+        // Empty files take no space and memory all the same.
+        let answer =
+            refused(port, "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); : > /tmp/$i; done");
         assert!(answer.contains("No space left"), "{answer}");
-        run(port, &format!("rm {place}/full"));
-    }
-    // Empty files take no space and memory all the same.
-    let answer = refused(port, "i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); : > /tmp/$i; done");
-    assert!(answer.contains("No space left"), "{answer}");
-    rig.destroy(sandbox);
+        rig.destroy(sandbox);
+    });
 }
 
 #[test]
 fn files_in_temporary_space_count_as_memory() {
-    let Some(mut rig) = rig() else { return };
-    let create = with(server(rig.basic()), |spec| spec.resources.memory = Bytes::mib(64));
-    let (sandbox, port) = (create.order.sandbox, create.port);
-    rig.runtime.create(create);
-    rig.listening(sandbox);
-    run(port, "head -c 30m /dev/zero > /tmp/files");
-    // Neither is too much alone.
-    ask(port, "hold 45");
-    assert_eq!(rig.gone(sandbox).cause, Cause::OutOfMemory { limit: Bytes::mib(64) });
+    each(|rig, level| {
+        let create = with(server(level), |spec| spec.resources.memory = Bytes::mib(64));
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        rig.listening(sandbox);
+        run(port, "head -c 30m /dev/zero > /tmp/files");
+        // Neither is too much alone.
+        ask(port, "hold 45");
+        assert_eq!(rig.gone(sandbox).cause, Cause::OutOfMemory { limit: Bytes::mib(64) });
+    });
 }
 
 #[test]

@@ -122,6 +122,7 @@ fn who_listens_on_loopback_is_told_what_to_do() {
     let mut rig = Rig::new(|config| {
         ports(config);
         config.address = host.here;
+        config.max_isolation = dirigent_core::Isolation::Basic;
     });
     let missing = rig.runtime.facts().missing;
     assert!(missing.iter().any(|line| line.contains("--admit")), "{missing:?}");

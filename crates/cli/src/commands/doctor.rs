@@ -222,7 +222,12 @@ fn isolation(demanded: Option<Isolation>) -> Finding {
         return Finding::fail(WHAT, found, facts.missing.join("; "));
     }
     match facts.best {
-        Some(level) if level >= Isolation::Basic => Finding::ok(WHAT, level.to_string()),
+        Some(Isolation::Strict) => Finding::ok(WHAT, Isolation::Strict.to_string()),
+        Some(Isolation::Basic) => {
+            let why = facts.missing.into_iter().find(|line| line.starts_with("strict"));
+            let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+            Finding::ok(WHAT, format!("{}{why}", Isolation::Basic))
+        }
         Some(best) if Some(best) < facts.usual => {
             let found = format!("{best} can be demanded, more is given as far as it goes");
             Finding::warn(WHAT, found, facts.missing.first().cloned().unwrap_or_default())
@@ -258,7 +263,7 @@ fn tried() -> io::Result<Facts> {
     let directory = tempfile::tempdir()?;
     let program = std::env::current_exe()?.display().to_string();
     let mut config = ProcessConfig::new(directory.path(), vec![program, "keeper".to_owned()]);
-    config.parked = 0;
+    (config.parked, config.spaces) = (0, 0);
     let (events, _nothing_comes) = tokio::sync::mpsc::channel(1);
     let runtime = ProcessRuntime::start(config, events)?;
     let facts = runtime.facts();

@@ -161,7 +161,10 @@ fn any_role_may_die_and_come_back_while_the_others_go_on() {
     for plane in &planes {
         assert!(body(plane, "one").contains("Hello"));
     }
-    assert!(cluster.cli(&["describe", "one"]).1.contains("127.0.0.2:"), "it listens there");
+    // In a network of its own it has another address, which is reached from this machine only.
+    let described = cluster.cli(&["describe", "one"]).1;
+    let own = described.contains("strict, the best there is");
+    assert!(own || described.contains("127.0.0.2:"), "it listens there: {described}");
 
     // Without a control plane what is warm goes on where its slot is; what is not waits for the next.
     cluster.behead();

@@ -34,7 +34,7 @@ fn python(name: &str, before: &str, rest: &str) -> tempfile::TempDir {
          HTTPServer.server_bind = HTTPServer.__mro__[1].server_bind\n\
          port = int(os.environ['PORT'])\n\
          {before}\n\
-         HTTPServer(('127.0.0.1', port), Answer).serve_forever()\n"
+         HTTPServer((os.environ['HOST'], port), Answer).serve_forever()\n"
     );
     let manifest =
         format!("name = \"{name}\"\n[sandbox]\ncommand = [\"python3\", \"app.py\"]\n{rest}");

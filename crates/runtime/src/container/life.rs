@@ -252,7 +252,7 @@ impl Running {
             return None;
         }
         let SocketAddr::V4(place) = place else { return None };
-        let message = never_listened(place, timeout, &owner.listens_at());
+        let message = never_listened(place, timeout, &owner.listens_at(false));
         Some(Cause::NeverListened { message })
     }
 

@@ -2,6 +2,7 @@
 
 mod cell;
 mod machine;
+mod spaces;
 mod worker;
 
 use std::{
@@ -36,6 +37,7 @@ use super::{
 };
 use crate::sys::process::{Forked, close_from, exit_now, fork};
 use cell::Cell;
+use spaces::Networks;
 use worker::Connection;
 
 /// How long after a start the next sandbox is prepared: the one that starts comes first.
@@ -53,6 +55,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Beyond standard input and output. A child that holds copies of the others keeps connections and
 /// pipes open that are closed here, and the poll set speaks of them until it ends.
 const FIRST_OF_OURS: i32 = 3;
+
+/// How often a renewal of the rules is looked at: a program is launched for it.
+const RENEWAL: Duration = Duration::from_millis(10);
 
 /// What sandboxes get to end well in when no worker comes back.
 const ABANDONED_GRACE: Duration = Duration::from_secs(10);
@@ -72,6 +77,12 @@ enum Alarm {
     Idle,
     /// Network rules are made anew.
     Rules,
+    /// Networks are made ahead.
+    Fill,
+    /// Networks that were given back are looked at.
+    Rest,
+    /// Whether a renewal of the rules has ended.
+    Renewed,
 }
 
 /// What a descriptor in the poll set belongs to.
@@ -79,6 +90,8 @@ enum Alarm {
 enum Source {
     Listener,
     Worker,
+    /// Networks have been made.
+    Maker,
     /// A sandbox's init speaks.
     Socket(u64),
     /// It ended.
@@ -91,6 +104,7 @@ impl Source {
         match self {
             Self::Listener => 0,
             Self::Worker => 1,
+            Self::Maker => 2,
             Self::Socket(key) => key * 4,
             Self::End(key) => key * 4 + 1,
             Self::Pipe(key, Which::Stdout) => key * 4 + 2,
@@ -102,7 +116,8 @@ impl Source {
         let key = token / 4;
         match (key, token % 4) {
             (0, 0) => Self::Listener,
-            (0, _) => Self::Worker,
+            (0, 1) => Self::Worker,
+            (0, _) => Self::Maker,
             (_, 0) => Self::Socket(key),
             (_, 1) => Self::End(key),
             (_, 2) => Self::Pipe(key, Which::Stdout),
@@ -144,6 +159,8 @@ pub(crate) struct Board {
     has_rules: bool,
     /// Who makes them anew.
     renewal: Option<OwnedFd>,
+    /// Networks of their own for sandboxes.
+    networks: Networks,
     /// Since when there is neither a sandbox nor a worker.
     idle_since: Option<Instant>,
     /// Since when there is no worker; `None` also once its sandboxes were told to end for that.
@@ -183,6 +200,7 @@ impl Board {
             as_root: rustix::process::geteuid().is_root(),
             has_rules: found.has_rules,
             renewal: None,
+            networks: Networks::new(found.pool),
             idle_since: None,
             alone_since: Some(Instant::now()),
             due: BTreeSet::new(),
@@ -216,6 +234,10 @@ impl Board {
                 self.discard(key);
             }
             self.template = None;
+            if let Some(pool) = self.networks.pool.take() {
+                pool.close();
+                self.abilities.no_strict = Some(machine::WITHOUT_BASIC.to_owned());
+            }
             self.abilities.no_basic = Some(machine::explain(&reason, self.as_root));
         }
     }
@@ -225,6 +247,7 @@ impl Board {
         self.schedule_once(Duration::ZERO, Alarm::Idle);
         self.schedule_once(Duration::from_millis(self.options.rules_ms), Alarm::Rules);
         self.refill();
+        self.fill_spaces();
         let mut events = Vec::with_capacity(256);
         while !(self.exiting && self.cells.is_empty()) {
             let timeout = self.until_next_alarm();
@@ -257,6 +280,7 @@ impl Board {
         match source {
             Source::Listener => self.accept(),
             Source::Worker => self.hear_worker(flags),
+            Source::Maker => self.hear_maker(),
             Source::Socket(key) => self.hear_init(key),
             Source::End(key) => self.finish(key),
             Source::Pipe(key, which) => self.pump(key, which),
@@ -313,6 +337,9 @@ impl Board {
                 Alarm::Watch => self.watch(),
                 Alarm::Idle => self.look_idle(now),
                 Alarm::Rules => self.renew_rules(),
+                Alarm::Fill => self.fill_spaces(),
+                Alarm::Rest => self.look_at_resting(now),
+                Alarm::Renewed => self.look_at_renewal(),
             }
         }
     }
@@ -372,7 +399,7 @@ impl Board {
                 self.stop(sandbox, ABANDONED_GRACE);
             }
         }
-        if self.worker.is_some() || !self.by_sandbox.is_empty() {
+        if self.worker.is_some() || !self.by_sandbox.is_empty() || !self.networks.loans.is_empty() {
             self.idle_since = None;
         } else if self.idle_since.is_none() {
             self.idle_since = Some(now);
@@ -390,6 +417,8 @@ impl Board {
     fn configure(&mut self, network: Network) {
         if self.options.network != network {
             self.options.network = network;
+            let settings = self.options.pool();
+            self.networks.configure(settings);
             self.renew_rules();
         }
     }
@@ -402,19 +431,34 @@ impl Board {
         }
         self.schedule_once(Duration::from_millis(self.options.rules_ms), Alarm::Rules);
         if self.is_renewing(Duration::ZERO) {
-            return;
+            return self.schedule_once(RENEWAL, Alarm::Renewed);
         }
+        let of_pool = self.networks.renewal();
         match fork(0) {
             Ok(Forked::Child) => {
                 close_from(FIRST_OF_OURS);
-                let made = rules::make(&self.options, &self.name.table());
+                let made = rules::make(&self.options, &self.name.table())
+                    .and_then(|()| of_pool.map_or(Ok(()), |renewal| renewal.run()));
                 if let Err(reason) = &made {
                     tracing::warn!(%reason, "the network rules could not be made anew");
                 }
                 exit_now(i32::from(made.is_err()))
             }
-            Ok(Forked::Parent { pidfd, .. }) => self.renewal = Some(pidfd),
+            Ok(Forked::Parent { pidfd, .. }) => {
+                self.renewal = Some(pidfd);
+                self.schedule_once(RENEWAL, Alarm::Renewed);
+            }
             Err(error) => tracing::warn!(%error, "the network rules are not made anew"),
+        }
+    }
+
+    /// If a renewal has ended, what has changed since is in it.
+    fn look_at_renewal(&mut self) {
+        if self.is_renewing(Duration::ZERO) {
+            return self.schedule_once(RENEWAL, Alarm::Renewed);
+        }
+        if self.networks.renewed() {
+            self.renew_rules();
         }
     }
 
@@ -456,6 +500,9 @@ impl Board {
             && let Err(error) = pidfd_send_signal(pidfd, Signal::KILL)
         {
             tracing::debug!(%error, "has ended already");
+        }
+        if let Some(pool) = self.networks.pool.take() {
+            pool.close();
         }
         machine::leave(&self.options, &self.name);
     }

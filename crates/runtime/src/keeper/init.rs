@@ -24,7 +24,10 @@ use rustix::{
         DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process,
         set_child_subreaper, set_dumpable_behavior, setsid, umask, wait,
     },
-    thread::{CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set},
+    thread::{
+        CapabilitySet, LinkNameSpaceType, clear_ambient_capability_set, move_into_link_name_space,
+        remove_capability_from_bounding_set,
+    },
 };
 use seccompiler::sock_filter;
 
@@ -207,12 +210,21 @@ impl Init<'_> {
     }
 
     fn run(&self, run: &Run, descriptors: &[OwnedFd]) -> Result<(Pid, u64), Failure> {
-        let [stdout, stderr, listener @ ..] = descriptors else {
-            return Err(Failure::ours("descriptors are missing"));
+        let (stdout, stderr, network, listener) = match (descriptors, run.own_network) {
+            ([stdout, stderr, network, listener @ ..], true) => {
+                (stdout, stderr, Some(network), listener)
+            }
+            ([stdout, stderr, listener @ ..], false) => (stdout, stderr, None, listener),
+            _ => return Err(Failure::ours("descriptors are missing")),
         };
+        if let Some(network) = network {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(network.as_fd(), kind)
+                .map_err(|error| Failure::ours(format!("its network: {error}")))?;
+        }
         let directory: &Path = if let Some(template) = self.plan.template {
             template
-                .enter(run.artifact.as_deref(), run.temporary, run.uid)
+                .enter(run)
                 .map_err(|error| Failure::ours(format!("no root file system: {error}")))?;
             Path::new(super::root::WORK)
         } else {
@@ -364,7 +376,7 @@ fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> io::Result<Option<(ToInit, Vec<OwnedFd>)>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut parts = [IoSliceMut::new(buffer)];

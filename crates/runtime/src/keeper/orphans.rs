@@ -1,5 +1,5 @@
-//! What keepers left that were killed and whose directory nobody uses again: control groups and a
-//! table of network rules, which outlive every process.
+//! What keepers left that were killed and whose directory nobody uses again: control groups and
+//! tables of network rules, which outlive every process.
 //!
 //! Both have the keeper's [`Name`], and a keeper claims that name before it makes either. Whoever
 //! can claim it knows that no keeper lives that has it, and none comes while the claim lasts: one
@@ -11,15 +11,14 @@ use std::{
     fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use rustix::{io::Errno, process::geteuid};
 use sha2::{Digest as _, Sha256};
 
-use super::{cgroup::Group, rules};
-use crate::claim::Claim;
+use super::cgroup::Group;
+use crate::{claim::Claim, network::forwarding};
 
 /// How long a keeper waits for its own name: as long as somebody may take to clean up behind its
 /// predecessor, several times over.
@@ -100,11 +99,13 @@ pub(crate) fn sweep(own: &Name, roots: &[PathBuf]) {
         search(root, DEEPEST, &mut left, &mut found);
     }
     if geteuid().is_root() {
-        for name in tables() {
+        for (name, _) in tables() {
             found.entry(name).or_default();
         }
     }
     found.retain(|name, _| name != own && name.network == own.network);
+    // Of an earlier life; the others of this name are made anew where they are.
+    remove_tables(own);
     for (name, groups) in found {
         // Held until all of it is gone.
         let claim = match Claim::take(&name.group()) {
@@ -117,11 +118,7 @@ pub(crate) fn sweep(own: &Name, roots: &[PathBuf]) {
         };
         tracing::info!(%name, "removing what a dead keeper left");
         Group::left(groups).remove_within(REMOVAL);
-        if geteuid().is_root()
-            && let Err(reason) = rules::remove(&name.table())
-        {
-            tracing::debug!(%name, %reason, "no rules removed");
-        }
+        remove_tables(&name);
         drop(claim);
     }
 }
@@ -157,14 +154,25 @@ fn may_remove(path: &Path) -> bool {
     user.is_root() || fs::metadata(path).is_ok_and(|found| found.uid() == user.as_raw())
 }
 
-fn tables() -> Vec<Name> {
-    // Not installed, or not allowed: then nobody made any.
-    let output = Command::new("nft").args(["list", "tables", "inet"]).output();
-    let text = output.map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&text)
-        .lines()
-        .filter_map(|line| Name::parse(line.strip_prefix("table inet ")?.trim(), '_'))
-        .collect()
+/// Remove all tables of one name.
+pub(crate) fn remove_tables(name: &Name) {
+    if !geteuid().is_root() {
+        return;
+    }
+    for (_, table) in tables().into_iter().filter(|(of, _)| of == name) {
+        if let Err(reason) = forwarding::remove(&table) {
+            tracing::debug!(%table, %reason, "no rules removed");
+        }
+    }
+}
+
+/// Tables that have a keeper's name, of whatever kind.
+fn tables() -> Vec<(Name, String)> {
+    let named = forwarding::tables().into_iter().filter_map(|table| {
+        let ending = forwarding::ENDINGS.iter().find_map(|ending| table.strip_suffix(ending));
+        Some((Name::parse(ending.unwrap_or(&table), '_')?, table))
+    });
+    named.collect()
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@
 
 use std::{io, net::Ipv4Addr, path::PathBuf};
 
-use dirigent_core::{Address, Isolation, SandboxId, StartFailure, worker::Adopted};
+use dirigent_core::{Address, Isolation, Outbound, SandboxId, StartFailure, worker::Adopted};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised with every change of this file, or of a core type used in it.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// The longest frame.
 pub(crate) const MAX_FRAME: usize = 16 << 20;
@@ -35,6 +35,8 @@ pub(crate) struct Welcome {
     pub(crate) sandboxes: Vec<Adopted>,
     /// Those that ended and no worker is known to have heard of it.
     pub(crate) ended: Vec<Ended>,
+    /// Networks that sandboxes of other runtimes have.
+    pub(crate) lent: Vec<Lent>,
 }
 
 /// A sandbox that is no more, and why.
@@ -57,11 +59,28 @@ pub(crate) struct Network {
     pub(crate) admitted: Vec<IpNet>,
     /// Ports of this machine that they must not reach.
     pub(crate) protected_ports: Vec<u16>,
+    /// Hosts that those with a network of their own must not reach.
+    pub(crate) forbidden: Vec<Ipv4Addr>,
+}
+
+/// A network that a sandbox of another runtime has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lent {
+    /// Whose it is.
+    pub sandbox: SandboxId,
+    /// The sandbox's address, in it and from this machine.
+    pub address: Ipv4Addr,
+    /// The network namespace, as long as its keeper lives.
+    pub namespace: PathBuf,
+    /// Where data planes reach it.
+    pub reached_at: Address,
 }
 
 /// What the keeper found out about its machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Abilities {
+    /// Why `strict` does not work; `None` if it does.
+    pub(crate) no_strict: Option<String>,
     /// Why `basic` does not work; `None` if it does.
     pub(crate) no_basic: Option<String>,
     /// What of `basic` is missing although it works otherwise, a line each, with what to do.
@@ -83,6 +102,11 @@ pub(crate) enum ToKeeper {
     Listening { sandbox: SandboxId, address: Address },
     /// The ends of these were heard of.
     Heard { sandboxes: Vec<SandboxId> },
+    /// A network for a sandbox of another runtime, reached at `port` and listening at `inside`;
+    /// answered by `Lent`.
+    Lend { sandbox: SandboxId, outbound: Outbound, port: u16, inside: u16 },
+    /// It is gone. Unknown sandboxes are ignored.
+    GiveBack { sandbox: SandboxId },
     /// Kill everything, remove what is left, exit. Answered by closing the connection.
     Exit,
 }
@@ -97,9 +121,13 @@ pub(crate) enum FromKeeper {
         init: i32,
         /// The uid that nobody else has, where it has one.
         uid: Option<u32>,
+        /// Its address, where it has a network of its own.
+        place: Option<Ipv4Addr>,
         /// When: nanoseconds of the machine's monotonic clock.
         at_ns: u64,
     },
+    /// The network that was asked for, or why there is none.
+    Lent { sandbox: SandboxId, lent: Result<Lent, String> },
     /// The last word on a sandbox; answered by `Heard`.
     Gone { sandbox: SandboxId, failure: StartFailure },
 }
@@ -123,12 +151,15 @@ pub(crate) struct Start {
     pub(crate) port: u16,
     /// Whether a listener is passed.
     pub(crate) pass_listener: bool,
+    /// Where it may connect, if it has a network of its own.
+    pub(crate) outbound: Outbound,
 }
 
 /// What the keeper tells an init.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum ToInit {
-    /// Start the function. Comes with descriptors: stdout, stderr, and the listener if there is one.
+    /// Start the function. Comes with descriptors: stdout, stderr, the network namespace and the
+    /// listener, each if there is one.
     Run(Box<Run>),
     /// SIGTERM to the function.
     Terminate,
@@ -147,6 +178,8 @@ pub(crate) struct Run {
     /// Run as this uid and gid.
     pub(crate) uid: Option<u32>,
     pub(crate) pass_listener: bool,
+    /// Whether it gets a network of its own.
+    pub(crate) own_network: bool,
     /// Bound of the number of its user's processes, where that user is its own.
     pub(crate) processes: Option<u64>,
     /// Where it finds itself, for `plain`.

@@ -17,6 +17,7 @@ use std::{
 
 use rustix::{
     fs::Mode,
+    io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
         mount_change, mount_remount, unmount,
@@ -24,7 +25,11 @@ use rustix::{
     process::{chdir, getgid, getuid, pivot_root, umask},
 };
 
-use crate::sys::mount::{Attributes, Recursive, restrict};
+use crate::{
+    keeper::protocol::Run,
+    network::resolvers,
+    sys::mount::{Attributes, Recursive, restrict},
+};
 
 /// Directories with programs and libraries, where they exist.
 const PROGRAMS: &[&str] =
@@ -85,7 +90,12 @@ pub(crate) struct Template {
     root: PathBuf,
     /// When resolv.conf and hosts were copied last, by their times of change.
     copied: Vec<Option<std::time::SystemTime>>,
+    /// What is read instead of resolv.conf by who has a network of its own.
+    reachable: Option<String>,
 }
+
+/// What sandboxes with a network of their own find as their resolv.conf, where it differs.
+const REACHABLE: &str = "etc/resolv.reachable.conf";
 
 /// Files that change while a machine runs.
 const CHANGING: [&str; 2] = ["resolv.conf", "hosts"];
@@ -110,7 +120,7 @@ impl Template {
         for name in PROGRAMS {
             program_directory(&root, name)?;
         }
-        let mut template = Self { root, copied: vec![None; CHANGING.len()] };
+        let mut template = Self { root, copied: vec![None; CHANGING.len()], reachable: None };
         template.etc()?;
         template.dev()?;
         for name in ["proc", "tmp", ".dirigent", &WORK[1..], &OWN[1..], &ARTIFACTS[1..]] {
@@ -180,6 +190,24 @@ impl Template {
                 *copied = changed;
             }
         }
+        self.refresh_reachable();
+    }
+
+    /// Where the machine's resolvers are out of reach for who has a network of its own: others.
+    fn refresh_reachable(&mut self) {
+        let reachable = resolvers::instead();
+        if reachable == self.reachable {
+            return;
+        }
+        let path = self.root.join(REACHABLE);
+        let written = match &reachable {
+            Some(text) => fs::write(&path, text),
+            None => fs::remove_file(&path),
+        };
+        match written {
+            Ok(()) => self.reachable = reachable,
+            Err(error) => tracing::warn!(%error, "the resolvers of sandboxes"),
+        }
     }
 
     /// In a new sandbox, before its start is known: everything that is the same for every start.
@@ -223,19 +251,15 @@ impl Template {
 
     /// In a sandbox whose start is known: the rest. The working directory is the artifact,
     /// read-only, under a layer of temporary space where the kernel can do that.
-    pub(crate) fn enter(
-        &self,
-        artifact: Option<&Path>,
-        temporary: u64,
-        uid: Option<u32>,
-    ) -> io::Result<()> {
+    pub(crate) fn enter(&self, run: &Run) -> io::Result<()> {
+        let Run { uid, temporary, .. } = *run;
         let root = if uid.is_some() { Path::new("/") } else { &self.root };
         let own = root.join(&OWN[1..]);
         let inodes = (temporary / BYTES_PER_INODE).max(MIN_INODES);
         let size = CString::new(format!("size={temporary},nr_inodes={inodes}"))?;
         mount_remount(&own, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str())
             .map_err(at(&own))?;
-        if let Some(artifact) = artifact {
+        if let Some(artifact) = run.artifact.as_deref() {
             let lower = match (uid, artifact.file_name()) {
                 (Some(_), Some(name)) => Path::new(ARTIFACTS).join(name),
                 _ => artifact.to_owned(),
@@ -243,6 +267,14 @@ impl Template {
             let (upper, scratch) = (own.join("work"), own.join("overlay"));
             let layer = Layer { upper: &upper, scratch: &scratch, as_root: uid.is_some() };
             work_on(&lower, &layer, &root.join(&WORK[1..]))?;
+        }
+        if run.own_network {
+            let (from, to) = (root.join(REACHABLE), root.join("etc/resolv.conf"));
+            match mount_bind(&from, &to) {
+                // The machine's own will do.
+                Err(Errno::NOENT) => {}
+                bound => bound.map_err(at(&to))?,
+            }
         }
         if uid.is_none() {
             self.become_root()?;

@@ -48,13 +48,15 @@ fn text(first: u32, network: &Network, table: &str) -> String {
     format!(
         "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{sets}\
          chain out {{ type filter hook output priority 0; policy accept;\n{protected}\
-         meta skuid {first}-{last} tcp dport {low}-{high} {opens} reject\n}}\n\
+         meta skuid {first}-{last} tcp dport {low}-{high} {opens} reject\n\
+         meta skuid {first}-{last} oifname \"dg*\" reject\n}}\n\
          chain in {{ type filter hook input priority 0; policy accept;\n{admitted}\
          iifname != \"lo\" tcp dport {low}-{high} {opens} reject\n}}\n}}\n"
     )
 }
 
-fn nft(rules: &str) -> Result<(), String> {
+/// Has rules written.
+pub(crate) fn nft(rules: &str) -> Result<(), String> {
     let child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -95,6 +97,7 @@ mod tests {
             ports: (20_000, 29_999),
             admitted: admitted.iter().map(|net| net.parse().expect("a network")).collect(),
             protected_ports: vec![9091],
+            forbidden: Vec::new(),
         };
         let rules = text(1000, &network, "t");
         let place = |part: &str| rules.find(part).unwrap_or_else(|| panic!("{part}\n{rules}"));

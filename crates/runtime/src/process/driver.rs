@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io::{self, Read as _},
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering, mpsc as std_mpsc},
     time::{Duration, Instant},
@@ -68,6 +68,10 @@ pub(super) struct Entry {
     state: State,
     /// Who it is, once it runs.
     owner: Option<Owner>,
+    /// Its address, where it has a network of its own.
+    place: Option<Ipv4Addr>,
+    /// Who listens in that network, while that is waited for.
+    listeners: Option<Listeners>,
     /// How often it was found on others' ports.
     trespasses: u32,
     /// Why we ended it, where that is more than "stopped".
@@ -100,6 +104,8 @@ impl Entry {
             start_timeout,
             state: State::Creating,
             owner: None,
+            place: None,
+            listeners: None,
             trespasses: 0,
             verdict: None,
             _claim: claim,
@@ -114,6 +120,8 @@ impl Entry {
             start_timeout: Duration::ZERO,
             state: State::Settled,
             owner: None,
+            place: None,
+            listeners: None,
             trespasses: 0,
             verdict: None,
             _claim: adopted.port.and_then(|port| Claim::port(port).ok()),
@@ -215,6 +223,7 @@ impl Driver {
                     return;
                 }
                 tracing::warn!(%error, "the keeper is gone");
+                self.shared.spaces.found(Vec::new());
                 self.stream = None;
                 self.shared.link.close();
             }
@@ -330,9 +339,10 @@ impl Driver {
         let mut ends = Vec::new();
         while let Some(message) = self.inbox.next()? {
             match message {
-                FromKeeper::Created { sandbox, init, uid, at_ns } => {
-                    self.created(sandbox, Owner { init, uid }, at_ns);
+                FromKeeper::Created { sandbox, init, uid, place, at_ns } => {
+                    self.created(sandbox, Owner { init, uid }, place, at_ns);
                 }
+                FromKeeper::Lent { sandbox, lent } => self.shared.spaces.answered(sandbox, lent),
                 FromKeeper::Gone { sandbox, failure } => ends.push((sandbox, failure)),
             }
         }
@@ -355,13 +365,17 @@ impl Driver {
         }
     }
 
-    fn created(&mut self, sandbox: SandboxId, owner: Owner, at_ns: u64) {
+    fn created(&mut self, sandbox: SandboxId, owner: Owner, place: Option<Ipv4Addr>, at_ns: u64) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else {
             // Given up with the former keeper while the order was on its way to this one.
             return self.stop(sandbox);
         };
         let now = Instant::now();
         entry.owner = Some(owner);
+        entry.place = place;
+        if !entry.pass_listener {
+            entry.listeners = place.map(|place| Listeners::of(owner.init, place));
+        }
         entry.state = State::Starting { owner, at_ns, since: now, next_look: now };
         let passed = entry.pass_listener;
         self.report(Event::Created { sandbox });
@@ -379,7 +393,12 @@ impl Driver {
             Duration::from_nanos(monotonic().saturating_sub(at_ns))
         };
         entry.state = State::Settled;
-        let address = Address::Tcp((self.options.network.address, entry.port).into());
+        entry.listeners = None;
+        // Data planes of this machine connect to a sandbox's own address; for others this one's
+        // leads there.
+        let network = self.options.network.address;
+        let host = entry.place.filter(|_| network.is_loopback()).unwrap_or(network);
+        let address = Address::Tcp((host, entry.port).into());
         let told = ToKeeper::Listening { sandbox, address: address.clone() };
         // The keeper hears of it first: if this process dies once the sandbox is in use, the next
         // one must find it as listening, not as half made.
@@ -427,7 +446,8 @@ impl Driver {
                 continue;
             }
             looked = true;
-            if self.listeners.at(entry.port).is_some_and(|listener| owner.owns(&listener)) {
+            let listeners = entry.listeners.as_mut().unwrap_or(&mut self.listeners);
+            if listeners.at(entry.port).is_some_and(|listener| owner.owns(&listener)) {
                 ready.push(*sandbox);
             } else {
                 *next_look = now + pause(now.saturating_duration_since(*since)).max(least);
@@ -452,8 +472,14 @@ impl Driver {
                 State::Starting { owner, .. } => Some(owner),
                 State::Creating | State::Settled => None,
             };
-            let places = owner.map(|owner| owner.listens_at()).unwrap_or_default();
-            let place = SocketAddrV4::new(self.options.network.address, entry.port);
+            let places = owner.map(|owner| owner.listens_at(entry.place.is_some()));
+            let places = places.unwrap_or_default();
+            // What it was told as its host.
+            let host = match entry.place {
+                Some(_) => Ipv4Addr::UNSPECIFIED,
+                None => self.options.network.address,
+            };
+            let place = SocketAddrV4::new(host, entry.port);
             let message = never_listened(place, entry.start_timeout, &places);
             entry.verdict = Some(Cause::NeverListened { message });
             entry.state = State::Settled;
@@ -478,6 +504,7 @@ impl Driver {
                 }
                 self.inbox = Inbox::default();
                 self.stream = Some(stream);
+                self.shared.spaces.found(welcome.lent);
                 *lock(&self.shared.abilities) = welcome.abilities;
                 let kept = welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox);
                 (kept.collect(), ends(welcome.ended))

@@ -160,9 +160,10 @@ mod tests {
             abilities: crate::keeper::protocol::Abilities::default(),
             sandboxes: Vec::new(),
             ended: Vec::new(),
+            lent: Vec::new(),
         };
         let sandbox = dirigent_core::SandboxId::new(dirigent_core::Epoch(1), 1);
-        let created = FromKeeper::Created { sandbox, init: 7, uid: None, at_ns: 9 };
+        let created = FromKeeper::Created { sandbox, init: 7, uid: None, place: None, at_ns: 9 };
         let mut said = encode(&welcome).expect("encodes");
         said.extend(encode(&created).expect("encodes"));
         theirs.write_all(&said).expect("writes");

@@ -3,7 +3,7 @@
 //! A function is ready when it listens, and only if the listener is its own: another program of the
 //! host may hold the port. The question costs a few microseconds, so that it can be asked often.
 
-use std::{collections::HashSet, fs, net::Ipv4Addr, os::fd::OwnedFd};
+use std::{collections::HashSet, fs, io, net::Ipv4Addr, os::fd::OwnedFd};
 
 use rustix::{
     io::Errno,
@@ -33,6 +33,8 @@ pub(crate) struct Listeners {
     buffer: Vec<u8>,
     /// Where sandboxes are connected to.
     place: Ipv4Addr,
+    /// Where the kernel lists what this network has.
+    net: String,
 }
 
 const REQUEST: usize = 72;
@@ -43,13 +45,17 @@ const LISTEN: u8 = 10;
 
 impl Listeners {
     pub(crate) fn new(place: Ipv4Addr) -> Self {
-        let socket = socket_with(
-            AddressFamily::NETLINK,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            Some(netlink::SOCK_DIAG),
-        );
-        let mut new = Self { netlink: socket.ok(), buffer: vec![0; 4096], place };
+        Self::with(socket(), place, OWN.to_owned())
+    }
+
+    /// In the network of a process, which is its own; `place` is its address there.
+    pub(crate) fn of(process: i32, place: Ipv4Addr) -> Self {
+        let namespace = format!("/proc/{process}/ns/net");
+        Self::with(crate::network::within(&namespace, socket), place, net_of(process))
+    }
+
+    fn with(socket: io::Result<OwnedFd>, place: Ipv4Addr, net: String) -> Self {
+        let mut new = Self { netlink: socket.ok(), buffer: vec![0; 4096], place, net };
         // A kernel without the module says so to any question.
         if let Err(error) = new.ask(1) {
             tracing::debug!(%error, "reading /proc/net instead of asking netlink");
@@ -64,7 +70,7 @@ impl Listeners {
             return self.ask(port).unwrap_or_default();
         }
         let here = |address: Address, p| p == port && address.is_reached_at(self.place);
-        all().into_iter().find(|(address, p, _)| here(*address, *p)).map(|l| l.2)
+        all(&self.net).into_iter().find(|(address, p, _)| here(*address, *p)).map(|l| l.2)
     }
 
     fn ask(&mut self, port: u16) -> Result<Option<Listener>, Errno> {
@@ -123,12 +129,28 @@ impl Address {
     }
 }
 
-/// All listeners of the host, from `/proc/net`.
-fn all() -> Vec<(Address, u16, Listener)> {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
+/// Where the kernel lists what the network of this process has.
+const OWN: &str = "/proc/net";
+
+fn net_of(process: i32) -> String {
+    format!("/proc/{process}/net")
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?)
+}
+
+/// All listeners of a network.
+fn all(net: &str) -> Vec<(Address, u16, Listener)> {
+    ["tcp", "tcp6"]
         .into_iter()
         .flat_map(|file| {
-            let text = fs::read_to_string(file).unwrap_or_default();
+            let text = fs::read_to_string(format!("{net}/{file}")).unwrap_or_default();
             text.lines().filter_map(parse).collect::<Vec<_>>()
         })
         .collect()
@@ -193,10 +215,11 @@ impl Owner {
             .collect()
     }
 
-    /// Where the sandbox listens, for people.
-    pub(crate) fn listens_at(&self) -> Vec<String> {
+    /// Where the sandbox listens, for people; in its own network or in the machine's.
+    pub(crate) fn listens_at(&self, own_network: bool) -> Vec<String> {
+        let net = if own_network { net_of(self.init) } else { OWN.to_owned() };
         let sockets = if self.uid.is_none() { self.sockets() } else { HashSet::new() };
-        let mut places: Vec<String> = all()
+        let mut places: Vec<String> = all(&net)
             .into_iter()
             .filter(|(_, _, listener)| match self.uid {
                 Some(uid) => listener.uid == uid,
@@ -253,7 +276,7 @@ mod tests {
     #[test]
     fn without_netlink_the_answer_is_the_same() {
         let mut listeners =
-            Listeners { netlink: None, buffer: Vec::new(), place: Ipv4Addr::LOCALHOST };
+            Listeners::with(Err(Errno::OPNOTSUPP.into()), Ipv4Addr::LOCALHOST, OWN.to_owned());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
         let port = listener.local_addr().expect("bound").port();
         assert_eq!(listeners.at(port).map(|l| l.inode), Some(inode(&listener)));

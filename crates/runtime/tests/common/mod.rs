@@ -7,14 +7,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use dirigent_core::{
-    Bytes, Cause, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
+    Address, Bytes, Cause, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
     Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
     frame::{LogLine, LogQuery, StartSandbox},
     worker::CreateSandbox,
@@ -30,6 +30,15 @@ use tokio::sync::mpsc;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Where those listen that were started, by port: no two have the same.
+static PLACES: Mutex<BTreeMap<u16, SocketAddr>> = Mutex::new(BTreeMap::new());
+
+/// Where a sandbox is reached.
+pub(crate) fn place(port: u16) -> SocketAddr {
+    let known = PLACES.lock().expect("no panic").get(&port).copied();
+    known.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into())
+}
 
 pub(crate) struct Rig {
     pub(crate) directory: tempfile::TempDir,
@@ -68,13 +77,22 @@ impl Rig {
 
     /// Whether sandboxes that demand nothing get `basic`, be it without its network rules.
     pub(crate) fn has_basic(&self) -> bool {
-        self.runtime.facts().usual == Some(Isolation::Basic)
+        self.runtime.facts().usual >= Some(Isolation::Basic)
     }
 
     /// What a sandbox demands to get `basic`: nothing where something of it is missing, as for root
     /// without `nft`, since there it cannot be demanded.
     pub(crate) fn basic(&self) -> Option<Isolation> {
-        self.runtime.facts().best.filter(|best| *best == Isolation::Basic)
+        self.runtime
+            .facts()
+            .best
+            .map(|best| best.min(Isolation::Basic))
+            .filter(|l| *l > Isolation::Plain)
+    }
+
+    /// Whether a network of its own can be demanded.
+    pub(crate) fn has_strict(&self) -> bool {
+        self.runtime.facts().best == Some(Isolation::Strict)
     }
 
     /// What happens next.
@@ -85,7 +103,11 @@ impl Rig {
     pub(crate) fn listening(&mut self, sandbox: SandboxId) {
         assert_eq!(self.event(), Event::Created { sandbox });
         let event = self.event();
-        assert!(matches!(event, Event::Listening { sandbox: s, .. } if s == sandbox), "{event:?}");
+        let Event::Listening { sandbox: s, address: Address::Tcp(at), .. } = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!(s, sandbox);
+        PLACES.lock().expect("no panic").insert(at.port(), at);
     }
 
     pub(crate) fn gone(&mut self, sandbox: SandboxId) -> StartFailure {
@@ -224,7 +246,7 @@ pub(crate) fn mode(create: CreateSandbox, mode: &str) -> CreateSandbox {
 
 /// One question to the helper's server.
 pub(crate) fn ask(port: u16, question: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    let mut stream = TcpStream::connect(place(port)).expect("connects");
     stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
     stream.write_all(format!("{question}\n").as_bytes()).expect("writes");
     let mut answer = String::new();

@@ -30,7 +30,8 @@ pub(crate) fn main() -> ExitCode {
         None => {}
     }
     let port: u16 = env("PORT").and_then(|port| port.parse().ok()).expect("$PORT is a port");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("$PORT is free");
+    let host = env("HOST").and_then(|host| host.parse().ok()).unwrap_or(Ipv4Addr::LOCALHOST);
+    let listener = TcpListener::bind((host, port)).expect("$PORT is free");
     if let Some(after) = millis("FAKE_EXIT_AFTER_MS") {
         std::thread::spawn(move || {
             pause(after);

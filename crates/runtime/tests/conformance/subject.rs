@@ -55,6 +55,7 @@ impl Subject {
         Self::Fake,
         Self::Process(Isolation::Plain),
         Self::Process(Isolation::Basic),
+        Self::Process(Isolation::Strict),
         #[cfg(feature = "containerd")]
         Self::Container,
     ];
@@ -63,7 +64,8 @@ impl Subject {
         match self {
             Self::Fake => "fake",
             Self::Process(Isolation::Plain) => "process_plain",
-            Self::Process(_) => "process_basic",
+            Self::Process(Isolation::Basic) => "process_basic",
+            Self::Process(Isolation::Strict) => "process_strict",
             #[cfg(feature = "containerd")]
             Self::Container => "containerd",
         }

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     io::IoSlice,
     mem::MaybeUninit,
+    net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -29,6 +30,7 @@ use crate::{
         output::{Output, Which},
         protocol::{Exit, FromInit, FromKeeper, Run, Start, ToInit},
     },
+    network::Space,
     sys::process::{Forked, close_from, exit_now, fork},
 };
 
@@ -50,6 +52,8 @@ pub(super) struct Cell {
     /// Why it could not be prepared.
     unable: Option<String>,
     assigned: Option<Assigned>,
+    /// Its own network, from its start on.
+    space: Option<Space>,
 }
 
 /// What runs in it.
@@ -100,7 +104,7 @@ impl Cell {
                 format!("command and environment take {length} bytes, {MAX_MESSAGE} at most"),
             ));
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
@@ -192,6 +196,7 @@ impl Board {
             uid,
             unable: None,
             assigned: None,
+            space: None,
         };
         self.cells.insert(key, cell);
         Ok(key)
@@ -226,11 +231,11 @@ impl Board {
             log_tail: Vec::new(),
         };
         let key = match start.isolation {
-            Isolation::Basic => {
+            // A network is added to the same at the start.
+            Isolation::Basic | Isolation::Strict => {
                 self.parked.pop_front().map_or_else(|| self.spawn(Isolation::Basic), Ok)
             }
             Isolation::Plain => self.spawn(Isolation::Plain),
-            Isolation::Strict => Err(io::Error::other("strict isolation does not exist yet")),
         };
         self.refill_later(REFILL_AFTER);
         let key = match key {
@@ -247,12 +252,23 @@ impl Board {
     fn assign(&mut self, key: u64, start: Start) -> io::Result<()> {
         let report = &start.adopted.report;
         let log = self.logs.of(report.revision.function);
+        if start.isolation == Isolation::Strict {
+            self.connect(key, &start)?;
+        }
         let Some(cell) = self.cells.get_mut(&key) else {
             return Err(io::Error::other("the sandbox ended while it was prepared"));
         };
         let address = self.options.network.address;
-        let listener = start.pass_listener.then(|| machine::listen(address, start.port, cell.uid));
-        let listener = listener.transpose()?;
+        let listener = match (&cell.space, &self.networks.pool) {
+            _ if !start.pass_listener => None,
+            // A listener is of the network in which it was made: one of the machine's could be made
+            // into a socket that connects there.
+            (Some(space), Some(pool)) => {
+                let any = Ipv4Addr::UNSPECIFIED;
+                Some(pool.within(space, || machine::listen(any, start.port, cell.uid))?)
+            }
+            _ => Some(machine::listen(address, start.port, cell.uid)?),
+        };
         let pipe = || {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&read, true)?;
@@ -269,14 +285,8 @@ impl Board {
         if !basic {
             fs::create_dir_all(&home)?;
         }
-        let mut environment = start.environment;
         let temporary = if basic { "/tmp".into() } else { home.to_string_lossy() };
-        for name in ["HOME", "TMPDIR"] {
-            if environment.iter().all(|(set, _)| set != name) {
-                environment.push((name.to_owned(), temporary.clone().into_owned()));
-            }
-        }
-        environment.push((leftover::VARIABLE.to_owned(), cell.id.clone()));
+        let environment = completed(start.environment, &temporary, &cell.id);
         let mut command = start.command;
         if start.builtin
             && let Some(program) = command.first_mut()
@@ -290,11 +300,13 @@ impl Board {
             temporary: report.memory.0 / 2,
             uid: cell.uid,
             pass_listener: listener.is_some(),
+            own_network: cell.space.is_some(),
             processes: (basic && (self.as_root || machine::counts_per_namespace()))
                 .then_some(u64::from(self.options.processes)),
             home,
         };
         let mut descriptors = vec![their_stdout.as_fd(), their_stderr.as_fd()];
+        descriptors.extend(cell.space.as_ref().map(Space::namespace));
         descriptors.extend(listener.as_ref().map(AsFd::as_fd));
         cell.tell(&ToInit::Run(Box::new(run)), &descriptors)?;
         // While it wakes up: long before the function can use any memory.
@@ -318,6 +330,16 @@ impl Board {
         });
         if watched {
             self.watch_later();
+        }
+        Ok(())
+    }
+
+    /// Give one a network of its own.
+    fn connect(&mut self, key: u64, start: &Start) -> io::Result<()> {
+        let space = self.take_space(&start.outbound, start.port, start.port)?;
+        match self.cells.get_mut(&key) {
+            Some(cell) => cell.space = Some(space),
+            None => self.return_space(space),
         }
         Ok(())
     }
@@ -352,7 +374,8 @@ impl Board {
             }
             (FromInit::Started { at_ns }, Some(assigned)) => {
                 let (sandbox, init, uid) = (assigned.adopted.report.sandbox, cell.init, cell.uid);
-                self.tell(&FromKeeper::Created { sandbox, init, uid, at_ns });
+                let place = cell.space.as_ref().map(Space::address);
+                self.tell(&FromKeeper::Created { sandbox, init, uid, place, at_ns });
             }
             (FromInit::NotStarted { function, message }, Some(assigned)) => {
                 let fault = if function { Fault::Function } else { Fault::Worker };
@@ -439,6 +462,9 @@ impl Board {
         }
         self.logs.forget_closed();
         self.logs.tidy();
+        if let Some(space) = cell.space.take() {
+            self.return_space(space);
+        }
         if let Some(group) = cell.group.take() {
             self.dead_groups.push(group);
             self.schedule_once(SWEEP_EVERY, Alarm::Sweep);
@@ -566,6 +592,21 @@ fn used(init: i32, isolation: Isolation) -> u64 {
 fn temporary(pid: Pid) -> Option<u64> {
     let space = rustix::fs::statvfs(format!("/proc/{}/root/tmp", pid.as_raw_nonzero())).ok()?;
     Some((space.f_blocks - space.f_bfree) * space.f_frsize)
+}
+
+/// An environment with what only the keeper knows.
+fn completed(
+    mut environment: Vec<(String, String)>,
+    temporary: &str,
+    id: &str,
+) -> Vec<(String, String)> {
+    for name in ["HOME", "TMPDIR"] {
+        if environment.iter().all(|(set, _)| set != name) {
+            environment.push((name.to_owned(), temporary.to_owned()));
+        }
+    }
+    environment.push((leftover::VARIABLE.to_owned(), id.to_owned()));
+    environment
 }
 
 /// The program `dirigent`, as a sandbox finds it.

@@ -6,6 +6,7 @@ use std::{
     net::Ipv4Addr,
 };
 
+use dirigent_core::Isolation;
 use rustix::process::{WaitOptions, getegid, geteuid, waitpid};
 
 use crate::{
@@ -20,11 +21,15 @@ use crate::{
         root::Template,
         rules, socket_path,
     },
+    network::{Pool, resolvers},
     sys::{
         process::{Forked, exit_now, fork, unshare},
         user::made_by,
     },
 };
+
+/// Why there is no `strict`.
+pub(super) const WITHOUT_BASIC: &str = "`basic` does not work here, which is a part of it";
 
 /// What was found.
 #[derive(Debug)]
@@ -37,6 +42,8 @@ pub(super) struct Found {
     pub(super) abilities: Abilities,
     /// Whether the network rules were made.
     pub(super) has_rules: bool,
+    /// Networks of their own.
+    pub(super) pool: Option<Pool>,
 }
 
 /// End what earlier keepers left and find out what works.
@@ -58,7 +65,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
             "memory: not limited by the kernel here; looked at every second instead".to_owned(),
         );
     }
-    let template = if options.basic {
+    let template = if options.max_isolation >= Isolation::Basic {
         match template(options, as_root) {
             Ok(template) => Some(template),
             Err(error) => {
@@ -97,7 +104,40 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
                 .to_owned(),
         );
     }
-    Ok(Found { claim, name, groups, template, abilities, has_rules })
+    let pool = if abilities.no_basic.is_some() {
+        abilities.no_strict = Some(WITHOUT_BASIC.to_owned());
+        None
+    } else {
+        match pool(options, &name, as_root) {
+            Ok(pool) => Some(pool),
+            Err(reason) => {
+                abilities.no_strict = Some(reason);
+                None
+            }
+        }
+    };
+    if pool.is_some() && !resolvers::are_reachable() {
+        abilities.missing.push(
+            "names: all resolvers in /etc/resolv.conf are on this machine's loopback, where \
+             sandboxes with a network of their own do not reach them: name another one there"
+                .to_owned(),
+        );
+    }
+    Ok(Found { claim, name, groups, template, abilities, has_rules, pool })
+}
+
+/// Networks of their own for sandboxes, or why there are none.
+fn pool(options: &Options, name: &Name, as_root: bool) -> Result<Pool, String> {
+    if options.max_isolation < Isolation::Strict {
+        return Err("switched off by configuration".to_owned());
+    }
+    if !as_root {
+        // In a user namespace one may make networks, but not link them to the machine's.
+        return Err(
+            "only root can link a sandbox's network to this machine's: start as root".into()
+        );
+    }
+    Pool::open(&name.table(), options.pool())
 }
 
 /// Say what to do about a refusal.
@@ -171,11 +211,7 @@ fn rehearse(options: &Options) -> io::Result<()> {
 
 /// Remove what does not vanish with the process.
 pub(super) fn leave(options: &Options, name: &Name) {
-    if geteuid().is_root()
-        && let Err(reason) = rules::remove(&name.table())
-    {
-        tracing::debug!(%reason, "no rules removed");
-    }
+    orphans::remove_tables(name);
     for path in [socket_path(&options.directory), options.directory.join("keeper.lock")] {
         if let Err(error) = fs::remove_file(&path) {
             tracing::debug!(path = %path.display(), %error, "stays");

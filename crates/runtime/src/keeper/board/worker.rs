@@ -90,6 +90,7 @@ impl Board {
                     abilities: self.abilities.clone(),
                     sandboxes: self.cells.values().filter_map(Cell::adopted).collect(),
                     ended: self.untold.iter().cloned().collect(),
+                    lent: self.networks.loans.values().map(|loan| loan.lent.clone()).collect(),
                 };
                 self.send(&encode(&welcome)?);
                 check_version(greeting.version)?;
@@ -109,6 +110,10 @@ impl Board {
             ToKeeper::Heard { sandboxes } => {
                 self.untold.retain(|one| !sandboxes.contains(&one.adopted.report.sandbox));
             }
+            ToKeeper::Lend { sandbox, outbound, port, inside } => {
+                self.lend(sandbox, &outbound, (port, inside));
+            }
+            ToKeeper::GiveBack { sandbox } => self.give_back(sandbox),
             ToKeeper::Exit => self.exit(),
         }
     }
