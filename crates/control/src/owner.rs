@@ -14,11 +14,14 @@ use std::{
 use dirigent_core::{
     ApiTokens, Epoch, FunctionId, FunctionName, Office, RequestId, StreamId, Time,
     control::{Answer, Call, Control, Effect, Event, Refusal},
-    frame::{ToDataPlane, ToWorker},
+    frame::{FromDataPlane, ToDataPlane, ToWorker},
     recording::Entry,
 };
 use dirigent_service::{Clock, OnCancel, Outbox, Tasks};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,7 +40,9 @@ pub(crate) enum Input {
     Left(RequestId),
     /// A peer's stream is open.
     Attached { stream: StreamId, name: Arc<str>, speaker: Speaker },
-    /// A peer spoke, or its stream broke.
+    /// A data plane spoke, and was heard then.
+    DataPlane { stream: StreamId, frame: FromDataPlane, heard: Instant },
+    /// A worker spoke, or a peer's stream broke.
     Event(Event),
 }
 
@@ -238,6 +243,10 @@ impl Owner {
                 };
                 self.speakers.insert(stream, speaker);
                 self.learn(event)
+            }
+            Input::DataPlane { stream, frame, heard } => {
+                let waited = heard.elapsed();
+                self.learn(Event::DataPlaneSaid { stream, frame, waited })
             }
             Input::Event(event) => {
                 if let Event::Detached { stream } = &event {

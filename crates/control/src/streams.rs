@@ -12,6 +12,7 @@ use dirigent_core::{
     frame::{Capacity, FromDataPlane, FromWorker, ToDataPlane, ToWorker},
 };
 use dirigent_service::{Acceptor, End, Limits, OnCancel, OutboxFeed, Tasks, outbox};
+use tokio::time::Instant;
 
 use crate::owner::{Handle, Input, Sitting, Speaker, Topic};
 
@@ -58,7 +59,7 @@ pub(crate) fn accept_workers(
                             let offer = (Arc::clone(&name), hello.capacity.clone());
                             offers.lock().insert(stream, offer);
                         }
-                        Event::WorkerSaid { stream, frame }
+                        Input::Event(Event::WorkerSaid { stream, frame })
                     };
                     carry(stream, end, feed, &owner, said).await;
                     offers.lock().remove(&stream);
@@ -84,7 +85,7 @@ pub(crate) fn accept_data_planes(
             let speaker = Speaker::DataPlane(speaker);
             spawner.run("data plane stream", OnCancel::Abort, async move {
                 if owner.tell(Input::Attached { stream, name, speaker }).await {
-                    let said = |frame| Event::DataPlaneSaid { stream, frame };
+                    let said = |frame| Input::DataPlane { stream, frame, heard: Instant::now() };
                     carry(stream, end, feed, &owner, said).await;
                 }
             });
@@ -98,12 +99,12 @@ async fn carry<Out: Send, In>(
     end: End<Out, In>,
     feed: OutboxFeed<Topic, Out>,
     owner: &Sitting,
-    said: impl Fn(In) -> Event,
+    said: impl Fn(In) -> Input,
 ) {
     let End { tx, mut rx } = end;
     let hear = async {
         while let Some(frame) = rx.recv().await {
-            if !owner.tell(Input::Event(said(frame))).await {
+            if !owner.tell(said(frame)).await {
                 return;
             }
         }

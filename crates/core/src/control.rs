@@ -159,7 +159,10 @@ impl Control {
             }
             Event::WorkerSaid { stream, frame } => self.worker_said(stream, frame),
             Event::DataPlaneAttached { stream, name } => self.cluster.peers.open(stream, name),
-            Event::DataPlaneSaid { stream, frame } => self.data_plane_said(stream, frame),
+            Event::DataPlaneSaid { stream, frame, waited } => {
+                self.cluster.heard = now.before(waited);
+                self.data_plane_said(stream, frame);
+            }
             Event::Detached { stream } => self.detached(stream),
         }
         self.follow_up();

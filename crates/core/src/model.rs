@@ -598,7 +598,7 @@ pub struct FunctionView {
 /// The phases of a cold start before a data plane hears of it, each measured inside one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartPhases {
-    /// From the demand's arrival to the decision to start.
+    /// From the demand's arrival at the control plane to the decision to start.
     pub decide: Duration,
     /// From the decision to the worker being told: waiting for capacity and a start token.
     pub place: Duration,

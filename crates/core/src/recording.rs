@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Raised when recordings of before cannot be followed any more.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The name of a recording's file, numbered from 1, in its directory.
 #[must_use]

@@ -284,7 +284,9 @@ impl World {
                     Event::WorkerAttached { stream, name }
                 }
             },
-            Packet::FromPlane(frame) => Event::DataPlaneSaid { stream, frame },
+            Packet::FromPlane(frame) => {
+                Event::DataPlaneSaid { stream, frame, waited: Duration::ZERO }
+            }
             Packet::FromWorker(frame) => {
                 if let FromWorker::SandboxGone { sandbox, .. } = frame {
                     self.gone_planted(control, sandbox);

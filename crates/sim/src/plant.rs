@@ -290,7 +290,10 @@ impl World {
         let name = format!("{:?}", Host::Plane(plane)).into();
         self.tell_control(control, Event::DataPlaneAttached { stream, name });
         let frame = FromDataPlane::Hello(Box::new(hello));
-        self.tell_control(control, Event::DataPlaneSaid { stream, frame });
+        self.tell_control(
+            control,
+            Event::DataPlaneSaid { stream, frame, waited: Default::default() },
+        );
         self.tell_control(control, Event::Detached { stream });
     }
 

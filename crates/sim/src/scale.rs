@@ -153,7 +153,7 @@ impl Big {
                 demands: Vec::new(),
             };
             let frame = FromDataPlane::Hello(Box::new(hello));
-            big.tell(Event::DataPlaneSaid { stream, frame });
+            big.tell(Event::DataPlaneSaid { stream, frame, waited: Duration::ZERO });
         }
         big
     }
@@ -233,7 +233,11 @@ impl Big {
             finished_total: 0,
             expected: 0,
         };
-        self.tell(Event::DataPlaneSaid { stream: plane, frame: FromDataPlane::Demand(demand) });
+        self.tell(Event::DataPlaneSaid {
+            stream: plane,
+            frame: FromDataPlane::Demand(demand),
+            waited: Duration::ZERO,
+        });
         std::mem::take(&mut self.started)
     }
 
@@ -259,7 +263,11 @@ impl Big {
         let Held { started: Started { worker, sandbox, .. }, plane } = held;
         let (share, why) = (Share::Slots(1), WhyReturned::Idle);
         let returned = Returned { sandbox, share, serial: Serial(1), why };
-        self.tell(Event::DataPlaneSaid { stream: plane, frame: FromDataPlane::Returned(returned) });
+        self.tell(Event::DataPlaneSaid {
+            stream: plane,
+            frame: FromDataPlane::Returned(returned),
+            waited: Duration::ZERO,
+        });
         let failure =
             StartFailure { cause: Cause::Stopped, fault: Fault::Function, log_tail: Vec::new() };
         let frame = FromWorker::SandboxGone { sandbox, failure };

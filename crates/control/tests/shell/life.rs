@@ -103,6 +103,8 @@ async fn nothing_is_written_on_the_path_of_an_invocation() {
                 _ => None,
             })
             .await;
+        let start = grant.start.expect("a cold start explains itself");
+        assert!(!start.decide.is_zero(), "its demand waited for the machine: {start:?}");
         plane.say(demand(&view, 0, 1, n)).await;
         if n == COLD_STARTS {
             break;

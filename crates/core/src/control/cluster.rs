@@ -57,6 +57,8 @@ pub(crate) struct Claim {
 pub(crate) struct Cluster {
     pub(crate) office: Office,
     pub(crate) now: Time,
+    /// When what a data plane said last reached the control plane.
+    pub(crate) heard: Time,
     pub(crate) effects: VecDeque<Effect>,
     pub(crate) fleet: Fleet,
     pub(crate) peers: Peers,
@@ -115,6 +117,7 @@ impl Cluster {
         Self {
             office,
             now,
+            heard: now,
             effects: VecDeque::new(),
             fleet,
             peers,

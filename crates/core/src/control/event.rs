@@ -62,6 +62,9 @@ pub enum Event {
         stream: StreamId,
         /// What.
         frame: FromDataPlane,
+        /// How long ago it reached the control plane: it waited for the machine.
+        #[serde(default)]
+        waited: Duration,
     },
     /// A stream broke, of whichever kind.
     Detached {

@@ -166,6 +166,8 @@ pub(crate) struct Level {
     pub(crate) demand: Demand,
     /// When that was heard.
     pub(crate) at: Time,
+    /// When the last demand reached the control plane.
+    pub(crate) heard: Time,
     /// Slots that it holds by our books; open grants count one each.
     pub(crate) books: u32,
     /// Of those, recalled by number and not answered yet.
@@ -189,6 +191,7 @@ impl Level {
         Self {
             demand,
             at,
+            heard: at,
             books: 0,
             recalling: 0,
             hoped: 0,

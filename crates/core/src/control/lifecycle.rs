@@ -36,6 +36,7 @@ impl Function {
         };
         let start_timeout = settings.start_timeout;
         let id = c.new_sandbox();
+        let decide = cause.and_then(|cause| self.decided_after(c, cause));
         let revision = RevisionId { function: self.id(), number };
         let want = Want {
             sandbox: id,
@@ -56,7 +57,7 @@ impl Function {
             worker: None,
             decided: c.now,
             address: None,
-            phases: None,
+            phases: decide.map(|decide| Box::new(StartPhases { decide, ..StartPhases::default() })),
             holders: SmallVec::new(),
             cause,
             lost: false,
@@ -68,12 +69,18 @@ impl Function {
         c.fleet.want(c.now, want);
     }
 
+    /// How long ago the demand of a data plane, from which a start is decided now, reached us.
+    fn decided_after(&self, c: &Cluster, cause: DataPlaneId) -> Option<Duration> {
+        let level = self.active.as_deref()?.levels.get(cause)?;
+        Some(c.now.since(level.heard))
+    }
+
     /// The fleet found a worker for it.
     pub(crate) fn placed(&mut self, sandbox: SandboxId, worker: WorkerId, waited: Duration) {
         self.activate().change(sandbox, |entry| {
             entry.stage = Stage::Starting;
             entry.worker = Some(worker);
-            entry.phases = Some(Box::new(StartPhases { place: waited, ..StartPhases::default() }));
+            entry.phases.get_or_insert_default().place = waited;
         });
     }
 
@@ -100,13 +107,14 @@ impl Function {
             return;
         }
         let became = active.change(sandbox, |entry| {
-            let place = entry.phases.as_ref().map_or(Duration::ZERO, |phases| phases.place);
+            let known = entry.phases.as_ref().map(|phases| (phases.decide, phases.place));
+            let (decide, place) = known.unwrap_or_default();
             entry.address = Some(address);
             (entry.stage == Stage::Starting).then(|| {
                 entry.stage = Stage::Ready;
-                let measured = StartPhases { place, ..phases };
+                let measured = StartPhases { decide: Duration::ZERO, place, ..phases };
                 let wire = now.since(entry.decided).saturating_sub(measured.total());
-                **entry.phases.get_or_insert_default() = StartPhases { wire, ..measured };
+                **entry.phases.get_or_insert_default() = StartPhases { decide, wire, ..measured };
                 (entry.decided, entry.number)
             })
         });

@@ -44,7 +44,7 @@ impl Function {
         demand: &Demand,
         fresh: bool,
     ) {
-        let now = c.now;
+        let (now, heard) = (c.now, c.heard);
         let before = self.level(c, from, |level| {
             let first = level.demand.elapsed == 0;
             if fresh || (first && demand.elapsed > NEWBORN) {
@@ -59,6 +59,7 @@ impl Function {
                 level.sought = false;
             }
             level.at = now;
+            level.heard = heard;
             std::mem::replace(&mut level.demand, *demand)
         });
         let learned = self.record.settings.keep_alive == KeepAlive::Auto;

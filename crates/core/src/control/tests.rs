@@ -176,7 +176,7 @@ impl World {
     }
 
     fn plane(&mut self, stream: StreamId, frame: FromDataPlane) {
-        self.tell(Event::DataPlaneSaid { stream, frame });
+        self.tell(Event::DataPlaneSaid { stream, frame, waited: Duration::ZERO });
     }
 
     fn ask(&mut self, call: Call) -> RequestId {

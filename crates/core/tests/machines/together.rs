@@ -383,7 +383,7 @@ impl World {
 
     fn say(&mut self, frame: FromDataPlane) {
         if let Some(stream) = self.data_plane_stream {
-            let event = control::Event::DataPlaneSaid { stream, frame };
+            let event = control::Event::DataPlaneSaid { stream, frame, waited: Duration::ZERO };
             self.at(LINK, What::ToControl(event));
         }
     }

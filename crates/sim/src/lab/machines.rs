@@ -242,7 +242,11 @@ impl Machines<'_> {
     }
 
     fn say(&mut self, plane: usize, frame: FromDataPlane) {
-        let event = control::Event::DataPlaneSaid { stream: stream_of(plane), frame };
+        let event = control::Event::DataPlaneSaid {
+            stream: stream_of(plane),
+            frame,
+            waited: Duration::ZERO,
+        };
         self.put(self.setup.link, What::ToControl(event));
     }
 

@@ -16,6 +16,44 @@ fn first_grant(function: FunctionId, sandbox: SandboxId) -> Grant {
 }
 
 #[test]
+fn a_start_knows_how_long_it_took_to_be_decided() {
+    let ms = Duration::from_millis;
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let want = |world: &mut World, calls, waited| {
+        let wanted = Demand { arrivals_total: calls, ..demand(function, 1, 0, 0) };
+        let frame = FromDataPlane::Demand(wanted);
+        world.tell(Event::DataPlaneSaid { stream: PLANE, frame, waited });
+    };
+    let ready = |world: &mut World, sandbox, phases| {
+        world.worker(FromWorker::SandboxReady { sandbox, address: address(sandbox), phases });
+        world.granted()[0].1.start.expect("its first grant tells of its start")
+    };
+    // The frame waited for the machine, which decided at once; then the start took its time.
+    want(&mut world, 1, ms(3));
+    let sandbox = world.started()[0];
+    world.now = world.now.after(ms(40));
+    let measured = StartPhases { create: ms(10), init: ms(20), ..StartPhases::default() };
+    let start = ready(&mut world, sandbox, measured);
+    assert_eq!(start, StartPhases { decide: ms(3), wire: ms(10), ..measured });
+
+    // Decided later than it was asked for: in a crash loop the next start is not due yet.
+    let (mut world, _) = World::running(&spec("a", 1), &Settings::default());
+    for calls in 1..=3 {
+        want(&mut world, calls, ms(0));
+        let sandbox = world.started()[0];
+        world.gone(sandbox, failure(Fault::Function));
+    }
+    world.started();
+    world.pass(ms(400));
+    want(&mut world, 9, ms(2));
+    assert_eq!(world.started(), []);
+    world.pass(ms(600));
+    let sandbox = world.started()[0];
+    let start = ready(&mut world, sandbox, StartPhases::default());
+    assert_eq!(start, StartPhases { decide: ms(602), ..StartPhases::default() });
+}
+
+#[test]
 fn a_queued_invocation_starts_a_sandbox_whose_slots_go_to_its_data_plane() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     world.demand(PLANE, demand(function, 1, 0, 0));

@@ -444,7 +444,11 @@ impl Together {
     fn plane_says(&mut self, plane: usize, frame: FromDataPlane) {
         let Some(stream) = self.planes[plane].stream else { return };
         let term = self.term;
-        self.send(stream, false, Step::ToControl(term, Event::DataPlaneSaid { stream, frame }));
+        self.send(
+            stream,
+            false,
+            Step::ToControl(term, Event::DataPlaneSaid { stream, frame, waited: Duration::ZERO }),
+        );
     }
 
     fn pump(&mut self, plane: usize) {
