@@ -9,8 +9,9 @@
 //! - A start is given up when the sandbox does not listen within its start timeout, counted from
 //!   the order to create it: fetching an artifact does not count.
 //! - A port is used again as `ports` says; at once if no data plane can have heard of it.
-//! - Without a leader for an hour every sandbox is stopped: which of them are idle only data planes
-//!   know.
+//! - Without a leader for an hour every sandbox is told to stop. Which of them are idle only data
+//!   planes know, and an open connection is none of the signs: data planes keep them. So each gets as
+//!   long as a drain does to end what runs in it.
 //!
 //! Refused: choosing what runs (the control plane), telling how (the runtime).
 //!
@@ -22,7 +23,7 @@ mod sandbox;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event};
+pub use event::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event, Left};
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -45,6 +46,9 @@ const LEADERLESS: Duration = Duration::from_secs(3600);
 
 /// For stops that nobody ordered: the function's own grace is not known here.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The same where calls may run that nobody has called back: the usual `drain_timeout`.
+const LEADERLESS_GRACE: Duration = Duration::from_secs(600);
 
 /// How far apart the ports of two lives of a worker begin.
 const PORTS_PER_LIFE: u64 = 1009;
@@ -107,9 +111,10 @@ enum Artifact {
 }
 
 impl Worker {
-    /// A worker with what its runtime still has and what its disk holds.
+    /// A worker with what an earlier life of it left.
     #[must_use]
-    pub fn new(now: Time, config: Config, adopted: Vec<Adopted>, artifacts: Vec<Digest>) -> Self {
+    pub fn new(now: Time, config: Config, left: Left) -> Self {
+        let Left { adopted, artifacts, ports } = left;
         let in_use = adopted.iter().filter_map(|one| one.port).collect();
         let mut worker = Self {
             ports: Ports::new(config.ports, &in_use),
@@ -129,8 +134,15 @@ impl Worker {
             load: Load::default(),
             effects: VecDeque::new(),
         };
+        for (port, sandbox) in ports {
+            if !in_use.contains(&port) && !worker.ports.rest_again(now, sandbox, port) {
+                // Out of today's range: it is not given to anybody.
+                worker.effects.push_back(Effect::Remember { port, sandbox: None });
+            }
+        }
         for one in adopted {
             let (sandbox, stopping) = (one.report.sandbox, one.report.stopping);
+            worker.remember(sandbox, one.port.filter(|_| one.report.address.is_some()));
             worker.insert(sandbox, Sandbox::adopted(now, one));
             if stopping {
                 worker.stop(now, sandbox, GRACE);
@@ -170,7 +182,9 @@ impl Worker {
 
     /// A deadline may have passed.
     pub fn expire(&mut self, now: Time) {
-        self.ports.expire(now);
+        for port in self.ports.expire(now) {
+            self.effects.push_back(Effect::Remember { port, sandbox: None });
+        }
         while let Some(&(until, sandbox)) = self.start_deadlines.first()
             && until <= now
         {
@@ -185,7 +199,7 @@ impl Worker {
         }
         if self.leaderless_since.is_some_and(|since| since + LEADERLESS <= now) {
             self.leaderless_since = None;
-            self.stop_all(now, GRACE);
+            self.stop_all(now, LEADERLESS_GRACE);
         }
         self.check();
     }
@@ -259,7 +273,11 @@ impl Worker {
         match frame {
             ToWorker::StartSandbox(order) => self.start(now, order),
             ToWorker::StopSandbox { sandbox, grace } => self.stop(now, sandbox, grace),
-            ToWorker::ReleaseAddress { sandbox } => self.ports.release(sandbox),
+            ToWorker::ReleaseAddress { sandbox } => {
+                if let Some(port) = self.ports.release(sandbox) {
+                    self.effects.push_back(Effect::Remember { port, sandbox: None });
+                }
+            }
             ToWorker::DiscardArtifacts { digests } => self.discard(&digests),
             ToWorker::Settle { sandbox, data_plane } => self.settle(sandbox, data_plane),
             ToWorker::Welcome { .. } | ToWorker::Unsupported { .. } => {}
@@ -393,8 +411,17 @@ impl Worker {
         one.stage = Stage::Ready;
         one.phases.init = init;
         one.address = Some(address.clone());
-        let phases = one.phases;
+        let (phases, port) = (one.phases, one.port);
+        // Before anybody hears of it.
+        self.remember(sandbox, port);
         self.send(FromWorker::SandboxReady { sandbox, address, phases });
+    }
+
+    /// From now on data planes may know its port.
+    fn remember(&mut self, sandbox: SandboxId, port: Option<u16>) {
+        if let Some(port) = port {
+            self.effects.push_back(Effect::Remember { port, sandbox: Some(sandbox) });
+        }
     }
 
     fn start_timed_out(&mut self, now: Time, sandbox: SandboxId) {

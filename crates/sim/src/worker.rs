@@ -14,7 +14,7 @@ use dirigent_core::{
     Address, Bytes, Cause, DataPlaneId, Fault, Isolation, MilliCpu, RevisionId, RuntimeKind,
     SandboxId, StartFailure, StreamId, Time,
     frame::{Capacity, SandboxReport, ToWorker},
-    worker::{Adopted, Config, Effect, Event, Worker},
+    worker::{Adopted, Config, Effect, Event, Left, Worker},
 };
 
 use crate::{
@@ -31,6 +31,8 @@ const PORTS: (u16, u16) = (20_000, 20_255);
 const FEW_PORTS: (u16, u16) = (20_000, 20_005);
 /// How long what is left of a barred data plane may run on.
 const SETTLES: Duration = Duration::from_secs(1);
+/// What a worker writes is on its disk within this time.
+const FORCED_WITHIN: Duration = Duration::from_secs(1);
 const INIT: Duration = Duration::from_millis(9);
 
 /// An execution in a sandbox.
@@ -83,6 +85,8 @@ pub(crate) struct WorkerHost {
     pub(crate) stream: Option<StreamId>,
     pub(crate) tries: u32,
     pub(crate) machine: Option<Worker>,
+    /// What it remembers over a restart of its daemon, and since when.
+    ports: BTreeMap<u16, (SandboxId, Time)>,
     armed: Option<Time>,
     pub(crate) sandboxes: BTreeMap<SandboxId, Sandbox>,
     pub(crate) memory: Bytes,
@@ -103,7 +107,8 @@ impl WorkerHost {
             durable: Durable { starts: 1, ..Durable::default() },
             stream: None,
             tries: 0,
-            machine: Some(Worker::new(now, config(offers, few_ports), Vec::new(), Vec::new())),
+            machine: Some(Worker::new(now, config(offers, few_ports), Left::default())),
+            ports: BTreeMap::new(),
             armed: None,
             sandboxes: BTreeMap::new(),
             memory,
@@ -225,10 +230,20 @@ impl World {
                 Effect::Create(create) => self.create(worker, &create),
                 Effect::Destroy { sandbox, grace } => self.destroy(worker, sandbox, grace),
                 Effect::Bar { sandbox, data_plane } => self.bar(worker, sandbox, data_plane),
+                Effect::Remember { port, sandbox } => self.remember(worker, port, sandbox),
                 Effect::Fetch { .. } | Effect::Discard { .. } => {}
             }
         }
         self.arm_worker(worker);
+    }
+
+    fn remember(&mut self, worker: usize, port: u16, sandbox: Option<SandboxId>) {
+        let now = self.now;
+        let Some(w) = self.workers.get_mut(worker) else { return };
+        match sandbox {
+            Some(sandbox) => w.ports.insert(port, (sandbox, now)),
+            None => w.ports.remove(&port),
+        };
     }
 
     pub(crate) fn arm_worker(&mut self, worker: usize) {
@@ -469,6 +484,9 @@ impl World {
     pub(crate) fn lose_sandboxes(&mut self, worker: usize) {
         let Some(w) = self.workers.get_mut(worker) else { return };
         w.durable.boot += 1;
+        // The last lines may not be on the disk.
+        let now = self.now;
+        w.ports.retain(|_, (_, since)| now.since(*since) > FORCED_WITHIN);
         let lost = std::mem::take(&mut w.sandboxes);
         for (sandbox, one) in lost {
             self.break_handlers(sandbox, &one, Duration::from_secs(3));
@@ -492,8 +510,9 @@ impl World {
             port: Some(one.port),
             artifact: None,
         });
-        let adopted = adopted.collect();
-        w.machine = Some(Worker::new(now, config(w.offers, w.few_ports), adopted, Vec::new()));
+        let ports = w.ports.iter().map(|(port, (sandbox, _))| (*port, *sandbox)).collect();
+        let left = Left { adopted: adopted.collect(), artifacts: Vec::new(), ports };
+        w.machine = Some(Worker::new(now, config(w.offers, w.few_ports), left));
         let life = w.life;
         self.obey_worker(worker);
         let host = Host::Worker(worker);

@@ -1,7 +1,8 @@
 //! The task that owns the machine: events in, effects out.
 //!
 //! Events reach the machine in the order in which they came; effects are carried out in the
-//! machine's order before the next event. Nothing here waits, but for the disk in `Obey`.
+//! machine's order before the next event. Nothing here waits, but for the disk in `Obey`; what
+//! `Remember` writes stays in the kernel's memory.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fetch::Fetched, identity::Identity};
+use crate::{fetch::Fetched, identity::Identity, ports::KnownPorts};
 
 /// What the task is told.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub(crate) struct Driver {
     machine: Worker,
     clock: Clock,
     identity: Identity,
+    ports: KnownPorts,
     runtimes: Runtimes,
     /// Artifacts that the bulk connection is to get.
     wanted: Outbox<Digest, Digest>,
@@ -84,7 +86,7 @@ impl Driver {
     pub(crate) fn new(
         machine: Worker,
         clock: Clock,
-        identity: Identity,
+        (identity, ports): (Identity, KnownPorts),
         runtimes: Runtimes,
         wanted: Outbox<Digest, Digest>,
         adopted: &[(RuntimeKind, Adopted)],
@@ -94,6 +96,7 @@ impl Driver {
             machine,
             clock,
             identity,
+            ports,
             runtimes,
             wanted,
             unpackers: HashMap::new(),
@@ -257,6 +260,7 @@ impl Driver {
                         runtime.discard(digest);
                     }
                 }
+                Effect::Remember { port, sandbox } => self.ports.note(port, sandbox),
                 Effect::Bar { sandbox, data_plane } => self.bar(sandbox, data_plane),
             }
         }

@@ -24,6 +24,7 @@ mod fetch;
 mod identity;
 mod link;
 mod load;
+mod ports;
 
 pub use capacity::{CapacityError, Settings};
 pub use identity::StateError;
@@ -33,7 +34,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use dirigent_core::{
     RuntimeKind, Time,
     frame::{Capacity, FromWorker, FromWorkerBulk, ToWorker, ToWorkerBulk},
-    worker::{Adopted, Worker},
+    worker::{Adopted, Left, Worker},
 };
 use dirigent_runtime::{Event, Facts, Runtime};
 use dirigent_service::{Clock, Dialer, Limits, OnCancel, Tasks, outbox};
@@ -41,6 +42,7 @@ use tokio::sync::mpsc;
 
 use driver::{Driver, Input, Runtimes};
 use identity::Identity;
+use ports::KnownPorts;
 
 /// What a worker is started with.
 #[derive(Clone, Debug)]
@@ -110,6 +112,8 @@ pub async fn start(
         return Err(StartError::NoRuntime { missing });
     }
     let identity = Identity::open(&config.state)?;
+    let ports = KnownPorts::open(&config.state).map_err(StateError::Io)?;
+    ports.force(tasks);
     let incoming = fetch::Incoming::open(&config.state)?;
     let (inputs, receiver) = mpsc::channel(INPUTS);
     let mut by_kind = Vec::new();
@@ -132,13 +136,16 @@ pub async fn start(
             capacity: capacity.clone(),
             ports: (config.settings.first_port, config.settings.last_port),
         },
-        adopted.iter().map(|(_, found)| found.clone()).collect(),
-        artifacts,
+        Left {
+            adopted: adopted.iter().map(|(_, found)| found.clone()).collect(),
+            artifacts,
+            ports: ports.all(),
+        },
     );
     let (wanted, wants) = outbox(Limits::default());
     let bulk = bulk::Bulk::new(bulk_dialer, incoming, runtimes.all(), inputs.clone(), wants);
     let at = adopted.len();
-    let driver = Driver::new(machine, clock, identity, runtimes, wanted, &adopted);
+    let driver = Driver::new(machine, clock, (identity, ports), runtimes, wanted, &adopted);
     let link = driver.link_token();
     tasks.run("worker", OnCancel::Abort, driver.run(receiver));
     tasks.run("worker link", OnCancel::Abort, link::keep(dialer, inputs.clone(), link));

@@ -130,6 +130,14 @@ pub enum Effect {
         /// Which.
         digest: Digest,
     },
+    /// Keep for the next life of this worker: data planes may know that this port is a sandbox's, or
+    /// nobody does any more. What was kept before is in [`Left::ports`].
+    Remember {
+        /// The port.
+        port: u16,
+        /// Whose; `None` once it may be another's.
+        sandbox: Option<SandboxId>,
+    },
     /// Bar a data plane from a sandbox; answered by `Settled`.
     Bar {
         /// The sandbox.
@@ -146,6 +154,18 @@ pub struct CreateSandbox {
     pub order: StartSandbox,
     /// The port that was chosen for it, in 20000-29999.
     pub port: u16,
+}
+
+/// What an earlier life of a worker left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Sandboxes that the runtime still has.
+    pub adopted: Vec<Adopted>,
+    /// Artifacts on the disk.
+    pub artifacts: Vec<Digest>,
+    /// Ports that data planes may know, and as whose. Those of sandboxes that are no more rest, all of
+    /// their time anew: how much of it is over is not known.
+    pub ports: Vec<(u16, SandboxId)>,
 }
 
 /// A sandbox that the runtime still had when the worker started.

@@ -41,8 +41,18 @@ impl Ports {
         Self { free, resting: BTreeMap::new(), owners: BTreeMap::new(), taken, size }
     }
 
-    /// Begins elsewhere: what rested in an earlier life of the worker is not known any more, so
-    /// each life begins at other ports.
+    /// It rested in an earlier life of the worker, and goes on for all of the time. Whether it is one
+    /// of today's.
+    pub(super) fn rest_again(&mut self, now: Time, sandbox: SandboxId, port: u16) -> bool {
+        let Some(at) = self.free.iter().position(|free| *free == port) else { return false };
+        self.free.remove(at);
+        self.taken.insert(port);
+        self.rest(now, sandbox, port);
+        true
+    }
+
+    /// Begins elsewhere: what rested in an earlier life of the worker may be forgotten, as when the
+    /// power failed, so each life begins at other ports.
     pub(super) fn rotate(&mut self, by: u64) {
         if let Some(by) = by.checked_rem(self.free.len() as u64) {
             self.free.rotate_left(usize::try_from(by).unwrap_or(0));
@@ -79,12 +89,12 @@ impl Ports {
         }
     }
 
-    /// Nobody sends to it any more.
-    pub(super) fn release(&mut self, sandbox: SandboxId) {
-        if let Some(key) = self.owners.remove(&sandbox) {
-            self.resting.remove(&key);
-            self.free.push_back(key.1);
-        }
+    /// Nobody sends to it any more; its port, which is free now.
+    pub(super) fn release(&mut self, sandbox: SandboxId) -> Option<u16> {
+        let key = self.owners.remove(&sandbox)?;
+        self.resting.remove(&key);
+        self.free.push_back(key.1);
+        Some(key.1)
     }
 
     /// When the next rest ends.
@@ -92,17 +102,20 @@ impl Ports {
         self.resting.first_key_value().map(|(&(until, _), _)| until)
     }
 
-    /// Ends the rests that are over.
-    pub(super) fn expire(&mut self, now: Time) {
+    /// Ends the rests that are over; the ports of sandboxes that are free now.
+    pub(super) fn expire(&mut self, now: Time) -> Vec<u16> {
+        let mut rested = Vec::new();
         while let Some(first) = self.resting.first_entry()
             && first.key().0 <= now
         {
             let ((_, port), owner) = first.remove_entry();
             if let Some(sandbox) = owner {
                 self.owners.remove(&sandbox);
+                rested.push(port);
             }
             self.free.push_back(port);
         }
+        rested
     }
 
     /// Each port is at one place.

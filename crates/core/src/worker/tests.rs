@@ -60,7 +60,7 @@ fn attach(worker: &mut Worker, now: Time) {
 
 /// A worker that obeys, its first effects taken.
 fn worker() -> Worker {
-    let mut worker = Worker::new(Time::ZERO, config(), Vec::new(), Vec::new());
+    let mut worker = Worker::new(Time::ZERO, config(), Left::default());
     attach(&mut worker, Time::ZERO);
     assert_eq!(done(&mut worker), ["hello with [] and 0 artifacts", "obey 3"]);
     worker
@@ -122,7 +122,17 @@ fn gone(worker: &mut Worker, now: Time, n: u64, cause: Cause) {
 }
 
 fn done(worker: &mut Worker) -> Vec<String> {
-    std::iter::from_fn(|| worker.poll_effect()).map(line).collect()
+    let effects = std::iter::from_fn(|| worker.poll_effect());
+    effects.filter(|effect| !matches!(effect, Effect::Remember { .. })).map(line).collect()
+}
+
+/// What is to be kept for the next life, in order; the rest is left out.
+fn kept(worker: &mut Worker) -> Vec<(u16, Option<u64>)> {
+    let kept = |effect| {
+        let Effect::Remember { port, sandbox } = effect else { return None };
+        Some((port, sandbox.map(|it: SandboxId| it.counter)))
+    };
+    std::iter::from_fn(|| worker.poll_effect()).filter_map(kept).collect()
 }
 
 fn line(effect: Effect) -> String {
@@ -163,6 +173,7 @@ fn line(effect: Effect) -> String {
             format!("destroy {} in {}", sandbox.counter, grace.as_millis())
         }
         Effect::Discard { .. } => "discard".to_owned(),
+        Effect::Remember { port, sandbox } => format!("{port} is known as {sandbox:?}"),
         Effect::Bar { sandbox, data_plane } => format!("bar {data_plane} from {}", sandbox.counter),
     }
 }
@@ -354,7 +365,7 @@ fn stops_are_idempotent_and_a_shorter_grace_is_passed_on() {
 
 #[test]
 fn a_lower_epoch_and_a_strange_cluster_are_not_obeyed() {
-    let mut worker = Worker::new(Time::ZERO, config(), Vec::new(), Vec::new());
+    let mut worker = Worker::new(Time::ZERO, config(), Left::default());
     worker.handle(ms(1), Event::Attached { hello: hello() });
     start(&mut worker, ms(1), 1);
     welcome(&mut worker, ms(2), 2);
@@ -420,13 +431,14 @@ fn after_an_hour_without_a_leader_everything_is_stopped() {
     worker.expire(ms(3_600_999));
     assert_eq!(done(&mut worker), [""; 0]);
     worker.expire(ms(3_601_000));
-    assert_eq!(done(&mut worker), ["destroy 1 in 10000"]);
+    assert_eq!(done(&mut worker), ["destroy 1 in 600000"], "as long as a drain");
     assert_eq!(worker.deadline(), None);
 }
 
 #[test]
 fn artifacts_in_use_are_discarded_after_it() {
-    let mut worker = Worker::new(Time::ZERO, config(), Vec::new(), vec![DIGEST]);
+    let mut worker =
+        Worker::new(Time::ZERO, config(), Left { artifacts: vec![DIGEST], ..Left::default() });
     attach(&mut worker, Time::ZERO);
     assert_eq!(done(&mut worker), ["hello with [] and 1 artifacts", "obey 3"]);
     start_with(&mut worker, ms(1), 1, |spec| spec.artifact = Some(DIGEST));
@@ -469,7 +481,11 @@ fn adopted_sandboxes_are_reported_and_keep_their_room_and_port() {
         artifact: Some(DIGEST),
     };
     let left = vec![adopted(0, Some(20000), false), adopted(1, None, false)];
-    let mut worker = Worker::new(Time::ZERO, config(), left, vec![DIGEST]);
+    let mut worker = Worker::new(
+        Time::ZERO,
+        config(),
+        Left { adopted: left, artifacts: vec![DIGEST], ..Left::default() },
+    );
     attach(&mut worker, ms(1));
     start_with(&mut worker, ms(2), 2, |spec| spec.resources.memory = Bytes::mib(201));
     start(&mut worker, ms(2), 3);
@@ -485,8 +501,11 @@ fn adopted_sandboxes_are_reported_and_keep_their_room_and_port() {
             "1 ready: fetch 0 create 0 init 5"
         ]
     );
-    let mut worker =
-        Worker::new(Time::ZERO, config(), vec![adopted(4, Some(20004), true)], Vec::new());
+    let mut worker = Worker::new(
+        Time::ZERO,
+        config(),
+        Left { adopted: vec![adopted(4, Some(20004), true)], ..Left::default() },
+    );
     assert_eq!(done(&mut worker), ["destroy 4 in 10000"]);
 }
 
@@ -523,8 +542,63 @@ fn a_worker_that_closes_stops_everything_and_starts_nothing() {
 }
 
 #[test]
+fn a_port_that_data_planes_may_know_rests_over_a_restart() {
+    let mut first = worker();
+    for n in [1, 2, 3] {
+        start(&mut first, ms(1), n);
+        created(&mut first, ms(1), n);
+    }
+    // The third one never listens: nobody knows its port.
+    for n in [1, 2] {
+        listening(&mut first, ms(2), n);
+    }
+    assert_eq!(kept(&mut first), [(20000, Some(1)), (20001, Some(2))]);
+    gone(&mut first, ms(3), 1, Cause::Stopped);
+    gone(&mut first, ms(3), 3, Cause::Stopped);
+    assert_eq!(kept(&mut first), []);
+
+    // The next life finds the second one still there, and a port that is not in its range any more.
+    let ports = vec![(20000, sandbox(1)), (20001, sandbox(2)), (30000, sandbox(9))];
+    let adopted = Adopted {
+        report: SandboxReport {
+            sandbox: sandbox(2),
+            revision: RevisionId { function: FUNCTION, number: 1 },
+            memory: Bytes::mib(1),
+            cpu: MilliCpu(1),
+            address: Some(Address::Tcp((Ipv4Addr::LOCALHOST, 20001).into())),
+            stopping: false,
+        },
+        port: Some(20001),
+        artifact: None,
+    };
+    let left = Left { adopted: vec![adopted], ports, ..Left::default() };
+    let mut second = Worker::new(Time::ZERO, config(), left);
+    assert_eq!(kept(&mut second), [(30000, None), (20001, Some(2))]);
+    attach(&mut second, ms(1));
+    for n in [4, 5, 6] {
+        start(&mut second, ms(1), n);
+    }
+    let created = |lines: Vec<String>| -> Vec<String> {
+        lines
+            .into_iter()
+            .filter(|line| line.contains("create") || line.contains("refused"))
+            .collect()
+    };
+    assert_eq!(
+        created(done(&mut second)),
+        ["create 4 on 20002", "create 5 on 20003", "create 6 on 20004"],
+    );
+    // The fifth port is free when everybody has given its slots back, as before.
+    said(&mut second, ms(2), ToWorker::ReleaseAddress { sandbox: sandbox(1) });
+    assert_eq!(kept(&mut second), [(20000, None)]);
+    gone(&mut second, ms(3), 4, Cause::Stopped);
+    start(&mut second, ms(3), 7);
+    assert_eq!(created(done(&mut second)), ["create 7 on 20000"]);
+}
+
+#[test]
 fn each_life_of_a_worker_begins_at_other_ports() {
-    let mut worker = Worker::new(Time::ZERO, config(), Vec::new(), Vec::new());
+    let mut worker = Worker::new(Time::ZERO, config(), Left::default());
     let incarnation = Incarnation { start: 2, ..Incarnation::default() };
     worker.handle(ms(1), Event::Attached { hello: Hello { incarnation, ..hello() } });
     welcome(&mut worker, ms(1), 3);

@@ -19,7 +19,7 @@ use dirigent_core::{
     },
     gate::{self, Attempt, Finish, Gate, Verdict},
     manifest::Manifest,
-    worker::{self, Adopted, Worker},
+    worker::{self, Adopted, Left, Worker},
 };
 use proptest::prelude::*;
 
@@ -145,7 +145,7 @@ impl World {
             agenda: BTreeMap::new(),
             number: 0,
             control: Control::new(Time::ZERO, control, Records::default()),
-            worker: Worker::new(Time::ZERO, config.clone(), Vec::new(), Vec::new()),
+            worker: Worker::new(Time::ZERO, config.clone(), Left::default()),
             worker_config: config,
             lives: 1,
             gate: None,
@@ -322,8 +322,11 @@ impl World {
                 let adopted = self.programs.iter().map(adopted).collect();
                 // What rested is not known any more.
                 self.exposed.retain(|sandbox| self.programs.contains_key(sandbox));
-                self.worker =
-                    Worker::new(self.now, self.worker_config.clone(), adopted, Vec::new());
+                self.worker = Worker::new(
+                    self.now,
+                    self.worker_config.clone(),
+                    Left { adopted, ..Left::default() },
+                );
             }
         }
     }
@@ -569,7 +572,7 @@ impl World {
                 self.ending.insert(sandbox);
                 self.at(CREATE, What::Gone(sandbox, Cause::Stopped));
             }
-            worker::Effect::Obey(_) => {}
+            worker::Effect::Obey(_) | worker::Effect::Remember { .. } => {}
             other @ (worker::Effect::Fetch { .. }
             | worker::Effect::Discard { .. }
             | worker::Effect::Bar { .. }) => panic!("not wanted: {other:?}"),

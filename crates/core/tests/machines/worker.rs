@@ -11,8 +11,10 @@ use dirigent_core::{
     Address, Bytes, Cause, ClusterId, Digest, Epoch, Fault, FunctionId, Isolation, Listen,
     MilliCpu, Protocol, Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec,
     StartFailure, Time, WorkerId,
-    frame::{Capacity, FromWorker, Hello, Incarnation, StartSandbox, ToWorker, Welcome},
-    worker::{ArtifactFailure, Config, Effect, Event, Worker},
+    frame::{
+        Capacity, FromWorker, Hello, Incarnation, SandboxReport, StartSandbox, ToWorker, Welcome,
+    },
+    worker::{Adopted, ArtifactFailure, Config, Effect, Event, Left, Worker},
 };
 use proptest::{prelude::*, sample::Index};
 
@@ -22,19 +24,47 @@ const REST: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Start { mib: u64, artifact: Option<u8> },
-    Stop { pick: Index, grace_ms: u64 },
-    Created { pick: Index },
-    Listening { pick: Index },
-    PortTaken { pick: Index },
-    Gone { pick: Index },
-    ArtifactReady { pick: Index },
-    ArtifactFailed { pick: Index },
-    Discard { artifact: u8 },
-    Release { pick: Index },
+    Start {
+        mib: u64,
+        artifact: Option<u8>,
+    },
+    Stop {
+        pick: Index,
+        grace_ms: u64,
+    },
+    Created {
+        pick: Index,
+    },
+    Listening {
+        pick: Index,
+    },
+    PortTaken {
+        pick: Index,
+    },
+    Gone {
+        pick: Index,
+    },
+    ArtifactReady {
+        pick: Index,
+    },
+    ArtifactFailed {
+        pick: Index,
+    },
+    Discard {
+        artifact: u8,
+    },
+    Release {
+        pick: Index,
+    },
     Detach,
-    Attach { epoch: u64 },
-    Pass { ms: u64 },
+    Attach {
+        epoch: u64,
+    },
+    Pass {
+        ms: u64,
+    },
+    /// The worker dies and comes back; what runs goes on.
+    Restart,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -53,6 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..3_u8).prop_map(|artifact| Step::Discard { artifact }),
         5 => pick().prop_map(|pick| Step::Release { pick }),
         1 => Just(Step::Detach),
+        2 => Just(Step::Restart),
         3 => (1..5_u64).prop_map(|epoch| Step::Attach { epoch }),
         6 => prop_oneof![Just(10), Just(500), Just(40_000), Just(1_000_000)]
             .prop_map(|ms| Step::Pass { ms }),
@@ -85,6 +116,8 @@ struct World {
     resting: BTreeMap<SandboxId, (u16, Time)>,
     fetching: BTreeSet<u8>,
     held: BTreeSet<u8>,
+    /// Ports kept for the next life.
+    remembered: BTreeMap<u16, SandboxId>,
 }
 
 fn digest(artifact: u8) -> Digest {
@@ -116,22 +149,25 @@ fn order(sandbox: SandboxId, mib: u64, artifact: Option<u8>) -> StartSandbox {
     }
 }
 
+fn config() -> Config {
+    Config {
+        capacity: Capacity {
+            memory: MEMORY,
+            cpu: MilliCpu(1000),
+            cpu_overcommit: 1,
+            sandboxes: 8,
+            starts: 4,
+            runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
+            missing: Vec::new(),
+        },
+        ports: PORTS,
+    }
+}
+
 impl World {
     fn new() -> Self {
-        let config = Config {
-            capacity: Capacity {
-                memory: MEMORY,
-                cpu: MilliCpu(1000),
-                cpu_overcommit: 1,
-                sandboxes: 8,
-                starts: 4,
-                runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
-                missing: Vec::new(),
-            },
-            ports: PORTS,
-        };
         let mut world = Self {
-            worker: Worker::new(Time::ZERO, config, Vec::new(), Vec::new()),
+            worker: Worker::new(Time::ZERO, config(), Left::default()),
             now: Time::ZERO,
             next: 0,
             attached: false,
@@ -142,6 +178,7 @@ impl World {
             resting: BTreeMap::new(),
             fetching: BTreeSet::new(),
             held: BTreeSet::new(),
+            remembered: BTreeMap::new(),
         };
         world.attach(1);
         world
@@ -216,8 +253,43 @@ impl World {
             Step::Detach => self.detach(),
             Step::Attach { epoch } => self.attach(epoch),
             Step::Pass { ms } => self.pass(Duration::from_millis(ms)),
+            Step::Restart => self.restart(),
         }
         self.check();
+    }
+
+    fn restart(&mut self) {
+        self.detach();
+        // What was not created yet is forgotten, and so is what ended and was not told.
+        let running = &mut self.running;
+        self.ordered.retain(|sandbox, _| running.contains_key(sandbox));
+        self.fetching.clear();
+        let adopted = running.iter_mut().map(|(&sandbox, one)| {
+            let (mib, artifact) = self.ordered[&sandbox];
+            // It is given a minute from now on.
+            one.since = self.now + Duration::from_secs(30);
+            Adopted {
+                report: SandboxReport {
+                    sandbox,
+                    revision: RevisionId { function: FunctionId::new(Epoch(1), 1), number: 1 },
+                    memory: Bytes::mib(mib),
+                    cpu: MilliCpu(10),
+                    address: one
+                        .listening
+                        .then(|| Address::Tcp((Ipv4Addr::LOCALHOST, one.port).into())),
+                    stopping: one.destroyed,
+                },
+                port: Some(one.port),
+                artifact: artifact.map(digest),
+            }
+        });
+        let left = Left {
+            adopted: adopted.collect(),
+            artifacts: self.held.iter().copied().map(digest).collect(),
+            ports: self.remembered.iter().map(|(port, sandbox)| (*port, *sandbox)).collect(),
+        };
+        self.worker = Worker::new(self.now, config(), left);
+        self.drain();
     }
 
     fn any(&self, pick: &Index, fits: impl Fn(&Running) -> bool) -> Option<SandboxId> {
@@ -246,7 +318,7 @@ impl World {
             protocol: (1, 1),
             features: Vec::new(),
             incarnation: Incarnation::default(),
-            highest_epoch: Epoch::default(),
+            highest_epoch: Epoch(self.highest),
         };
         self.handle(Event::Attached { hello });
         self.obeyed = epoch >= self.highest;
@@ -330,6 +402,12 @@ impl World {
                     assert!(!used, "files in use were discarded");
                     assert!(self.held.remove(&artifact), "only what is held is discarded");
                 }
+                Effect::Remember { port, sandbox: Some(sandbox) } => {
+                    self.remembered.insert(port, sandbox);
+                }
+                Effect::Remember { port, sandbox: None } => {
+                    assert!(self.remembered.remove(&port).is_some(), "{port} was not kept");
+                }
                 Effect::Bar { .. } => panic!("nobody was to be barred"),
             }
         }
@@ -357,6 +435,8 @@ impl World {
             }
             FromWorker::SandboxReady { sandbox, .. } => {
                 assert!(self.running[&sandbox].listening, "ready before it listens");
+                let port = self.running[&sandbox].port;
+                assert_eq!(self.remembered.get(&port), Some(&sandbox), "told before it is kept");
             }
             FromWorker::SandboxGone { sandbox, .. } => {
                 assert!(!self.running.contains_key(&sandbox), "{sandbox} still runs");

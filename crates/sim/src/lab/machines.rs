@@ -21,7 +21,7 @@ use dirigent_core::{
     gate::{self, Attempt, Finish, Gate, Verdict},
     manifest::Manifest,
     policy::random::Pcg,
-    worker::{self, Worker},
+    worker::{self, Left, Worker},
 };
 
 use super::{
@@ -105,7 +105,7 @@ pub fn run(calls: &[Call], setup: Setup, random: Pcg, (from, to): (u64, u64)) ->
         number: 0,
         agenda: BTreeMap::new(),
         control: Control::new(Time::ZERO, control, Records::default()),
-        worker: Worker::new(Time::ZERO, config, Vec::new(), Vec::new()),
+        worker: Worker::new(Time::ZERO, config, Left::default()),
         planes: (0..setup.planes).map(|_| None).collect(),
         store_revision: 0,
         random,
@@ -408,6 +408,7 @@ impl Machines<'_> {
             worker::Effect::Obey(_)
             | worker::Effect::Fetch { .. }
             | worker::Effect::Discard { .. }
+            | worker::Effect::Remember { .. }
             | worker::Effect::Bar { .. } => {}
         }
     }

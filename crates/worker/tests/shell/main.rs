@@ -79,6 +79,31 @@ async fn a_restarted_worker_adopts_its_sandboxes_and_remembers_whom_it_obeyed() 
 }
 
 #[tokio::test]
+async fn a_port_of_a_sandbox_that_is_gone_rests_over_a_restart() {
+    let settings = support::settings();
+    let two = Settings { last_port: settings.first_port + 1, ..settings };
+    let mut bench = Bench::with(two).await;
+    bench.attach().await;
+    let first = bench.ready(1, &[], None).await;
+    bench.say(ToWorker::StopSandbox { sandbox: sandbox(1), grace: Duration::ZERO }).await;
+    bench.gone(1).await;
+    // Data planes may hold slots of it still.
+    let mut bench = bench.restart().await;
+    bench.attach().await;
+    assert_ne!(bench.ready(2, &[], None).await, first);
+    bench.order(3, &[], None).await;
+    bench
+        .hear(|frame| {
+            matches!(frame, FromWorker::Refused { message, .. } if message.contains("rests"))
+        })
+        .await;
+    bench.say(ToWorker::ReleaseAddress { sandbox: sandbox(1) }).await;
+    assert_eq!(bench.ready(4, &[], None).await, first);
+    let state = std::fs::read_to_string(bench.state().join("ports")).unwrap();
+    assert!(state.contains(&format!("{} sbx_1_4", first.port())), "{state}");
+}
+
+#[tokio::test]
 async fn a_deposed_leader_and_a_stranger_are_left() {
     let mut bench = Bench::start().await;
     bench.attach_to(Welcome { cluster: ClusterId(7), epoch: Epoch(5) }).await;
