@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Cluster(ClusterCommand),
     /// Get this machine a certificate of a cluster
     Join(JoinArgs),
+    /// Move a control plane's records
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Make, list and revoke tokens of the API
     #[command(subcommand)]
     Token(TokenCommand),
@@ -169,6 +172,27 @@ impl ApiArgs {
         }
         Ok(read_state(&self.state.dir(), "functions")?.trim().to_owned())
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Move the store of a single control plane, which is stopped, into an etcd for several; nothing is
+    /// deployed anew
+    Migrate(MigrateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// A member of the etcd, as http://HOST:PORT; may be repeated
+    #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
+    #[arg(env = "DIRIGENT_ETCD", hide_env_values = true)]
+    pub(crate) etcd: Vec<String>,
+    /// What the keys in etcd begin with; there must be none yet
+    #[arg(long, value_name = "PREFIX", default_value = "/dirigent")]
+    #[arg(env = "DIRIGENT_ETCD_PREFIX", hide_env_values = true)]
+    pub(crate) etcd_prefix: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
 }
 
 #[derive(Debug, Args)]

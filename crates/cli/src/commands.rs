@@ -10,6 +10,7 @@ mod doctor;
 mod functions;
 mod invoke;
 mod logs;
+mod store;
 mod token;
 mod top;
 
@@ -38,6 +39,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::Worker(args) => apart::worker(&args, printer),
         Command::Config(ConfigCommand::Show { origin, up }) => config::show(&*up, origin, printer),
         Command::Cluster(command) => cluster::cluster(command, printer),
+        Command::Store(command) => store::store(command, printer),
         Command::Token(command) => wait(token::token(command, printer)),
         Command::Context(command) => context::context(command, printer),
         Command::Join(args) => wait(cluster::join(&args, printer)),

@@ -107,6 +107,22 @@ impl Blobs {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Reads an artifact in `dir` and compares it with its name; its size. Blocks.
+    ///
+    /// # Errors
+    /// Those of the file system, or that it is not what it is called.
+    pub fn verify(dir: &Path, digest: Digest) -> io::Result<u64> {
+        let mut file = fs::File::open(dir.join(name(digest)))?;
+        let mut hasher = Sha256::new();
+        let size = io::copy(&mut file, &mut hasher)?;
+        let actual = Digest(hasher.finalize().into());
+        if actual == digest {
+            return Ok(size);
+        }
+        let text = format!("its bytes have the digest {actual}: the file is damaged");
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
+    }
+
     /// The artifacts that these records refer to.
     #[must_use]
     pub fn needed(records: &Records) -> BTreeSet<Digest> {
@@ -261,13 +277,17 @@ impl Blobs {
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
-        let name = digest.to_string();
-        self.shared.dir.join(name.trim_start_matches("sha256:"))
+        self.shared.dir.join(name(digest))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An artifact's file.
+fn name(digest: Digest) -> String {
+    digest.to_string().trim_start_matches("sha256:").to_owned()
 }
 
 /// An artifact held for a deploy on its way.

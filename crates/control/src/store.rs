@@ -9,6 +9,7 @@
 
 pub mod etcd;
 pub mod memory;
+pub mod migrate;
 mod reading;
 pub mod redb;
 
@@ -84,6 +85,30 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("{place} is open in another process")]
     InUse {
+        /// The store.
+        place: String,
+    },
+    /// Everything in it is elsewhere now.
+    #[error("{place} was moved to {to}: start the control plane with --etcd")]
+    Moved {
+        /// The store.
+        place: String,
+        /// Where it is.
+        to: String,
+    },
+    /// Another store is being moved into it.
+    #[error(
+        "{place} is to get what is in {from}, which is not finished: `dirigent store migrate` ends it"
+    )]
+    Moving {
+        /// The store.
+        place: String,
+        /// What comes.
+        from: String,
+    },
+    /// It is to be empty and is not.
+    #[error("{place} is not empty: choose another prefix with --etcd-prefix")]
+    NotEmpty {
         /// The store.
         place: String,
     },

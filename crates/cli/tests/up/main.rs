@@ -15,6 +15,7 @@ mod host;
 mod hosts;
 mod lasting;
 mod metrics;
+mod moving;
 mod recording;
 mod wrong;
 

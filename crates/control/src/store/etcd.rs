@@ -11,6 +11,7 @@
 mod client;
 mod keys;
 mod load;
+pub(super) mod moving;
 mod office;
 mod rpc;
 

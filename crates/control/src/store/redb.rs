@@ -19,7 +19,10 @@ use redb::{
     ReadableTableMetadata as _, StorageError, TableDefinition, WriteTransaction,
 };
 
-use super::{Applied, Deposed, SCHEMA, Store, StoreError, reading::Reader};
+use super::{
+    Applied, Deposed, SCHEMA, Store, StoreError, etcd::moving::SHUT, migrate::Snapshot,
+    reading::Reader,
+};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const CLUSTER: TableDefinition<'_, (), u128> = TableDefinition::new("cluster");
@@ -29,6 +32,8 @@ const DATA_PLANES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("data_
 /// The epochs of the last terms of office, by their numbers.
 const TERMS: TableDefinition<'_, u64, u64> = TableDefinition::new("terms");
 const TOKENS: TableDefinition<'_, (), &[u8]> = TableDefinition::new("tokens");
+/// Where everything is now, once it was moved.
+const MOVED: TableDefinition<'_, (), &str> = TableDefinition::new("moved");
 
 /// Pages that redb keeps in memory. The records are read once; after that only writes touch it.
 const CACHE: usize = 8 << 20;
@@ -110,12 +115,50 @@ impl RedbStore {
             }
         };
         match read().map_err(|error| self.io(error))? {
+            Some(found) if found == SHUT => {
+                let to = moved_to(database).map_err(|error| self.io(error))?;
+                Err(StoreError::Moved { place: self.place(), to })
+            }
             Some(found) if found > SCHEMA => {
                 let instead = "another directory with --state";
                 Err(StoreError::Newer { place: self.place(), found, known: SCHEMA, instead })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Everything that it holds, without taking office.
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        self.opened()?;
+        let database =
+            self.database.take().ok_or_else(|| StoreError::InUse { place: self.place() })?;
+        self.check_schema(&database)?;
+        let read = || {
+            let transaction = database.begin_read()?;
+            let cluster = transaction.open_table(CLUSTER)?.get(())?.map(|value| value.value());
+            let meta = transaction.open_table(META)?;
+            let number = |name| Ok::<_, Error>(meta.get(name)?.map(|value| value.value()));
+            Ok::<_, Error>((cluster, number("epoch")?, number("schema")?))
+        };
+        let (cluster, epoch, format) = read().map_err(|error| self.io(error))?;
+        let records = self.load(&database)?;
+        self.database = Some(database);
+        let cluster = ClusterId(cluster.unwrap_or_default());
+        let (epoch, format) = (Epoch(epoch.unwrap_or_default()), format.unwrap_or(SCHEMA));
+        Ok(Snapshot { cluster, epoch, format, records })
+    }
+
+    /// Everything is there now: no program opens this one any more.
+    pub(super) fn moved(&mut self, to: &str) -> Result<(), StoreError> {
+        let written = |database: &Database| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(META)?.insert("schema", SHUT)?;
+            transaction.open_table(MOVED)?.insert((), to)?;
+            transaction.commit()?;
+            Ok::<_, Error>(())
+        };
+        let written = written(self.opened()?);
+        written.map_err(|error| self.io(error))
     }
 
     fn load(&self, database: &Database) -> Result<Records, StoreError> {
@@ -248,6 +291,13 @@ impl RedbStore {
             }
         }
     }
+}
+
+/// Where everything is.
+fn moved_to(database: &Database) -> Result<String, Error> {
+    let transaction = database.begin_read()?;
+    let moved = transaction.open_table(MOVED)?.get(())?.map(|value| value.value().to_owned());
+    Ok(moved.unwrap_or_default())
 }
 
 /// The transaction that takes office: a cluster id if there is none, the format, the next epoch.

@@ -10,6 +10,8 @@
 //! PREFIX/functions/EPOCH.N    a function; numbers are hexadecimal, so that they sort
 //! PREFIX/workers/N            a worker
 //! PREFIX/data-planes/N        a data plane
+//! PREFIX/tokens               the API's tokens
+//! PREFIX/migration            while records come from another store
 //! ```
 
 use dirigent_core::{FunctionId, Write};

@@ -82,11 +82,15 @@ struct Known<T> {
 
 /// Hexadecimal: not every reader of JSON knows numbers of that size.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Cluster {
+pub(super) struct Cluster {
     id: String,
 }
 
 impl Cluster {
+    pub(super) fn of(id: ClusterId) -> Self {
+        Self { id: format!("{:032x}", id.0) }
+    }
+
     fn id(&self) -> Result<ClusterId, String> {
         u128::from_str_radix(&self.id, 16).map(ClusterId).map_err(|error| error.to_string())
     }
@@ -183,7 +187,7 @@ impl Chair {
 
     async fn look_by(&self, deadline: Instant) -> Result<Look, StoreError> {
         let keys = &self.place.keys;
-        let names = ["leader", "beat", "cluster", "format"];
+        let names = ["leader", "beat", "cluster", "format", "migration"];
         let success = names.iter().map(|name| read(keys.of(name))).collect();
         let request = TxnRequest { success, ..TxnRequest::default() };
         let answered = self.place.client.repeatable(&request, deadline).await;
@@ -194,6 +198,11 @@ impl Chair {
         let mut ranges = answered.ranges();
         let mut next = || found(ranges.next());
         let (leader, beat, cluster, format) = (next(), next(), next(), next());
+        if let Some(kv) = next() {
+            let from = self.place.parse::<serde_json::Value>(&kv)?;
+            let from = from["from"].as_str().unwrap_or("another store").to_owned();
+            return Err(StoreError::Moving { place: self.place.name.clone(), from });
+        }
         let revision = leader.as_ref().map_or(0, |kv| unsigned(kv.mod_revision));
         let leader: Option<Leader> = leader.map(|kv| self.place.parse(&kv)).transpose()?;
         let beat = beat.map_or(Ok(0), |kv| self.place.parse(&kv))?;
@@ -266,7 +275,7 @@ impl Chair {
             return Ok(look.cluster.value.clone());
         }
         let id = crate::store::new_cluster().map_err(|error| self.place.broken(error))?;
-        Ok(Cluster { id: format!("{:032x}", id.0) })
+        Ok(Cluster::of(id))
     }
 
     fn taking(
