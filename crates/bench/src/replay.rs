@@ -220,6 +220,7 @@ pub fn sleeper() -> Sandbox {
         protocol: dirigent_core::Protocol::Http1,
         isolation: None,
         listen: dirigent_core::Listen::Port,
+        network: None,
     }
 }
 

@@ -18,6 +18,7 @@ use dirigent_service::{
     config::{ConfigError, Loaded, Sources, load},
     telemetry::Format,
 };
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
@@ -111,6 +112,9 @@ pub(crate) struct Config {
     pub(crate) trusted_proxies: Vec<Admitted>,
     /// Functions are refused rather than run with less: `plain`, `basic`, `strict`.
     pub(crate) min_isolation: Option<Isolation>,
+    /// Addresses for sandboxes that have a network of their own, such as `10.213.0.0/16`: nothing of the
+    /// machine may have a route there. If nothing is said, one of several ranges that are seldom used.
+    pub(crate) sandbox_range: Option<Ipv4Net>,
     /// What starts sandboxes: `process`, or `fake` for tests.
     pub(crate) runtime: RuntimeKind,
     /// Memory for sandboxes; four fifths of what this process may use if nothing is said.
@@ -268,6 +272,7 @@ impl Default for Config {
             gateways: Vec::new(),
             trusted_proxies: dirigent_proxy::loopback().into_iter().map(Admitted).collect(),
             min_isolation: None,
+            sandbox_range: None,
             runtime: RuntimeKind::Process,
             memory: None,
             cpu_overcommit: 50,

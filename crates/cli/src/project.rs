@@ -163,6 +163,7 @@ fn plain(name: FunctionName, command: Vec<String>) -> Manifest {
             protocol: dirigent_core::Protocol::default(),
             isolation: None,
             listen: dirigent_core::Listen::default(),
+            network: None,
         },
         resources: manifest::ManifestResources::default(),
         scaling: manifest::Scaling::default(),

@@ -2,7 +2,15 @@
 
 pub(crate) mod oci;
 
-use std::{io, num::NonZero, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZero,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use dirigent_core::{RuntimeKind, name::HostRules};
 use dirigent_runtime::{
@@ -150,6 +158,8 @@ pub(crate) async fn runtimes(config: &Config, dir: &Path, protected: Vec<u16>) -
     process.address = config.address;
     process.admitted = config.admit.iter().map(|admitted| admitted.0).collect();
     process.protected_ports = protected;
+    process.range = config.sandbox_range;
+    process.forbidden = control_planes(config);
     process.ports = (config.first_port, config.last_port);
     process.uid_base = uid_base(dir);
     // It looks around for what an earlier life left, which takes system calls that block.
@@ -167,6 +177,15 @@ pub(crate) async fn runtimes(config: &Config, dir: &Path, protected: Vec<u16>) -
             Err(error)
         }
     }
+}
+
+/// Hosts of control planes that are not this one.
+fn control_planes(config: &Config) -> Vec<Ipv4Addr> {
+    let hosts = config.control.iter().filter_map(|address| match address.ip() {
+        IpAddr::V4(host) => Some(host),
+        IpAddr::V6(_) => None,
+    });
+    hosts.filter(|host| !host.is_loopback() && !host.is_unspecified()).collect()
 }
 
 /// A runtime whose sandboxes are not real.

@@ -171,6 +171,7 @@ impl Form {
                 protocol: dirigent_core::Protocol::default(),
                 isolation: None,
                 listen: dirigent_core::Listen::default(),
+                network: None,
             },
             resources: self.resources()?,
             scaling: self.scaling(sweep)?,

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Auth, Bytes, Digest, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, Resources,
-    RuntimeKind, SandboxSpec, Settings, Spec, units,
+    Auth, Bytes, Digest, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Outbound, Protocol,
+    Resources, RuntimeKind, SandboxSpec, Settings, Spec, units,
 };
 
 /// A manifest as written. Unknown keys are errors.
@@ -61,6 +61,10 @@ pub struct Sandbox {
     /// `port`: it binds `$PORT`; `fd`: it takes file descriptor 3 (`LISTEN_FDS`), the fastest start.
     #[serde(default)]
     pub listen: Listen,
+    /// Where it may connect: `internet`, `none`, or a list such as `["10.0.0.5:5432", "10.1.0.0/16"]`.
+    /// Demands `strict`. If left out, `internet` where it is strict.
+    #[serde(default)]
+    pub network: Option<Outbound>,
 }
 
 /// What an image is that is sent with the deploy.
@@ -196,8 +200,12 @@ impl Manifest {
                 component: sandbox.component,
                 port: sandbox.port,
                 protocol: sandbox.protocol,
-                isolation: sandbox.isolation,
+                // Nothing less keeps to it.
+                isolation: sandbox
+                    .isolation
+                    .or_else(|| sandbox.network.as_ref().map(|_| Isolation::Strict)),
                 listen: sandbox.listen,
+                network: sandbox.network,
             },
             resources: Resources { cpu: resources.cpu, memory: resources.memory },
             env,
@@ -277,6 +285,17 @@ impl Sandbox {
         }
         if self.listen == Listen::Fd && runtime != RuntimeKind::Process {
             return broken("sandbox.listen", "can be `fd` for processes only: use `port`");
+        }
+        if self.network.is_some() {
+            if runtime != RuntimeKind::Process {
+                return broken("sandbox.network", "can be said of processes only: leave it out");
+            }
+            if self.isolation.is_some_and(|level| level < Isolation::Strict) {
+                return broken(
+                    "sandbox.network",
+                    "demands a network of its own: leave out `isolation`, or demand `strict`",
+                );
+            }
         }
         if self.command.iter().any(|word| word.contains('\0')) {
             return broken("sandbox.command", "has a zero byte in it");
@@ -454,6 +473,25 @@ mod tests {
             let text = format!("runtime = \"container\"\nimage = \"{image}\"");
             assert_eq!(said(&text), key, "{image}");
         }
+    }
+
+    #[test]
+    fn where_it_may_connect_demands_a_network_of_its_own() {
+        let validated = |sandbox: &str| {
+            let text = format!("name = \"f\"\n[sandbox]\ncommand = [\"f\"]\n{sandbox}");
+            let manifest: Manifest = toml::from_str(&text).map_err(|error| error.to_string())?;
+            let (_, spec, _) = manifest.validate(None).map_err(|error| error.to_string())?;
+            Ok::<_, String>(spec.sandbox.clone())
+        };
+        let none = validated("network = \"none\"").unwrap();
+        assert_eq!((none.network, none.isolation), (Some(Outbound::None), Some(Isolation::Strict)));
+        let silent = validated("").unwrap();
+        assert_eq!((silent.network, silent.isolation), (None, None));
+        assert!(validated("network = [\"10.0.0.5:5432\"]\nisolation = \"strict\"").is_ok());
+        let error = validated("network = \"internet\"\nisolation = \"basic\"").unwrap_err();
+        assert!(error.contains("sandbox.network") && error.contains("strict"), "{error}");
+        let error = validated("network = [\"db:5432\"]").unwrap_err();
+        assert!(error.contains("names are not looked up"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, sync::Arc, 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    ApiTokens, Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, RevisionId,
+    ApiTokens, Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, Outbound, RevisionId,
     SandboxId, WorkerId,
     units::{self, UnitError},
 };
@@ -160,6 +160,10 @@ pub struct SandboxSpec {
     pub isolation: Option<Isolation>,
     /// How it gets its listener.
     pub listen: Listen,
+    /// Where it may connect, which demands a network of its own; the default of [`Outbound`] where it
+    /// has one and says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Outbound>,
 }
 
 /// What a sandbox may use.

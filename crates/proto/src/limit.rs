@@ -31,6 +31,8 @@ pub const FUNCTIONS: usize = 1_000_000;
 pub const ARTIFACTS: usize = 1_000_000;
 /// Arguments of a program, or variables of its environment.
 pub const ARGUMENTS: usize = 64 << 10;
+/// Destinations of a policy; the core reads no more.
+pub const DESTINATIONS: usize = dirigent_core::outbound::MOST_DESTINATIONS;
 /// Revisions that a function's invocations go to; ten are kept.
 pub const TARGETS: usize = 256;
 /// Last lines of a sandbox that failed; twenty are kept.

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     env,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Command, ExitCode, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use dirigent_core::{
-    Bytes, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol, Resources,
-    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox,
+    Address, Bytes, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
+    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox,
     worker::CreateSandbox,
 };
 use dirigent_runtime::{
@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
 fn serve() -> Result<ExitCode> {
     let listener = match dirigent_runtime::passed_listener() {
         Some(listener) => listener,
-        None => TcpListener::bind(format!("127.0.0.1:{}", env::var("PORT")?))?,
+        None => TcpListener::bind(format!("{}:{}", env::var("HOST")?, env::var("PORT")?))?,
     };
     loop {
         let (mut stream, _) = listener.accept()?;
@@ -56,17 +56,18 @@ fn serve() -> Result<ExitCode> {
 }
 
 /// The first answer, as soon as there is one.
-fn first_answer(port: u16) -> Result<()> {
+fn first_answer(at: impl Into<SocketAddr>) -> Result<()> {
+    let at = at.into();
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
-        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+        if let Ok(mut stream) = TcpStream::connect(at) {
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             return Ok(());
         }
         std::thread::park_timeout(Duration::from_micros(50));
     }
-    bail!("no answer on {port}")
+    bail!("no answer at {at}")
 }
 
 fn bare(port: u16) -> Result<Duration> {
@@ -75,15 +76,19 @@ fn bare(port: u16) -> Result<Duration> {
         .arg("serve")
         .env_clear()
         .env("PORT", port.to_string())
+        .env("HOST", "127.0.0.1")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
-    first_answer(port)?;
+    first_answer((Ipv4Addr::LOCALHOST, port))?;
     let took = start.elapsed();
     child.kill()?;
     child.wait()?;
     Ok(took)
 }
+
+const STRICT: [&str; 3] = ["strict: executed", "strict: seen listening", "strict: first answer"];
+const STRICT_FD: [&str; 3] = ["strict fd: executed", "strict fd: ready", "strict fd: first answer"];
 
 #[derive(Default)]
 struct Samples(BTreeMap<&'static str, Vec<Duration>>);
@@ -110,6 +115,7 @@ fn order(number: u64, port: u16, isolation: Isolation, listen: Listen) -> Result
                     protocol: Protocol::Http1,
                     isolation: Some(isolation),
                     listen,
+                    network: None,
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
                 env: BTreeMap::new(),
@@ -134,7 +140,7 @@ impl Bench {
     }
 
     fn start(&mut self, names: [&'static str; 3], create: CreateSandbox) -> Result<()> {
-        let (sandbox, port) = (create.order.sandbox, create.port);
+        let sandbox = create.order.sandbox;
         let start = Instant::now();
         self.runtime.create(create);
         match self.next()? {
@@ -142,12 +148,12 @@ impl Bench {
             other => bail!("{other:?}"),
         }
         let created = start.elapsed();
-        match self.next()? {
-            Event::Listening { .. } => {}
+        let at = match self.next()? {
+            Event::Listening { address: Address::Tcp(at), .. } => at,
             other => bail!("{other:?}"),
-        }
+        };
         let listening = start.elapsed();
-        first_answer(port)?;
+        first_answer(at)?;
         self.samples.add(names[0], created);
         self.samples.add(names[1], listening);
         self.samples.add(names[2], start.elapsed());
@@ -174,11 +180,12 @@ fn burst(count: u16) -> Result<()> {
         let mut children = Vec::new();
         for port in &ports {
             let mut command = Command::new(&exe);
-            command.arg("serve").env_clear().env("PORT", port.to_string());
+            command.arg("serve").env_clear();
+            command.env("PORT", port.to_string()).env("HOST", "127.0.0.1");
             children.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
         }
         for port in &ports {
-            first_answer(*port)?;
+            first_answer((Ipv4Addr::LOCALHOST, *port))?;
         }
         let bare = start.elapsed();
         for child in &mut children {
@@ -226,7 +233,8 @@ fn measure(rounds: u64, per_second: u32) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{:?}", runtime.facts())?;
     let mut bench = Bench { runtime, events, samples: Samples::default() };
-    let basic = bench.runtime.facts().best >= Some(Isolation::Basic);
+    let best = bench.runtime.facts().best;
+    let (basic, strict) = (best >= Some(Isolation::Basic), best == Some(Isolation::Strict));
     let pause = Duration::from_secs(1) / per_second;
     let mut port = 20_000;
     for number in 0..rounds {
@@ -237,17 +245,26 @@ fn measure(rounds: u64, per_second: u32) -> Result<()> {
         let bare = bare(next_port())?;
         bench.samples.add("bare: first answer", bare);
         std::thread::park_timeout(pause);
-        let plain = order(number * 3, next_port(), Isolation::Plain, Listen::Port)?;
+        let plain = order(number * 5, next_port(), Isolation::Plain, Listen::Port)?;
         bench.start(["plain: executed", "plain: seen listening", "plain: first answer"], plain)?;
         std::thread::park_timeout(pause);
         if !basic {
             continue;
         }
-        let create = order(number * 3 + 1, next_port(), Isolation::Basic, Listen::Port)?;
+        let create = order(number * 5 + 1, next_port(), Isolation::Basic, Listen::Port)?;
         bench.start(["basic: executed", "basic: seen listening", "basic: first answer"], create)?;
         std::thread::park_timeout(pause);
-        let create = order(number * 3 + 2, next_port(), Isolation::Basic, Listen::Fd)?;
+        let create = order(number * 5 + 2, next_port(), Isolation::Basic, Listen::Fd)?;
         bench.start(["basic fd: executed", "basic fd: ready", "basic fd: first answer"], create)?;
+        std::thread::park_timeout(pause);
+        if !strict {
+            continue;
+        }
+        let create = order(number * 5 + 3, next_port(), Isolation::Strict, Listen::Port)?;
+        bench.start(STRICT, create)?;
+        std::thread::park_timeout(pause);
+        let create = order(number * 5 + 4, next_port(), Isolation::Strict, Listen::Fd)?;
+        bench.start(STRICT_FD, create)?;
         std::thread::park_timeout(pause);
     }
     for (what, samples) in &mut bench.samples.0 {

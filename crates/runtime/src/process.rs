@@ -23,7 +23,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Cause, Digest, Fault, Isolation, Listen, Outbound, RuntimeKind, SandboxId, StartFailure,
+    Bytes, Cause, Digest, Fault, Isolation, Listen, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery, SandboxReport, StartSandbox},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
@@ -313,8 +313,12 @@ impl ProcessRuntime {
             log_tail: Vec::new(),
         };
         let StartSandbox { sandbox, revision, spec, .. } = &create.order;
-        let isolation =
-            self.level(spec.sandbox.isolation).map_err(|(message, fault)| fail(message, fault))?;
+        // A policy is kept to in a network of its own only.
+        let wanted = match spec.sandbox.network {
+            Some(_) => Some(Isolation::Strict),
+            None => spec.sandbox.isolation,
+        };
+        let isolation = self.level(wanted).map_err(|(message, fault)| fail(message, fault))?;
         let artifact = match &spec.artifact {
             None => None,
             Some(digest) => Some(self.shared.store.path(digest).ok_or_else(|| {
@@ -347,7 +351,7 @@ impl ProcessRuntime {
             artifact,
             port: create.port,
             pass_listener,
-            outbound: Outbound::Internet,
+            outbound: spec.sandbox.network.clone().unwrap_or_default(),
         })
     }
 }

@@ -5,13 +5,15 @@
 mod common;
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
+    os::fd::AsFd as _,
     process::{Command, Output},
 };
 
-use common::{Rig, is_root, mode, server};
-use dirigent_core::Cause;
+use common::{Rig, ask, is_root, mode, server, with};
+use dirigent_core::{Cause, Isolation, Outbound};
 use dirigent_runtime::{Runtime as _, process::ProcessConfig};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 fn ip(args: &str) -> Output {
     Command::new("ip").args(args.split(' ')).output().expect("`ip` runs")
@@ -48,6 +50,18 @@ impl Host {
         must(&format!("-n {name} link set wire up"));
         must(&format!("-n {name} route add default via {here}"));
         host
+    }
+
+    /// Until this test program ends.
+    fn listens(&self, port: u16) {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name)).expect("is there");
+        let bound = std::thread::spawn(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).expect("enters");
+            TcpListener::bind(("0.0.0.0", port)).expect("binds")
+        });
+        let listener = bound.join().expect("no panic");
+        std::thread::spawn(move || listener.incoming().for_each(drop));
     }
 
     fn connects(&self, address: Ipv4Addr, port: u16) -> bool {
@@ -96,6 +110,7 @@ fn sandboxes_are_reached_from_other_hosts() {
     if possible() {
         only_those_that_are_admitted_connect();
         who_listens_on_loopback_is_told_what_to_do();
+        a_sandbox_connects_where_it_may();
     }
 }
 
@@ -108,7 +123,7 @@ fn only_those_that_are_admitted_connect() {
         config.admitted = vec![std::net::IpAddr::from(admitted.there).into()];
     });
     assert!(!rig.runtime.facts().missing.iter().any(|line| line.starts_with("admission")));
-    for level in [None, Some(dirigent_core::Isolation::Plain)] {
+    for level in [None, Some(Isolation::Plain)] {
         let (sandbox, port) = rig.serve(level);
         assert!(admitted.connects(here, port), "{level:?}");
         assert!(!stranger.connects(here, port), "{level:?}");
@@ -117,12 +132,48 @@ fn only_those_that_are_admitted_connect() {
     }
 }
 
+fn a_sandbox_connects_where_it_may() {
+    let host = Host::new(3);
+    for port in [7000, 7001] {
+        host.listens(port);
+    }
+    let mut rig = Rig::new(ports);
+    if !rig.has_strict() {
+        return println!("skip: no strict isolation here: {:?}", rig.runtime.facts().missing);
+    }
+    let listed = Outbound::Only(vec![format!("{}:7000", host.there).parse().expect("an address")]);
+    for (policy, reached) in [
+        (None, [true, true]),
+        (Some(Outbound::Internet), [true, true]),
+        (Some(Outbound::None), [false, false]),
+        (Some(listed), [true, false]),
+    ] {
+        let create = with(server(None), |spec| spec.sandbox.network.clone_from(&policy));
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        rig.runtime.create(create);
+        rig.listening(sandbox);
+        let connects = |to: u16| ask(port, &format!("connect {}:{to}", host.there)) == "connected";
+        assert_eq!([connects(7000), connects(7001)], reached, "{policy:?}");
+        rig.destroy(sandbox);
+    }
+    // Without a network of its own nobody would keep to it.
+    let mut rig = Rig::new(|config| {
+        ports(config);
+        config.max_isolation = Isolation::Basic;
+    });
+    let create = with(server(None), |spec| spec.sandbox.network = Some(Outbound::None));
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    let failure = rig.gone(sandbox);
+    assert!(failure.cause.to_string().contains("`strict` does not work here"), "{failure:?}");
+}
+
 fn who_listens_on_loopback_is_told_what_to_do() {
     let host = Host::new(2);
     let mut rig = Rig::new(|config| {
         ports(config);
         config.address = host.here;
-        config.max_isolation = dirigent_core::Isolation::Basic;
+        config.max_isolation = Isolation::Basic;
     });
     let missing = rig.runtime.facts().missing;
     assert!(missing.iter().any(|line| line.contains("--admit")), "{missing:?}");

@@ -76,6 +76,7 @@ fn spec() -> Arc<Spec> {
             protocol: Protocol::Http1,
             isolation: None,
             listen: Listen::Port,
+            network: None,
         },
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) },
         env: BTreeMap::new(),

@@ -114,6 +114,7 @@ impl World {
                 protocol: Protocol::Http1,
                 isolation: Some(Isolation::Basic),
                 listen: Listen::Port,
+                network: None,
             },
             resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) },
             env,

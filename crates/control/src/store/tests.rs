@@ -22,6 +22,7 @@ pub(crate) fn function(counter: u64) -> FunctionRecord {
             protocol: Protocol::Http1,
             isolation: None,
             listen: Listen::Port,
+            network: None,
         },
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(16) },
         env: [("MODE".to_owned(), "fast".to_owned())].into(),

@@ -306,6 +306,7 @@ fn spec(word: &str, concurrency: u32) -> Spec {
             protocol: crate::Protocol::Http1,
             isolation: None,
             listen: crate::Listen::Port,
+            network: None,
         },
         resources: Resources::default(),
         env: BTreeMap::new(),

@@ -81,6 +81,7 @@ fn order(n: u64) -> StartSandbox {
                 protocol: Protocol::Http1,
                 isolation: None,
                 listen: Listen::Port,
+                network: None,
             },
             resources: Resources::default(),
             env: Map::new(),

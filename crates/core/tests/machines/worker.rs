@@ -139,6 +139,7 @@ fn order(sandbox: SandboxId, mib: u64, artifact: Option<u8>) -> StartSandbox {
                 protocol: Protocol::Http1,
                 isolation: None,
                 listen: Listen::Port,
+                network: None,
             },
             resources: Resources { cpu: MilliCpu(10), memory: Bytes::mib(mib) },
             env: BTreeMap::new(),

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use dirigent_core::{
-    Access, Address, Auth, Cause, Fault, FunctionId, FunctionView, Isolation, Listen, Protocol,
-    Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Settings, Spec,
-    StartFailure, StartPhases, TokenView, frame::Share,
+    Access, Address, Auth, Cause, Destination, Fault, FunctionId, FunctionView, Isolation, Listen,
+    Outbound, Protocol, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec,
+    Settings, Spec, StartFailure, StartPhases, TokenView, frame::Share,
 };
+
+use ipnet::Ipv4Net;
 
 use super::{
     choice,
@@ -93,6 +95,55 @@ message! {
         protocol: Choice,
         isolation: MaybeChoice,
         listen: Choice,
+        network: Maybe,
+    }
+}
+
+variants! {
+    Outbound in outbound {
+        None()
+        Internet()
+        Only(Message)
+    }
+}
+
+impl From<Vec<Destination>> for v1::Destinations {
+    fn from(it: Vec<Destination>) -> Self {
+        Self { destinations: <List<{ limit::DESTINATIONS }> as Codec<_, _>>::put(it) }
+    }
+}
+
+impl TryFrom<v1::Destinations> for Vec<Destination> {
+    type Error = Malformed;
+
+    fn try_from(it: v1::Destinations) -> Result<Self, Malformed> {
+        field::<List<{ limit::DESTINATIONS }>, _, _>("destinations", it.destinations)
+    }
+}
+
+impl From<Destination> for v1::Destination {
+    fn from(it: Destination) -> Self {
+        let Destination { hosts, port } = it;
+        Self {
+            address: hosts.addr().octets().to_vec(),
+            prefix: hosts.prefix_len().into(),
+            port: <Maybe<Short> as Codec<_, _>>::put(port),
+        }
+    }
+}
+
+impl TryFrom<v1::Destination> for Destination {
+    type Error = Malformed;
+
+    fn try_from(it: v1::Destination) -> Result<Self, Malformed> {
+        let v1::Destination { address, prefix, port } = it;
+        let Ok(address) = <[u8; 4]>::try_from(&*address) else {
+            return Err(Malformed::new(Why::WrongLength(address.len())).within("address"));
+        };
+        let hosts =
+            u8::try_from(prefix).ok().and_then(|prefix| Ipv4Net::new(address.into(), prefix).ok());
+        let hosts = hosts.ok_or_else(|| Malformed::new(Why::TooLarge(32)).within("prefix"))?;
+        Ok(Self { hosts, port: field::<Maybe<Short>, _, _>("port", port)? })
     }
 }
 

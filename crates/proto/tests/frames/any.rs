@@ -8,10 +8,10 @@ use std::{
 };
 
 use dirigent_core::{
-    Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, FunctionId,
-    FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu, Protocol, Resources,
-    RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial, Settings, Spec,
-    StartFailure, StartPhases, TokenView, WorkerId,
+    Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Destination, Digest, Epoch, Fault,
+    FunctionId, FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu, Outbound,
+    Protocol, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial,
+    Settings, Spec, StartFailure, StartPhases, TokenView, WorkerId,
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromDataPlaneBulk, FromWorker,
         FromWorkerBulk, Grant, Hello, Holding, Incarnation, InvocationRecord, Load, LogLine,
@@ -150,6 +150,13 @@ impl Any for ClusterId {
     }
 }
 
+impl Any for ipnet::Ipv4Net {
+    fn any(from: &mut Source) -> Self {
+        let address = u32::any(from);
+        Self::new(address.into(), u8::any(from) % 33).unwrap()
+    }
+}
+
 impl Any for SocketAddr {
     fn any(from: &mut Source) -> Self {
         let ip: [u8; 4] = std::array::from_fn(|_| u8::any(from));
@@ -228,7 +235,8 @@ structs! {
     FunctionId { epoch, counter }
     SandboxId { epoch, counter }
     RevisionId { function, number }
-    SandboxSpec { runtime, command, image, component, port, protocol, isolation, listen }
+    SandboxSpec { runtime, command, image, component, port, protocol, isolation, listen; network }
+    Destination { hosts, port }
     Resources { cpu, memory }
     Spec { sandbox, resources, env, concurrency, artifact }
     Settings {
@@ -298,6 +306,7 @@ enums! {
     Protocol { Http1, H2c, }
     Isolation { Plain, Basic, Strict, }
     Listen { Port, Fd, }
+    Outbound { None, Internet, Only(list), }
     Fault { Function, Worker, }
     Auth { None, Token, }
     Access { View, Invoke, Deploy, Admin, }

@@ -24,6 +24,7 @@ fn create(n: u64, concurrency: u32, env: &[(&str, &str)]) -> CreateSandbox {
             protocol: Protocol::Http1,
             isolation: None,
             listen: dirigent_core::Listen::Port,
+            network: None,
         },
         resources: Resources::default(),
         env: env

@@ -216,6 +216,7 @@ pub(crate) fn create(command: &[&str], isolation: Option<Isolation>) -> CreateSa
                     protocol: Protocol::Http1,
                     isolation,
                     listen: Listen::Port,
+                    network: None,
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
                 env: BTreeMap::new(),

@@ -272,6 +272,7 @@ impl Harness {
                     _ => None,
                 },
                 listen: Listen::Port,
+                network: None,
             },
             resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
             env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),

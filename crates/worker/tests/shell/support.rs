@@ -256,6 +256,7 @@ fn spec(env: &[(&str, &str)], artifact: Option<Digest>) -> Spec {
             protocol: Protocol::Http1,
             isolation: None,
             listen: Listen::Port,
+            network: None,
         },
         resources: Resources::default(),
         env: env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),

@@ -36,6 +36,7 @@ pub(super) fn spec(memory: u64) -> Spec {
             protocol: Protocol::Http1,
             isolation: None,
             listen: Listen::Port,
+            network: None,
         },
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(memory) },
         env: BTreeMap::new(),
