@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Deploy a function from a folder, a file or flags
     Deploy(Box<DeployArgs>),
+    /// Write functions into a folder, from which `deploy` makes them again
+    Export(ExportArgs),
     /// Make an earlier revision live again
     Rollback(RollbackArgs),
     /// List a function's revisions
@@ -287,7 +289,8 @@ pub(crate) struct LogsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
-    /// A folder (with dirigent.toml, or one that can be recognised), a manifest, or a program
+    /// A folder (with dirigent.toml, one that can be recognised, or an export), a manifest, or a
+    /// program
     pub(crate) path: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) flags: ManifestFlags,
@@ -298,8 +301,24 @@ pub(crate) struct DeployArgs {
     pub(crate) api: ApiArgs,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The folder, which is made
+    pub(crate) folder: PathBuf,
+    /// NAME or NAMESPACE/NAME [default: all functions]
+    pub(crate) names: Vec<FunctionName>,
+    /// Write the values of environments too, which are secrets
+    #[arg(long, conflicts_with = "without_env")]
+    pub(crate) with_env: bool,
+    /// Leave environments out
+    #[arg(long)]
+    pub(crate) without_env: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
 /// Flags that stand for keys of the manifest, and win over them.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct ManifestFlags {
     /// NAME or NAMESPACE/NAME [default: the manifest's, or made from the path]
     #[arg(long)]
@@ -348,7 +367,7 @@ pub(crate) struct ManifestFlags {
     pub(crate) protocol: Option<ProtocolArg>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IsolationArg {
     Plain,
     Basic,
@@ -365,7 +384,7 @@ impl From<IsolationArg> for Isolation {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProtocolArg {
     Http1,
     H2c,

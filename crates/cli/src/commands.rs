@@ -7,6 +7,7 @@ mod demo;
 mod deploy;
 mod describe;
 mod doctor;
+mod export;
 mod functions;
 mod invoke;
 mod logs;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::Bench(args) => busy(bench::bench(args, printer)),
         Command::Demo(args) => busy(demo::demo(args, printer)),
         Command::Deploy(args) => wait(deploy::deploy(&args, printer)),
+        Command::Export(args) => wait(export::export(&args, printer)),
         Command::Rollback(args) => wait(deploy::rollback(&args, printer)),
         Command::Revisions(args) => wait(describe::revisions(&args, printer)),
         Command::List(args) => wait(functions::list(&args, printer)),

@@ -25,7 +25,7 @@ use axum::{
     extract::{MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, head, post, put},
+    routing::{delete, get, head, post},
 };
 use dirigent_core::{
     Access, ApiTokens,
@@ -179,9 +179,16 @@ pub(crate) fn router(api: Api) -> Router {
         )
         .route("/v1/functions/{namespace}/{name}/rollback", post(functions::rollback))
         .route("/v1/functions/{namespace}/{name}/revisions/{number}", get(functions::settled))
+        .route(
+            "/v1/functions/{namespace}/{name}/revisions/{number}/environment",
+            get(functions::environment),
+        )
         .route("/v1/functions/{namespace}/{name}/logs", get(logs::logs))
         .route("/v1/invocations/{request_id}", get(logs::invocation))
-        .route("/v1/artifacts/{digest}", head(artifacts::head).merge(put(artifacts::put)))
+        .route(
+            "/v1/artifacts/{digest}",
+            head(artifacts::head).get(artifacts::get).put(artifacts::put),
+        )
         .route("/v1/workers", get(functions::workers))
         .route("/v1/top", get(functions::top))
         .route("/v1/members", get(members::list))

@@ -228,6 +228,42 @@ impl Manifest {
         };
         Ok((name, Arc::new(spec), Arc::new(settings)))
     }
+
+    /// What would have to be written to get these; the artifact stands beside a manifest.
+    #[must_use]
+    pub fn of(name: FunctionName, spec: &Spec, settings: &Settings) -> Self {
+        let Spec { sandbox, resources, env, concurrency, artifact: _ } = spec.clone();
+        let SandboxSpec { runtime, command, image, component, port, protocol, .. } = sandbox;
+        let Settings { min, max, keep_alive, .. } = *settings;
+        Self {
+            name,
+            sandbox: Sandbox {
+                runtime,
+                command,
+                image,
+                component,
+                port,
+                protocol,
+                isolation: sandbox.isolation,
+                listen: sandbox.listen,
+                network: sandbox.network,
+            },
+            resources: ManifestResources { cpu: resources.cpu, memory: resources.memory },
+            scaling: Scaling { min, max, concurrency, keep_alive },
+            invocation: Invocation {
+                timeout: settings.timeout,
+                queue_timeout: settings.queue_timeout,
+                start_timeout: settings.start_timeout,
+                idle_timeout: settings.idle_timeout,
+                drain_timeout: settings.drain_timeout,
+                grace: settings.grace,
+                max_queue: settings.max_queue,
+                retry: settings.retry,
+                auth: settings.auth,
+            },
+            env,
+        }
+    }
 }
 
 /// Bounds that protect the platform from slips of the pen, far above any use.
@@ -492,6 +528,21 @@ mod tests {
         assert!(error.contains("sandbox.network") && error.contains("strict"), "{error}");
         let error = validated("network = [\"db:5432\"]").unwrap_err();
         assert!(error.contains("names are not looked up"), "{error}");
+    }
+
+    #[test]
+    fn what_a_manifest_says_can_be_written_again() {
+        let text = "name = \"media/f\"\nsandbox.command = [\"x\"]\nsandbox.port = 8080\n\
+                    sandbox.network = \"none\"\nsandbox.isolation = \"strict\"\nresources.cpu = \"300m\"\n\
+                    scaling = { min = 2, max = 7, concurrency = 0, keep_alive = \"3m 5s\" }\n\
+                    invocation = { grace = \"1s\", retry = false, auth = \"token\", max_queue = 3 }\n\
+                    env.A = \"a\\nb\"";
+        let manifest: Manifest = toml::from_str(text).unwrap();
+        let (name, spec, settings) = manifest.clone().validate(None).unwrap();
+        let again = Manifest::of(name, &spec, &settings);
+        assert_eq!(again, manifest);
+        let written: Manifest = toml::from_str(&toml::to_string(&again).unwrap()).unwrap();
+        assert_eq!(written, manifest);
     }
 
     #[test]

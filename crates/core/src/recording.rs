@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest, FunctionRecord, Office, Records, Spec, Time, Write,
-    control::{Call, Config, Control, Effect, Event},
+    control::{Answer, Call, Config, Control, Effect, Event},
     frame::ToWorker,
 };
 
@@ -102,6 +102,9 @@ impl Entry {
                 }
                 Effect::ToWorker { frame: ToWorker::StartSandbox(order), .. } => {
                     in_spec(&mut order.spec, hide);
+                }
+                Effect::Reply { result: Ok(Answer::Environment(env)), .. } => {
+                    env.values_mut().for_each(|value| *value = hide(value));
                 }
                 // Descriptions, the only answers with specs, have no values.
                 Effect::Persist { .. }

@@ -21,12 +21,16 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 
-use super::{path, unexpected, url};
+use super::{
+    export::{Exported, Index, artifact_path, manifest_path},
+    path, unexpected, url,
+};
 use crate::{
-    args::{ApiArgs, DeployArgs, RollbackArgs},
+    args::{ApiArgs, DeployArgs, ManifestFlags, RollbackArgs},
     client::{Body, Client, refused},
     fail::{Fail, Kind, OrFail as _, Result},
     format,
+    manifest::Source,
     printer::Printer,
     project::{Files, Project},
 };
@@ -42,19 +46,85 @@ pub(crate) struct Put<'a> {
 }
 
 pub(super) async fn deploy(args: &DeployArgs, printer: Printer) -> Result {
+    if let Some(folder) = args.path.as_deref()
+        && let Some(index) = Index::of(folder)?
+    {
+        return deploy_all(args, folder, index, printer).await;
+    }
     let project = Project::open(args.path.as_deref(), &args.flags)?;
     for note in &project.notes {
         printer.note(note);
     }
     let client = args.api.client()?;
     let packed = files(&project.files)?;
-    let artifact = packed.as_ref().map(|packed| packed.digest);
-    project.check(artifact)?;
-    if let Some(packed) = packed {
-        upload(&client, packed, printer).await?;
+    project.check(packed.as_ref().map(|packed| packed.digest))?;
+    let outcome = put(&client, &project.manifest, packed, args, printer).await?;
+    outcome.tell(&project.manifest.name, &args.api, printer)
+}
+
+/// Every function of an export, one after the other; those that fail keep nobody back.
+async fn deploy_all(args: &DeployArgs, folder: &Path, index: Index, printer: Printer) -> Result {
+    if args.flags != ManifestFlags::default() {
+        return Err(Fail::config(format!("{} is an export of many functions", folder.display()))
+            .hint("flags are for one function: change its manifest in the export"));
     }
-    let put = Put { manifest: &project.manifest, artifact };
-    let place = path(&project.manifest.name);
+    let client = args.api.client()?;
+    let (mut failed, all) = (Vec::new(), index.functions.len());
+    for Exported { name, artifact, left_out } in index.functions {
+        if !left_out.is_empty() {
+            let left_out: Vec<_> = left_out.into_iter().collect();
+            printer.note(&format_args!(
+                "{name}: its variables were left out of the export: {}",
+                left_out.join(", ")
+            ));
+        }
+        let deployed = async {
+            let manifest = Source::read(&manifest_path(folder, &name))?.parse()?;
+            let archive = artifact.map(|digest| exported(folder, digest)).transpose()?;
+            let outcome = put(&client, &manifest, archive, args, printer).await?;
+            outcome.tell(&name, &args.api, printer)
+        };
+        if let Err(fail) = deployed.await {
+            fail.report(&printer);
+            failed.push(name.to_string());
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Fail::user(format!(
+        "{} of {all} functions were not deployed: {}",
+        failed.len(),
+        failed.join(", ")
+    ))
+    .hint("the others are; what failed can be deployed again by the same command"))
+}
+
+/// An artifact of an export, which must be what it is called.
+fn exported(folder: &Path, digest: Digest) -> Result<Archive> {
+    let path = artifact_path(folder, digest);
+    let archive = Archive::whole(&path);
+    let archive = archive.or_fail(Kind::Config, || format!("cannot read {}", path.display()))?;
+    if archive.digest == digest {
+        return Ok(archive);
+    }
+    Err(Fail::config(format!("{} is damaged: its digest is {}", path.display(), archive.digest)))
+}
+
+/// Sends files and manifest, and waits for what comes of it.
+async fn put(
+    client: &Client,
+    manifest: &Manifest,
+    archive: Option<Archive>,
+    args: &DeployArgs,
+    printer: Printer,
+) -> Result<Outcome> {
+    let artifact = archive.as_ref().map(|archive| archive.digest);
+    if let Some(archive) = archive {
+        upload(client, archive, printer).await?;
+    }
+    let put = Put { manifest, artifact };
+    let place = path(&manifest.name);
     // Two steps: what is durable is told at once, and the second answer is the outcome of just that.
     let quick = format!("{place}?check={}&wait=false", !args.no_check);
     let (changed, state, revision) = match client.call(Method::PUT, &quick, Some(&put)).await? {
@@ -66,13 +136,11 @@ pub(super) async fn deploy(args: &DeployArgs, printer: Printer) -> Result {
         }
         other => return Err(unexpected(&other)),
     };
-    let outcome = if state == RevisionState::Live && !changed {
-        Outcome::Unchanged { revision }
-    } else {
-        let patient = format!("{place}/revisions/{}", revision.number);
-        Outcome::of(client.ask(Method::GET, &patient).await?)?
-    };
-    outcome.tell(&project.manifest.name, &args.api, printer)
+    if state == RevisionState::Live && !changed {
+        return Ok(Outcome::Unchanged { revision });
+    }
+    let patient = format!("{place}/revisions/{}", revision.number);
+    Outcome::of(client.ask(Method::GET, &patient).await?)
 }
 
 pub(super) async fn rollback(args: &RollbackArgs, printer: Printer) -> Result {

@@ -27,7 +27,7 @@ pub(super) async fn list(args: &ApiArgs, printer: Printer) -> Result {
 }
 
 /// Every function, page by page.
-async fn all(client: &Client) -> Result<Vec<FunctionSummary>> {
+pub(super) async fn all(client: &Client) -> Result<Vec<FunctionSummary>> {
     let mut functions: Vec<FunctionSummary> = Vec::new();
     loop {
         let after = functions.last().map_or_else(String::new, |last| {

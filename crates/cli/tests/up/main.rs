@@ -10,6 +10,7 @@ mod certificates;
 mod cluster;
 mod compat;
 mod demo;
+mod export;
 mod faults;
 mod host;
 mod hosts;

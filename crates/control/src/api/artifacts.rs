@@ -1,4 +1,4 @@
-//! Artifacts over HTTP: is it held, and here it is.
+//! Artifacts over HTTP: is it held, here it is, and give it back.
 
 use axum::{
     Json,
@@ -9,6 +9,7 @@ use axum::{
 use dirigent_core::Digest;
 use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use serde_json::json;
+use tokio_util::io::ReaderStream;
 
 use super::{Api, ApiError};
 
@@ -26,6 +27,25 @@ pub(super) async fn head(
         ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("{digest} is not held"))
     })?;
     Ok([(CONTENT_LENGTH, size.to_string())].into_response())
+}
+
+pub(super) async fn get(
+    State(api): State<Api>,
+    Path(path): Path<String>,
+) -> Result<Response, ApiError> {
+    let digest = digest(&path)?;
+    let file = api.artifacts().open(digest).await.map_err(|error| {
+        let message = format!("{digest} cannot be read: {error}");
+        match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
+            }
+            _ => ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "disk", message),
+        }
+    })?;
+    let size = api.blobs().size(digest).unwrap_or_default();
+    let head = [(CONTENT_LENGTH, size.to_string())];
+    Ok((head, Body::from_stream(ReaderStream::new(file))).into_response())
 }
 
 pub(super) async fn put(

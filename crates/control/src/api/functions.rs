@@ -106,6 +106,21 @@ pub(super) async fn describe(
     api.ask(Call::Describe { name: name(path)? }).await.map(Json)
 }
 
+pub(super) async fn environment(
+    State(api): State<Api>,
+    Path((namespace, function, number)): Path<(String, String, String)>,
+) -> Answered {
+    let name = name((namespace, function))?;
+    let revision = revision(&number)?;
+    api.ask(Call::Environment { name, revision }).await.map(Json)
+}
+
+fn revision(number: &str) -> Result<u32, ApiError> {
+    number.parse().map_err(|_error| {
+        ApiError::bad_request(format!("`{number}` is not the number of a revision"))
+    })
+}
+
 pub(super) async fn delete(State(api): State<Api>, Path(path): Path<(String, String)>) -> Answered {
     api.ask(Call::Delete { name: name(path)? }).await.map(Json)
 }
@@ -187,9 +202,7 @@ pub(super) async fn settled(
     Path((namespace, function, number)): Path<(String, String, String)>,
 ) -> Answered {
     let name = name((namespace, function))?;
-    let number: u32 = number.parse().map_err(|_error| {
-        ApiError::bad_request(format!("`{number}` is not the number of a revision"))
-    })?;
+    let number = revision(&number)?;
     let answer = api.ask(Call::Describe { name: name.clone() }).await?;
     let Answer::Function(description) = answer else {
         let message = "a description was asked for, and something else answered";

@@ -93,6 +93,15 @@ pub(crate) const ROUTES: &[Route] = &[
     },
     Route {
         method: "get",
+        path: "/v1/functions/{namespace}/{name}/revisions/{number}/environment",
+        access: Some(Access::Admin),
+        summary: "The values of its environment, which are secrets and shown nowhere else",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
         path: "/v1/functions/{namespace}/{name}/logs",
         access: Some(Access::View),
         summary: "Lines that its sandboxes wrote, one JSON object a line; `{\"missing\": WHY}` where some are not there",
@@ -123,6 +132,15 @@ pub(crate) const ROUTES: &[Route] = &[
         query: &[],
         body: None,
         answer: (JSON, "Empty"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/artifacts/{digest}",
+        access: Some(Access::Deploy),
+        summary: "An artifact's bytes, as they were sent",
+        query: &[],
+        body: None,
+        answer: ("application/octet-stream", "Binary"),
     },
     Route {
         method: "put",
@@ -372,8 +390,46 @@ fn membership() -> [(&'static str, Value); 3] {
     [("JoinToken", token), ("Join", join), ("Token", api_token)]
 }
 
+/// What a deploy takes.
+fn deploy() -> Value {
+    json!({
+        "type": "object",
+        "required": ["manifest"],
+        "additionalProperties": false,
+        "properties": {
+            "manifest": {
+                "type": "object",
+                "description": "dirigent.toml as JSON",
+                "required": ["name", "sandbox"],
+                "properties": {
+                    "invocation": {
+                        "type": "object",
+                        "properties": {
+                            "auth": {
+                                "enum": ["none", "token"],
+                                "description": "With `token`, calls need one of the role \
+                                                invoke, deploy or admin (none)",
+                            },
+                        },
+                    },
+                },
+            },
+            "artifact": { "type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$" },
+        },
+    })
+}
+
 fn schemas() -> Value {
-    let answers = ["deployed", "settled", "deleted", "functions", "function", "workers", "top"];
+    let answers = [
+        "deployed",
+        "settled",
+        "deleted",
+        "functions",
+        "function",
+        "environment",
+        "workers",
+        "top",
+    ];
     let answer: Map<String, Value> =
         answers.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
     json!({
@@ -384,31 +440,7 @@ fn schemas() -> Value {
             "maxProperties": 1,
             "properties": answer,
         },
-        "Deploy": {
-            "type": "object",
-            "required": ["manifest"],
-            "additionalProperties": false,
-            "properties": {
-                "manifest": {
-                    "type": "object",
-                    "description": "dirigent.toml as JSON",
-                    "required": ["name", "sandbox"],
-                    "properties": {
-                        "invocation": {
-                            "type": "object",
-                            "properties": {
-                                "auth": {
-                                    "enum": ["none", "token"],
-                                    "description": "With `token`, calls need one of the role \
-                                                    invoke, deploy or admin (none)",
-                                },
-                            },
-                        },
-                    },
-                },
-                "artifact": { "type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$" },
-            },
-        },
+        "Deploy": deploy(),
         "LogLine": {
             "type": "object",
             "properties": {

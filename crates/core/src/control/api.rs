@@ -30,6 +30,7 @@ impl Control {
             },
             Call::List { after, limit } => Ok(Answer::Functions(self.list(after, limit))),
             Call::Describe { name } => self.describe(&name),
+            Call::Environment { name, revision } => self.environment(&name, revision),
             Call::Workers => Ok(Answer::Workers(self.cluster.fleet.summaries())),
             Call::Top { limit } => Ok(Answer::Top(self.top(limit))),
             Call::Tokens => Ok(Answer::Tokens(self.tokens.known().all().to_vec())),

@@ -1,4 +1,5 @@
-//! What users are shown. Values of a function's environment are secrets and are left out.
+//! What users are shown. Values of a function's environment are secrets and are left out, but where
+//! they alone are asked for.
 
 use std::{ops::Bound, sync::Arc};
 
@@ -43,6 +44,16 @@ impl Control {
             .filter(|function| !function.record.revisions.is_empty())
             .map(|function| Answer::Function(Box::new(function.description(self.cluster.now))))
             .ok_or_else(|| Refusal::NotFound { name: name.clone() })
+    }
+
+    /// The one answer that has them: for who copies a function elsewhere.
+    pub(super) fn environment(&self, name: &FunctionName, number: u32) -> Result<Answer, Refusal> {
+        let function = self.names.get(name).and_then(|id| self.functions.get(id));
+        let function = function.ok_or_else(|| Refusal::NotFound { name: name.clone() })?;
+        let revision = function.revision(number);
+        revision
+            .map(|revision| Answer::Environment(revision.spec.env.clone()))
+            .ok_or_else(|| Refusal::NoRevision { name: name.clone(), number })
     }
 }
 

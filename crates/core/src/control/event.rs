@@ -1,6 +1,6 @@
 //! What the control machine is told and what it orders.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +133,13 @@ pub enum Call {
         /// The function.
         name: FunctionName,
     },
+    /// The values of a revision's environment, which are secrets.
+    Environment {
+        /// The function.
+        name: FunctionName,
+        /// The revision's number.
+        revision: u32,
+    },
     /// The workers.
     Workers,
     /// Functions that are active now, the busiest first.
@@ -187,6 +194,8 @@ pub enum Answer {
     Functions(Vec<FunctionSummary>),
     /// Answer to `Describe`.
     Function(Box<FunctionDescription>),
+    /// Answer to `Environment`. Never logged or recorded.
+    Environment(BTreeMap<String, String>),
     /// Answer to `Workers`.
     Workers(Vec<WorkerSummary>),
     /// Answer to `Top`.

@@ -43,6 +43,26 @@ fn busy(world: &mut World, function: FunctionId, n: u32) -> Vec<SandboxId> {
 }
 
 #[test]
+fn values_of_an_environment_are_told_where_they_alone_are_asked_for() {
+    let mut world = World::new();
+    let spec = Spec { env: [("A".to_owned(), "secret".to_owned())].into(), ..spec("a", 1) };
+    world.deploy("hello", &spec, &Settings::default(), false);
+    let described = world.describe("hello");
+    assert_eq!(described.revisions[0].spec.env["A"], "");
+    let ask = |world: &mut World, name: &str, revision| {
+        world.answer(Call::Environment { name: name.parse().unwrap(), revision })
+    };
+    assert_eq!(ask(&mut world, "hello", 1), Ok(Answer::Environment(spec.env)));
+    assert!(matches!(ask(&mut world, "hello", 2), Err(Refusal::NoRevision { number: 2, .. })));
+    assert!(matches!(ask(&mut world, "other", 1), Err(Refusal::NotFound { .. })));
+    // In a recording they are hidden.
+    let result = Ok(Answer::Environment([("A".to_owned(), "secret".to_owned())].into()));
+    let entry = crate::recording::Entry::Did(Box::new(Effect::Reply { to: RequestId(1), result }));
+    let hidden = format!("{:?}", entry.without_secrets(&|_| "?".to_owned()));
+    assert!(hidden.contains("\"?\"") && !hidden.contains("secret"), "{hidden}");
+}
+
+#[test]
 fn a_sandbox_that_was_given_up_and_returns_with_its_worker_is_stopped() {
     let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
     let sandbox = busy(&mut world, function, 1)[0];
