@@ -13,7 +13,7 @@ use crate::run;
 
 /// Debian packages that some tests use, with the program that shows whether they are there.
 /// Without them those tests say that they skip.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("python3", "python3"),
     ("nftables", "nft"),
     ("iproute2", "ip"),
@@ -24,6 +24,8 @@ const PACKAGES: [(&str, &str); 10] = [
     ("crun", "crun"),
     ("busybox-static", "busybox"),
     ("nginx-light", "nginx"),
+    ("docker-registry", "docker-registry"),
+    ("skopeo", "skopeo"),
 ];
 
 /// Whose tests differ between root and an ordinary user.

@@ -221,6 +221,23 @@ pub(crate) struct ContainerdConfig {
     /// The program that a handler of the `runc` kind runs, such as `crun`; its own choice if nothing is
     /// said.
     pub(crate) program: Option<String>,
+    /// How registries are spoken to that are private, or have an authority of their own, by their names as
+    /// references to images have them.
+    pub(crate) registries: BTreeMap<String, RegistryConfig>,
+}
+
+/// `[containerd.registries."NAME"]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RegistryConfig {
+    /// As whom; nobody if nothing is said.
+    pub(crate) user: Option<String>,
+    /// The file with the password or token.
+    pub(crate) password_file: Option<PathBuf>,
+    /// The file with the certificate, in PEM, of the authority that signed the registry's.
+    pub(crate) ca: Option<PathBuf>,
+    /// Whether it is spoken to without TLS. Those on loopback without a `ca` are anyway.
+    pub(crate) plain_http: bool,
 }
 
 impl Default for ContainerdConfig {
@@ -232,6 +249,7 @@ impl Default for ContainerdConfig {
             snapshotter: "overlayfs".to_owned(),
             handler: "io.containerd.runc.v2".to_owned(),
             program: None,
+            registries: BTreeMap::new(),
         }
     }
 }

@@ -337,6 +337,13 @@ pub enum FromWorker {
         /// Whether it is held.
         held: bool,
     },
+    /// What the tag of a sandbox's image stands for, as its registry says or as the worker has it.
+    ImageResolved {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The image's digest.
+        digest: Digest,
+    },
     /// No socket of that data plane is open at the sandbox any more, and none can be opened.
     Settled {
         /// The sandbox.

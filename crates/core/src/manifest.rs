@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Auth, Bytes, Digest, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Outbound, Protocol,
-    Resources, RuntimeKind, SandboxSpec, Settings, Spec, units,
+    Pull, Resources, RuntimeKind, SandboxSpec, Settings, Spec, units,
 };
 
 /// A manifest as written. Unknown keys are errors.
@@ -42,10 +42,21 @@ pub struct Sandbox {
     /// takes the place of what its image says.
     #[serde(default)]
     pub command: Vec<String>,
-    /// For containers: an archive beside the manifest, as `docker-archive:FILE`, `oci-archive:FILE` or
-    /// `oci:DIRECTORY`.
+    /// For containers: one of a registry, such as `registry.example.org/team/app:1`, or an archive beside
+    /// the manifest, as `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`.
     #[serde(default)]
     pub image: Option<String>,
+    /// When an image is asked of its registry: `missing`, if the worker that makes the first sandbox does
+    /// not have it; `always`, with every deploy; `never`.
+    #[serde(default)]
+    pub pull: Pull,
+    /// Whether the root that an image gives is for reading only; `/tmp` is in memory then.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The runtime handler of containerd, such as `io.containerd.runsc.v1`; the worker's usual one if
+    /// nothing is said.
+    #[serde(default)]
+    pub handler: Option<String>,
     /// For wasm.
     #[serde(default)]
     pub component: Option<String>,
@@ -197,6 +208,9 @@ impl Manifest {
                 runtime: sandbox.runtime,
                 command: sandbox.command,
                 image: sandbox.image,
+                pull: sandbox.pull,
+                read_only: sandbox.read_only,
+                handler: sandbox.handler,
                 component: sandbox.component,
                 port: sandbox.port,
                 protocol: sandbox.protocol,
@@ -247,6 +261,9 @@ impl Manifest {
                 isolation: sandbox.isolation,
                 listen: sandbox.listen,
                 network: sandbox.network,
+                pull: sandbox.pull,
+                read_only: sandbox.read_only,
+                handler: sandbox.handler,
             },
             resources: ManifestResources { cpu: resources.cpu, memory: resources.memory },
             scaling: Scaling { min, max, concurrency, keep_alive },
@@ -303,12 +320,25 @@ impl Sandbox {
             | RuntimeKind::Fake => {}
         }
         if let Some(image) = self.image.as_deref().filter(|_| runtime == RuntimeKind::Container)
-            && ImageFiles::of(image).is_none()
+            && let Err(problem) = check_image(image)
         {
-            return broken(
-                "sandbox.image",
-                "is no archive: write `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`",
-            );
+            return broken("sandbox.image", problem);
+        }
+        if runtime != RuntimeKind::Container {
+            for (key, is_set) in [
+                ("sandbox.pull", self.pull != Pull::default()),
+                ("sandbox.read_only", self.read_only),
+                ("sandbox.handler", self.handler.is_some()),
+            ] {
+                if is_set {
+                    return broken(key, "is for containers: leave it out, or change `runtime`");
+                }
+            }
+        }
+        if let Some(handler) = &self.handler
+            && (handler.is_empty() || !handler.chars().all(is_of_a_name))
+        {
+            return broken("sandbox.handler", "is a name such as `io.containerd.runsc.v1`");
         }
         if self.image.is_some() && runtime == RuntimeKind::Process {
             return broken("sandbox.image", "is for containers: leave it out, or change `runtime`");
@@ -399,6 +429,34 @@ impl Invocation {
         }
         Ok(())
     }
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')
+}
+
+/// The form of an image: an archive, or a reference as registries have them, with the registry's name, so
+/// that nobody gets another one's image by a default.
+fn check_image(image: &str) -> Result<(), String> {
+    if ImageFiles::of(image).is_some() {
+        return Ok(());
+    }
+    let known = |c: char| is_of_a_name(c) || matches!(c, '/' | ':' | '@');
+    if image.is_empty() || image.len() > 512 || !image.chars().all(known) {
+        return Err("is neither a reference, such as `registry.example.org/app:1`, nor \
+                    `docker-archive:FILE`, `oci-archive:FILE` or `oci:DIRECTORY`"
+            .to_owned());
+    }
+    let registry = image.split_once('/').map(|(registry, _)| registry);
+    let named = registry
+        .is_some_and(|name| name.contains('.') || name.contains(':') || name == "localhost");
+    if !named {
+        return Err(format!(
+            "does not name its registry: write `docker.io/library/{image}` if it is Docker Hub's, or \
+             `docker-archive:{image}` if it is a file"
+        ));
+    }
+    Ok(())
 }
 
 fn at_most(key: &'static str, time: Duration) -> Result<(), ManifestError> {
@@ -495,6 +553,8 @@ mod tests {
         assert_eq!(said("runtime = \"container\""), "sandbox.image");
         assert_eq!(said("runtime = \"wasm\""), "sandbox.component");
         assert_eq!(said("command = [\"x\"]\nimage = \"y\""), "sandbox.image");
+        assert_eq!(said("command = [\"x\"]\nread_only = true"), "sandbox.read_only");
+        assert_eq!(said("command = [\"x\"]\npull = \"always\""), "sandbox.pull");
         assert_eq!(
             said("runtime = \"container\"\nimage = \"oci:y\"\nlisten = \"fd\""),
             "sandbox.listen"
@@ -505,6 +565,11 @@ mod tests {
             ("oci:layout", ""),
             ("oci:", "sandbox.image"),
             ("app.tar", "sandbox.image"),
+            ("app:1", "sandbox.image"),
+            ("reg.example.org/a b", "sandbox.image"),
+            ("registry.example.org/team/app:1", ""),
+            ("localhost:5000/app", ""),
+            ("127.0.0.1:5000/app@sha256:0", ""),
         ] {
             let text = format!("runtime = \"container\"\nimage = \"{image}\"");
             assert_eq!(said(&text), key, "{image}");

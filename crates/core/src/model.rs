@@ -140,6 +140,27 @@ pub enum Listen {
     Fd,
 }
 
+/// When an image is asked of its registry.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Pull {
+    /// If the worker that makes the first sandbox does not have it.
+    #[default]
+    Missing,
+    /// With every deploy, as the tag may name another one by now.
+    Always,
+    /// Never: it must be there.
+    Never,
+}
+
+impl Pull {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What runs in a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -148,8 +169,18 @@ pub struct SandboxSpec {
     /// The program and its arguments. `dirigent` as the program is the worker's own binary, so
     /// that built-in examples need no artifact.
     pub command: Vec<String>,
-    /// The image, for containers.
+    /// The image, for containers. One of a registry ends in `@` and its digest once that is known; the
+    /// digest is then also the spec's `artifact`.
     pub image: Option<String>,
+    /// When it is asked of its registry.
+    #[serde(default, skip_serializing_if = "Pull::is_default")]
+    pub pull: Pull,
+    /// Whether the root that an image gives is for reading only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// The runtime handler of containerd, where it is not the worker's usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
     /// The component's path within the artifact, for wasm.
     pub component: Option<String>,
     /// The port that the function would like to have; the truth is in `$PORT`.
@@ -164,6 +195,15 @@ pub struct SandboxSpec {
     /// has one and says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Outbound>,
+}
+
+impl SandboxSpec {
+    /// The image, if it is one of a registry.
+    #[must_use]
+    pub fn registry_image(&self) -> Option<&str> {
+        let image = self.image.as_deref().filter(|_| self.runtime == RuntimeKind::Container)?;
+        crate::manifest::ImageFiles::of(image).is_none().then_some(image)
+    }
 }
 
 /// What a sandbox may use.
@@ -194,6 +234,27 @@ pub struct Spec {
     pub concurrency: u32,
     /// The files, if any.
     pub artifact: Option<Digest>,
+}
+
+impl Spec {
+    /// Whether it names an image of a registry by a tag whose digest is not known yet.
+    #[must_use]
+    pub fn unresolved_image(&self) -> Option<&str> {
+        self.sandbox.registry_image().filter(|_| self.artifact.is_none())
+    }
+
+    /// The same with the digest that its image's tag stands for from now on.
+    #[must_use]
+    pub fn pinned(&self, digest: Digest) -> Self {
+        let mut spec = self.clone();
+        if let Some(image) = &mut spec.sandbox.image
+            && !image.contains('@')
+        {
+            *image = format!("{image}@{digest}");
+        }
+        spec.artifact = Some(digest);
+        spec
+    }
 }
 
 /// Who may call a function.

@@ -27,11 +27,13 @@ pub use event::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event, Left};
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use crate::{
-    Address, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, SandboxId, StartFailure, Time,
+    Address, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, SandboxId, Spec, StartFailure,
+    Time,
     frame::{Capacity, FromWorker, Hello, Load, StartSandbox, ToWorker, Welcome, WorkerHello},
 };
 
@@ -82,6 +84,8 @@ pub struct Worker {
     artifacts: BTreeMap<Digest, Artifact>,
     /// Which of them go once nothing here uses them: no revision needs them any more.
     unwanted: BTreeSet<Digest>,
+    /// Waiting to hear what the tag of their image stands for.
+    resolving: BTreeSet<SandboxId>,
     /// Ended while no stream was up.
     untold: Vec<(Sandbox, SandboxId, StartFailure)>,
     load: Load,
@@ -130,6 +134,7 @@ impl Worker {
             start_deadlines: BTreeSet::new(),
             artifacts: artifacts.into_iter().map(|digest| (digest, Artifact::Held)).collect(),
             unwanted: BTreeSet::new(),
+            resolving: BTreeSet::new(),
             untold: Vec::new(),
             load: Load::default(),
             effects: VecDeque::new(),
@@ -161,6 +166,7 @@ impl Worker {
             Event::ArtifactFailed { digest, failure } => {
                 self.artifact_failed(now, digest, &failure);
             }
+            Event::ImageResolved { sandbox, result } => self.image_resolved(now, sandbox, result),
             Event::ArtifactLost { digest } => self.artifact_lost(digest),
             Event::PortTaken { sandbox, port } => self.port_taken(now, sandbox, port),
             Event::SandboxCreated { sandbox } => self.created(now, sandbox),
@@ -308,17 +314,55 @@ impl Worker {
             Ok(port) => port,
             Err(message) => return self.send(FromWorker::Refused { sandbox, message }),
         };
-        let artifact = order.spec.artifact;
-        let runtime = order.spec.sandbox.runtime;
+        let spec = Arc::clone(&order.spec);
         self.insert(sandbox, Sandbox::ordered(now, order, port));
-        let Some(digest) = artifact else { return self.create(now, sandbox) };
+        if let Some(image) = spec.unresolved_image() {
+            let (image, pull, runtime) =
+                (image.to_owned(), spec.sandbox.pull, spec.sandbox.runtime);
+            self.resolving.insert(sandbox);
+            return self.effects.push_back(Effect::Resolve { sandbox, runtime, image, pull });
+        }
+        self.provide(now, sandbox, &spec);
+    }
+
+    /// The tag of its image stands for this from now on, for the whole revision.
+    fn image_resolved(
+        &mut self,
+        now: Time,
+        sandbox: SandboxId,
+        result: Result<Digest, ArtifactFailure>,
+    ) {
+        if !self.resolving.remove(&sandbox) {
+            return;
+        }
+        let digest = match result {
+            Ok(digest) => digest,
+            Err(why) => {
+                let cause = Cause::ArtifactFailed { message: why.message };
+                return self.gone(now, sandbox, failure(cause, why.fault));
+            }
+        };
+        let Some(one) = self.sandboxes.get_mut(&sandbox) else { return };
+        let Stage::Fetching { order, .. } = &mut one.stage else { return };
+        order.spec = Arc::new(order.spec.pinned(digest));
+        one.artifact = Some(digest);
+        let spec = Arc::clone(&order.spec);
+        self.send(FromWorker::ImageResolved { sandbox, digest });
+        self.provide(now, sandbox, &spec);
+    }
+
+    /// Gets what it runs from, unless that is here.
+    fn provide(&mut self, now: Time, sandbox: SandboxId, spec: &Spec) {
+        let Some(digest) = spec.artifact else { return self.create(now, sandbox) };
+        let runtime = spec.sandbox.runtime;
         self.unwanted.remove(&digest);
         match self.artifacts.get_mut(&digest) {
             Some(Artifact::Held) => self.create(now, sandbox),
             Some(Artifact::Fetching(waiting)) => waiting.push(sandbox),
             None => {
                 self.artifacts.insert(digest, Artifact::Fetching(vec![sandbox]));
-                self.effects.push_back(Effect::Fetch { digest, runtime });
+                let image = spec.sandbox.registry_image().map(str::to_owned);
+                self.effects.push_back(Effect::Fetch { digest, runtime, image });
             }
         }
     }
@@ -473,6 +517,7 @@ impl Worker {
 
     fn gone(&mut self, now: Time, sandbox: SandboxId, reported: StartFailure) {
         let Some(mut one) = self.sandboxes.remove(&sandbox) else { return };
+        self.resolving.remove(&sandbox);
         let artifact = one.artifact;
         self.memory -= one.memory.0;
         self.cpu -= u64::from(one.cpu.0);
@@ -614,9 +659,9 @@ impl Worker {
         let fetching =
             self.sandboxes.values().filter(|one| matches!(one.stage, Stage::Fetching { .. }));
         assert_eq!(
-            waiting.sum::<usize>(),
+            waiting.sum::<usize>() + self.resolving.len(),
             fetching.count(),
-            "whoever waits for an artifact is known"
+            "whoever waits for an artifact or a digest is known"
         );
         for digest in &self.unwanted {
             let used = self.sandboxes.values().any(|one| one.artifact == Some(*digest));

@@ -21,9 +21,13 @@ mod life;
 mod made;
 mod output;
 mod recover;
+mod registry;
 mod spec;
 
+pub use registry::Registry;
+
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -33,7 +37,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Digest, Fault, Isolation, RuntimeKind, SandboxId, StartFailure,
+    Bytes, Digest, Fault, Isolation, Pull, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
@@ -63,6 +67,8 @@ pub struct ContainerConfig {
     /// The program that a handler of the `runc` kind is to run, such as `crun`; its own choice if
     /// nothing is said.
     pub program: Option<String>,
+    /// How registries are spoken to, by their names with port, as references have them.
+    pub registries: BTreeMap<String, Registry>,
     /// Where sandboxes listen: an address of this machine that data planes reach.
     pub address: Ipv4Addr,
     /// Processes in one sandbox.
@@ -86,6 +92,7 @@ impl ContainerConfig {
             snapshotter: "overlayfs".to_owned(),
             handler: "io.containerd.runc.v2".to_owned(),
             program: None,
+            registries: BTreeMap::new(),
             address: Ipv4Addr::LOCALHOST,
             processes: 1024,
             log_file: Bytes::mib(8),
@@ -218,6 +225,18 @@ impl Runtime for ContainerRuntime {
         self.report(Event::Unpacked { digest, result: Err(failure) });
     }
 
+    fn resolve(&self, sandbox: SandboxId, image: &str, pull: Pull) -> Result<(), ArtifactFailure> {
+        self.works()?;
+        self.order(Order::Resolve { sandbox, image: image.to_owned(), pull });
+        Ok(())
+    }
+
+    fn pull(&self, digest: Digest, image: &str) -> Result<(), ArtifactFailure> {
+        self.works()?;
+        self.order(Order::Pull { digest, image: image.to_owned() });
+        Ok(())
+    }
+
     fn discard(&self, digest: Digest) {
         self.order(Order::Discard { digest });
     }
@@ -242,6 +261,13 @@ impl Runtime for ContainerRuntime {
 }
 
 impl ContainerRuntime {
+    fn works(&self) -> Result<(), ArtifactFailure> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        Err(ArtifactFailure::new(self.missing.join("; "), Fault::Worker))
+    }
+
     /// Where there is no thread to report.
     fn report(&self, event: Event) {
         if let Err(error) = self.events.try_send(event) {

@@ -21,7 +21,7 @@ pub use sys::listener::passed_listener;
 use std::{fmt, time::Duration};
 
 use dirigent_core::{
-    Digest, Isolation, RuntimeKind, SandboxId, StartFailure,
+    Digest, Fault, Isolation, Pull, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
@@ -66,6 +66,13 @@ pub enum Event {
         /// Or why not.
         result: Result<(), ArtifactFailure>,
     },
+    /// What the tag of an image stands for.
+    Resolved {
+        /// The sandbox that it was asked for.
+        sandbox: SandboxId,
+        /// The digest, or why it cannot be said.
+        result: Result<Digest, ArtifactFailure>,
+    },
     /// An artifact that was unpacked is not there any more: somebody else has removed it.
     Lost {
         /// Which.
@@ -109,6 +116,27 @@ pub trait Runtime: Send + Sync + fmt::Debug {
     /// Unpack the archive at `path` (a tar, or a tar in zstd) as `digest`, removing the archive;
     /// answered by [`Event::Unpacked`].
     fn unpack(&self, digest: Digest, path: std::path::PathBuf);
+
+    /// Find out what the tag of an image stands for; answered by [`Event::Resolved`].
+    ///
+    /// # Errors
+    /// If this runtime has no images; then nothing is answered.
+    fn resolve(
+        &self,
+        _sandbox: SandboxId,
+        _image: &str,
+        _pull: Pull,
+    ) -> Result<(), ArtifactFailure> {
+        Err(ArtifactFailure::new("this runtime has no images", Fault::Function))
+    }
+
+    /// Get an image from its registry, as `digest`; answered by [`Event::Unpacked`].
+    ///
+    /// # Errors
+    /// If this runtime has no images; then nothing is answered.
+    fn pull(&self, _digest: Digest, _image: &str) -> Result<(), ArtifactFailure> {
+        Err(ArtifactFailure::new("this runtime has no images", Fault::Function))
+    }
 
     /// Remove an unpacked artifact in the background.
     fn discard(&self, digest: Digest);

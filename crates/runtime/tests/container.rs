@@ -11,7 +11,7 @@ mod daemon;
 mod images;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -24,12 +24,12 @@ use std::{
 use common::{DEADLINE, create, next, until, with};
 use daemon::Daemon;
 use dirigent_core::{
-    Bytes, Cause, Digest, Fault, RuntimeKind, SandboxId, StartFailure,
+    Bytes, Cause, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure,
     worker::{ArtifactFailure, CreateSandbox},
 };
 use dirigent_runtime::{
     Event, Runtime as _,
-    container::{ContainerConfig, ContainerRuntime},
+    container::{ContainerConfig, ContainerRuntime, Registry},
 };
 use images::{Image, Layer};
 use rustix::process::{Signal, kill_process};
@@ -536,4 +536,191 @@ fn a_hundred_sandboxes_leave_nothing_behind() {
             && rig.daemon.ctr(&["leases", "list"]).1.lines().count() == 1
             && rig.daemon.ctr(&["content", "list"]).1.lines().count() == 1
     });
+}
+
+/// A registry of Debian's package, on loopback.
+struct Hub {
+    child: std::process::Child,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+/// `secret`, as `htpasswd -B` writes it.
+const HTPASSWD: &str = "me:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+
+impl Hub {
+    /// With a user `me` and TLS by an authority of its own, if it is private.
+    fn start(is_private: bool) -> Option<Self> {
+        for (program, package) in [("docker-registry", "docker-registry"), ("skopeo", "skopeo")] {
+            if !daemon::on_path(program) {
+                println!("skip: a registry: no `{program}`: apt-get install {package}");
+                return None;
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let port = common::free_port();
+        let place = |name: &str| dir.path().join(name).display().to_string();
+        let mut config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: \
+             true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            place("data")
+        );
+        if is_private {
+            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let made = rcgen::generate_simple_self_signed(names).unwrap();
+            fs::write(place("cert.pem"), made.cert.pem()).unwrap();
+            fs::write(place("key.pem"), made.signing_key.serialize_pem()).unwrap();
+            fs::write(place("users"), HTPASSWD).unwrap();
+            fs::write(place("password"), "secret\n").unwrap();
+            let more = format!(
+                "  tls:\n    certificate: {}\n    key: {}\nauth:\n  htpasswd:\n    realm: test\n    \
+                 path: {}\n",
+                place("cert.pem"),
+                place("key.pem"),
+                place("users")
+            );
+            config.push_str(&more);
+        }
+        fs::write(place("config.yml"), config).unwrap();
+        let log = fs::File::create(place("log")).unwrap();
+        let child = Command::new("docker-registry")
+            .args(["serve", &place("config.yml")])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        until("the registry listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Some(Self { child, port, dir })
+    }
+
+    fn image(&self, tag: &str) -> String {
+        format!("127.0.0.1:{}/team/app:{tag}", self.port)
+    }
+
+    /// By somebody else's program; the digest that it says.
+    fn push(&self, image: &Image, tag: &str) -> Digest {
+        let archive = self.dir.path().join("image.tar");
+        image.docker_archive(&archive);
+        let output = Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
+            .args(["--dest-creds", "me:secret", "--format", "oci"])
+            .arg(format!("--digestfile={}", self.dir.path().join("digest").display()))
+            .arg(format!("docker-archive:{}", archive.display()))
+            .arg(format!("docker://{}", self.image(tag)))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        fs::read_to_string(self.dir.path().join("digest")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Rig {
+    fn resolve(&mut self, image: &str, pull: Pull) -> Result<Digest, ArtifactFailure> {
+        let asked = create(&[], None).order.sandbox;
+        self.runtime.resolve(asked, image, pull).unwrap();
+        match next(&mut self.events) {
+            Event::Resolved { sandbox, result } if sandbox == asked => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pull(&mut self, digest: Digest, image: &str) -> Result<(), ArtifactFailure> {
+        self.runtime.pull(digest, image).unwrap();
+        match next(&mut self.events) {
+            Event::Unpacked { digest: unpacked, result } if unpacked == digest => result,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_tag_is_resolved_and_its_image_pulled_once() {
+    let Some(mut rig) = rig() else { return };
+    let Some(hub) = Hub::start(false) else { return };
+    let tag = hub.image("1");
+    let pushed = hub.push(&busybox(), "1");
+    let failure = rig.resolve(&tag, Pull::Never).unwrap_err();
+    assert!(failure.message.contains("`sandbox.pull` is `never`"), "{failure:?}");
+    assert_eq!(rig.resolve(&tag, Pull::Missing), Ok(pushed));
+    let pinned = format!("{tag}@{pushed}");
+    rig.pull(pushed, &pinned).unwrap();
+    assert_eq!(rig.runtime.artifacts(), [pushed]);
+    let (sandbox, port) = rig.serve(order(pushed));
+    assert_eq!(get(port), "from an image\n");
+    rig.end(sandbox);
+    // The tag moves on; what is here stays what it was, unless the registry is asked.
+    let mut above = Layer::new();
+    above.file("www/index.html", 0o644, b"a later one\n");
+    let later = hub.push(&busybox().and(above), "1");
+    assert_ne!(later, pushed);
+    assert_eq!(rig.resolve(&tag, Pull::Missing), Ok(pushed));
+    assert_eq!(rig.resolve(&tag, Pull::Never), Ok(pushed));
+    assert_eq!(rig.resolve(&tag, Pull::Always), Ok(later));
+    assert_eq!(rig.resolve(&pinned, Pull::Always), Ok(pushed));
+    rig.pull(later, &tag).unwrap();
+    assert_eq!(rig.resolve(&tag, Pull::Missing), Ok(later), "the newest that has the tag");
+    let failure = rig.resolve(&hub.image("none"), Pull::Missing).unwrap_err();
+    assert!(failure.message.contains("has no"), "{failure:?}");
+    assert_eq!(failure.fault, Fault::Function);
+    // Nobody pulls what is there, nor by a digest that is another one's.
+    drop(hub);
+    rig.pull(later, &tag).unwrap();
+    let failure = rig.resolve(&tag, Pull::Always).unwrap_err();
+    assert_eq!(failure.fault, Fault::Worker, "{failure:?}");
+}
+
+#[test]
+fn a_private_registry_is_asked_with_credentials_and_its_own_authority() {
+    let Some(hub) = Hub::start(true) else { return };
+    let registry = Registry {
+        user: Some("me".to_owned()),
+        password_file: Some(hub.dir.path().join("password")),
+        ca: Some(hub.dir.path().join("cert.pem")),
+        plain_http: false,
+    };
+    let name = format!("127.0.0.1:{}", hub.port);
+    let nobody = Registry { user: None, password_file: None, ..registry.clone() };
+    let stranger = Registry { ca: None, plain_http: true, ..registry.clone() };
+    let tag = hub.image("1");
+    let pushed = hub.push(&busybox(), "1");
+    for (registry, why) in [(nobody, "password_file"), (stranger, "cannot be asked")] {
+        let registries = BTreeMap::from([(name.clone(), registry)]);
+        let Some(mut rig) = rig_with(|config| config.registries = registries) else { return };
+        let failure = rig.resolve(&tag, Pull::Missing).unwrap_err();
+        assert!(failure.message.contains(why), "{failure:?}");
+    }
+    let registries = BTreeMap::from([(name, registry)]);
+    let Some(mut rig) = rig_with(|config| config.registries = registries) else { return };
+    assert_eq!(rig.resolve(&tag, Pull::Missing), Ok(pushed));
+    rig.pull(pushed, &tag).unwrap();
+    // Bytes that are others than their digest says.
+    let blobs = hub.dir.path().join("data/docker/registry/v2/blobs/sha256");
+    damage(&blobs);
+    rig.runtime.discard(pushed);
+    until("it is discarded", || rig.runtime.artifacts().is_empty());
+    let failure = rig.pull(pushed, &tag).unwrap_err();
+    let said = failure.message.contains("damaged") || failure.message.contains("igest");
+    assert!(said, "{failure:?}");
+}
+
+/// Changes a byte of every large file.
+fn damage(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            damage(&path);
+        } else if path.metadata().unwrap().len() > 10_000 {
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
 }

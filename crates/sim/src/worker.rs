@@ -231,7 +231,7 @@ impl World {
                 Effect::Destroy { sandbox, grace } => self.destroy(worker, sandbox, grace),
                 Effect::Bar { sandbox, data_plane } => self.bar(worker, sandbox, data_plane),
                 Effect::Remember { port, sandbox } => self.remember(worker, port, sandbox),
-                Effect::Fetch { .. } | Effect::Discard { .. } => {}
+                Effect::Fetch { .. } | Effect::Resolve { .. } | Effect::Discard { .. } => {}
             }
         }
         self.arm_worker(worker);

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Cause, DataPlaneId, Digest, Fault, RuntimeKind, SandboxId, StartFailure, Time,
+    Cause, DataPlaneId, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure, Time,
     frame::{FromWorker, ToWorker},
     worker::{Adopted, ArtifactFailure, CreateSandbox, Effect, Event, Worker},
 };
@@ -192,6 +192,9 @@ impl Driver {
                 self.owners.remove(&sandbox);
                 self.handle(Event::PortTaken { sandbox, port });
             }
+            RuntimeEvent::Resolved { sandbox, result } => {
+                self.handle(Event::ImageResolved { sandbox, result });
+            }
             RuntimeEvent::Lost { digest } => self.handle(Event::ArtifactLost { digest }),
             RuntimeEvent::Unpacked { digest, result } => {
                 self.unpackers.remove(&digest);
@@ -252,7 +255,13 @@ impl Driver {
                         self.stream = None;
                     }
                 }
-                Effect::Fetch { digest, runtime } => self.fetch(digest, runtime),
+                Effect::Fetch { digest, runtime, image: None } => self.fetch(digest, runtime),
+                Effect::Fetch { digest, runtime, image: Some(image) } => {
+                    self.pull(digest, runtime, &image);
+                }
+                Effect::Resolve { sandbox, runtime, image, pull } => {
+                    self.resolve(sandbox, runtime, &image, pull);
+                }
                 Effect::Create(create) => self.create(*create),
                 Effect::Destroy { sandbox, grace } => self.destroy(sandbox, grace),
                 Effect::Discard { digest } => {
@@ -283,6 +292,21 @@ impl Driver {
             let message = format!("the artifact cannot be asked for: {error}");
             let failure = ArtifactFailure::new(message, Fault::Worker);
             self.handle(Event::ArtifactFailed { digest, failure });
+        }
+    }
+
+    /// Images of registries come from there, not over the control plane.
+    fn pull(&mut self, digest: Digest, runtime: RuntimeKind, image: &str) {
+        let asked = self.runtimes.get(runtime).ok_or_else(|| absent(runtime));
+        if let Err(failure) = asked.and_then(|runtime| runtime.pull(digest, image)) {
+            self.handle(Event::ArtifactFailed { digest, failure });
+        }
+    }
+
+    fn resolve(&mut self, sandbox: SandboxId, runtime: RuntimeKind, image: &str, pull: Pull) {
+        let asked = self.runtimes.get(runtime).ok_or_else(|| absent(runtime));
+        if let Err(failure) = asked.and_then(|runtime| runtime.resolve(sandbox, image, pull)) {
+            self.handle(Event::ImageResolved { sandbox, result: Err(failure) });
         }
     }
 
@@ -318,6 +342,11 @@ impl Driver {
     }
 }
 
+fn absent(runtime: RuntimeKind) -> ArtifactFailure {
+    let message = format!("the {runtime} runtime does not work on this worker");
+    ArtifactFailure::new(message, Fault::Worker)
+}
+
 /// About how much memory a frame takes while it waits.
 fn size(frame: &FromWorker) -> usize {
     size_of::<FromWorker>()
@@ -332,6 +361,7 @@ fn size(frame: &FromWorker) -> usize {
             FromWorker::Beat(_)
             | FromWorker::SandboxReady { .. }
             | FromWorker::Artifact { .. }
+            | FromWorker::ImageResolved { .. }
             | FromWorker::Settled { .. }
             | FromWorker::Unsupported { .. } => 0,
         }

@@ -119,7 +119,9 @@ pub(super) async fn export(args: &ExportArgs, printer: Printer) -> Result {
         let text = toml::to_string(&manifest)
             .or_fail(Kind::Internal, || format!("the manifest of {name} as TOML"))?;
         write(&manifest_path(folder, name), text.as_bytes())?;
-        let artifact = revision.spec.artifact;
+        // An image of a registry stays there.
+        let of_registry = revision.spec.sandbox.registry_image().is_some();
+        let artifact = revision.spec.artifact.filter(|_| !of_registry);
         if let Some(digest) = artifact.filter(|digest| !artifacts.contains_key(digest)) {
             artifacts.insert(digest, fetch(&client, digest, folder).await?);
         }

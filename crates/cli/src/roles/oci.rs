@@ -46,13 +46,23 @@ async fn built(_config: &Config, _dir: &Path) -> Result<(Reports, Kept)> {
 
 #[cfg(feature = "containerd")]
 async fn built(config: &Config, dir: &Path) -> Result<(Reports, Kept)> {
-    use dirigent_runtime::container::{ContainerConfig, ContainerRuntime};
+    use dirigent_runtime::container::{ContainerConfig, ContainerRuntime, Registry};
 
     use crate::fail::{Kind, OrFail as _};
 
     let crate::config::ContainerdConfig {
-        socket, namespace, snapshotter, handler, program, ..
+        enabled: _,
+        socket,
+        namespace,
+        snapshotter,
+        handler,
+        program,
+        registries,
     } = config.containerd.clone();
+    let registries = registries.into_iter().map(|(name, registry)| {
+        let crate::config::RegistryConfig { user, password_file, ca, plain_http } = registry;
+        (name, Registry { user, password_file, ca, plain_http })
+    });
     let (sender, events) = mpsc::channel(EVENTS);
     let own = ContainerConfig {
         socket,
@@ -60,6 +70,7 @@ async fn built(config: &Config, dir: &Path) -> Result<(Reports, Kept)> {
         snapshotter,
         handler,
         program,
+        registries: registries.collect(),
         address: config.address,
         ..ContainerConfig::new(&dir.join("worker/oci"))
     };

@@ -66,8 +66,11 @@ impl Control {
                 let settings: Arc<Settings> = self.settings.intern(&settings);
                 Op::Deploy { request, spec, settings, check, wall_ms }
             }
-            op
-            @ (Op::Rollback { .. } | Op::Delete { .. } | Op::Switch { .. } | Op::Fail { .. }) => op,
+            op @ (Op::Rollback { .. }
+            | Op::Delete { .. }
+            | Op::Switch { .. }
+            | Op::Pin { .. }
+            | Op::Fail { .. }) => op,
         };
         let id = match self.names.get(name) {
             Some(&id) => id,

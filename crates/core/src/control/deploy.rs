@@ -147,6 +147,8 @@ impl Function {
     /// Takes the deploy as far as it goes now.
     pub(crate) fn roll_out(&mut self, c: &mut Cluster) {
         let start_timeout = self.coming_settings().start_timeout;
+        let rolled_out = self.active.as_deref().and_then(|active| active.rollout.as_ref());
+        let is_pinning = rolled_out.is_some_and(|rollout| self.is_pinning(rollout.number));
         let Some(active) = self.active.as_deref_mut() else { return };
         let Some(rollout) = active.rollout.as_mut() else { return };
         let number = rollout.number;
@@ -157,6 +159,8 @@ impl Function {
                     self.want(c, number, Reason::Deploy, None);
                 }
             }
+            // More of it are made of the same image as the first one.
+            Phase::Checking { .. } if is_pinning => {}
             Phase::Checking { .. } => {
                 let until = c.now.after(start_timeout);
                 rollout.phase = Phase::Building { until };

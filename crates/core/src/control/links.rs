@@ -388,6 +388,9 @@ impl Control {
             FromWorker::Refused { sandbox, message } => {
                 self.with_sandbox(worker, sandbox, |f, c| f.refused(c, sandbox, message));
             }
+            FromWorker::ImageResolved { sandbox, digest } => {
+                self.with_sandbox(worker, sandbox, |f, c| f.image_resolved(c, sandbox, digest));
+            }
             FromWorker::Settled { sandbox, data_plane } => {
                 self.with_sandbox(worker, sandbox, |f, c| f.settled(c, sandbox, data_plane));
             }

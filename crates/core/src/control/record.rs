@@ -9,8 +9,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    FunctionRecord, RequestId, RevisionId, RevisionRecord, RevisionState, Settings, Spec,
-    StartFailure, Target, Write, WriteToken,
+    Digest, FunctionRecord, RequestId, RevisionId, RevisionRecord, RevisionState, SandboxId,
+    Settings, Spec, StartFailure, Target, Write, WriteToken,
     control::{
         Answer, Effect, Outcome, Refusal,
         cluster::{Author, Cluster},
@@ -46,6 +46,11 @@ pub(crate) enum Op {
     Switch {
         number: u32,
     },
+    /// The tag of this revision's image stands for this digest from now on.
+    Pin {
+        number: u32,
+        digest: Digest,
+    },
     /// This revision's check failed.
     Fail {
         number: u32,
@@ -60,7 +65,7 @@ impl Op {
             Self::Deploy { request, .. }
             | Self::Rollback { request, .. }
             | Self::Delete { request } => Some(*request),
-            Self::Switch { .. } | Self::Fail { .. } => None,
+            Self::Switch { .. } | Self::Pin { .. } | Self::Fail { .. } => None,
         }
     }
 }
@@ -98,6 +103,24 @@ impl Function {
             c.artifacts.hold(spec.artifact);
         }
         self.requeue(c, op);
+    }
+
+    /// A worker found out what the tag of a revision's image stands for. The first one to say so settles it
+    /// for all sandboxes of the revision.
+    pub(crate) fn image_resolved(&mut self, c: &mut Cluster, sandbox: SandboxId, digest: Digest) {
+        let entry = self.active.as_deref().and_then(|active| active.sandboxes.get(&sandbox));
+        let Some(number) = entry.map(|entry| entry.number) else { return };
+        let unresolved = self.revision(number).is_some_and(|r| r.spec.unresolved_image().is_some());
+        if unresolved && !self.is_pinning(number) {
+            self.enqueue(c, Op::Pin { number, digest });
+        }
+    }
+
+    /// Whether a digest of a revision's image is on its way to the store.
+    pub(crate) fn is_pinning(&self, number: u32) -> bool {
+        let Some(active) = self.active.as_deref() else { return false };
+        let ops = active.writing.iter().map(|writing| &writing.op).chain(&active.ops);
+        ops.into_iter().any(|op| matches!(op, Op::Pin { number: n, .. } if *n == number))
     }
 
     /// Like `enqueue`, for an operation that was queued before and holds its artifact.
@@ -237,7 +260,11 @@ impl Function {
         }
         match op {
             Op::Fail { number, failure } => self.settle_revision(c, number, Some(&failure)),
-            Op::Deploy { .. } | Op::Rollback { .. } | Op::Switch { .. } | Op::Delete { .. } => {}
+            Op::Deploy { .. }
+            | Op::Rollback { .. }
+            | Op::Switch { .. }
+            | Op::Pin { .. }
+            | Op::Delete { .. } => {}
         }
         self.overtake(c);
         if let Some(number) = begins {
@@ -271,6 +298,16 @@ impl Function {
                 if !self.is_rolling_out(*number) || !make_live(&mut record, *number) {
                     return Plan::Void;
                 }
+                Plan::Write { record: Some(record), answer: None, begins: None }
+            }
+            Op::Pin { number, digest } => {
+                let mut record = FunctionRecord::clone(&self.record);
+                let revision = record.revisions.iter_mut().find(|r| r.number == *number);
+                let Some(revision) = revision.filter(|r| r.spec.unresolved_image().is_some())
+                else {
+                    return Plan::Void;
+                };
+                revision.spec = Arc::new(revision.spec.pinned(*digest));
                 Plan::Write { record: Some(record), answer: None, begins: None }
             }
             Op::Fail { number, failure } => {
@@ -485,7 +522,7 @@ fn answer_of(record: &FunctionRecord, number: u32) -> Answer {
     }
 }
 
-fn discard(c: &mut Cluster, digests: Vec<crate::Digest>) {
+fn discard(c: &mut Cluster, digests: Vec<Digest>) {
     if !digests.is_empty() {
         c.fleet.discard(&digests);
         c.effects.push_back(Effect::DiscardArtifacts { digests });

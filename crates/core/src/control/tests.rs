@@ -271,7 +271,9 @@ fn capacity(room: u64) -> Capacity {
         cpu_overcommit: 10,
         sandboxes: 10_000,
         starts: 10_000,
-        runtimes: vec![(RuntimeKind::Fake, Isolation::Plain)],
+        runtimes: [RuntimeKind::Fake, RuntimeKind::Container]
+            .map(|kind| (kind, Isolation::Plain))
+            .into(),
         missing: Vec::new(),
     }
 }
@@ -302,6 +304,9 @@ fn spec(word: &str, concurrency: u32) -> Spec {
             command: vec![word.to_owned()],
             image: None,
             component: None,
+            pull: crate::Pull::default(),
+            read_only: false,
+            handler: None,
             port: None,
             protocol: crate::Protocol::Http1,
             isolation: None,

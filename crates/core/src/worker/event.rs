@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Digest, Fault, RuntimeKind, SandboxId, StartFailure,
+    Address, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure,
     frame::{FromWorker, Hello, Load, SandboxReport, StartSandbox, ToWorker},
 };
 
@@ -32,6 +32,13 @@ pub enum Event {
         digest: Digest,
         /// Why, and whose fault.
         failure: ArtifactFailure,
+    },
+    /// What the tag of a sandbox's image stands for.
+    ImageResolved {
+        /// The sandbox.
+        sandbox: SandboxId,
+        /// The digest; or why it cannot be said, and whose fault that is.
+        result: Result<Digest, ArtifactFailure>,
     },
     /// An artifact that was ready is not there any more: somebody else removed it.
     ArtifactLost {
@@ -114,6 +121,19 @@ pub enum Effect {
         digest: Digest,
         /// The runtime that wants it, and unpacks it.
         runtime: RuntimeKind,
+        /// The image that it is, with its registry; `None` if the control plane has it.
+        image: Option<String>,
+    },
+    /// Find out what the tag of an image stands for; answered by `ImageResolved`.
+    Resolve {
+        /// For which sandbox.
+        sandbox: SandboxId,
+        /// Whose it is.
+        runtime: RuntimeKind,
+        /// The image.
+        image: String,
+        /// Whether its registry is asked.
+        pull: Pull,
     },
     /// Create a sandbox; answered by `SandboxCreated`, `SandboxListening`, `SandboxGone`.
     Create(Box<CreateSandbox>),

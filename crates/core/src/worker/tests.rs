@@ -77,6 +77,9 @@ fn order(n: u64) -> StartSandbox {
                 command: vec!["/bin/true".to_owned()],
                 image: None,
                 component: None,
+                pull: crate::Pull::default(),
+                read_only: false,
+                handler: None,
                 port: None,
                 protocol: Protocol::Http1,
                 isolation: None,
@@ -163,10 +166,17 @@ fn line(effect: Effect) -> String {
             format!("{} refused: {message}", sandbox.counter)
         }
         Effect::Send(FromWorker::Artifact { held, .. }) => format!("artifact held: {held}"),
+        Effect::Send(FromWorker::ImageResolved { sandbox, .. }) => {
+            format!("{} resolved", sandbox.counter)
+        }
         Effect::Send(FromWorker::Settled { sandbox, .. }) => format!("{} settled", sandbox.counter),
         Effect::Send(FromWorker::Unsupported { kind }) => format!("unsupported {kind}"),
         Effect::Obey(welcome) => format!("obey {}", welcome.epoch.0),
-        Effect::Fetch { .. } => "fetch".to_owned(),
+        Effect::Fetch { image: None, .. } => "fetch".to_owned(),
+        Effect::Fetch { image: Some(image), .. } => format!("pull {image}"),
+        Effect::Resolve { sandbox, image, .. } => {
+            format!("resolve {image} for {}", sandbox.counter)
+        }
         Effect::Create(create) => {
             format!("create {} on {}", create.order.sandbox.counter, create.port)
         }
@@ -249,6 +259,51 @@ fn an_artifact_that_somebody_removed_is_fetched_again() {
     worker.handle(ms(6), Event::ArtifactLost { digest: DIGEST });
     worker.handle(ms(7), Event::ArtifactReady { digest: DIGEST });
     assert_eq!(done(&mut worker), ["artifact held: true", "create 2 on 20001"]);
+}
+
+#[test]
+fn the_tag_of_an_image_is_resolved_before_it_is_pulled_and_that_takes_no_start_time() {
+    let mut worker = Worker::new(
+        Time::ZERO,
+        Config {
+            capacity: Capacity {
+                runtimes: vec![(RuntimeKind::Container, Isolation::Basic)],
+                ..config().capacity
+            },
+            ..config()
+        },
+        Left::default(),
+    );
+    attach(&mut worker, Time::ZERO);
+    done(&mut worker);
+    let image = |spec: &mut Spec| {
+        spec.sandbox.runtime = RuntimeKind::Container;
+        spec.sandbox.image = Some("reg.example.org/app:1".to_owned());
+    };
+    for n in 1..=3 {
+        start_with(&mut worker, ms(n), n, image);
+    }
+    let ask = |n| format!("resolve reg.example.org/app:1 for {n}");
+    assert_eq!(done(&mut worker), [ask(1), ask(2), ask(3)]);
+    let resolved = |worker: &mut Worker, now, n, result| {
+        worker.handle(now, Event::ImageResolved { sandbox: sandbox(n), result });
+    };
+    stop(&mut worker, ms(4), 3, 0);
+    done(&mut worker);
+    resolved(&mut worker, ms(100_000), 1, Ok(DIGEST));
+    resolved(&mut worker, ms(100_000), 3, Ok(DIGEST));
+    let pull = format!("pull reg.example.org/app:1@{DIGEST}");
+    assert_eq!(done(&mut worker), ["1 resolved".to_owned(), pull]);
+    let unknown = ArtifactFailure::new("no such tag", Fault::Function);
+    resolved(&mut worker, ms(100_001), 2, Err(unknown));
+    assert_eq!(done(&mut worker), ["2 gone: no such tag (Function)"]);
+    worker.handle(ms(100_002), Event::ArtifactReady { digest: DIGEST });
+    assert_eq!(done(&mut worker), ["artifact held: true", "create 1 on 20000"]);
+    start_with(&mut worker, ms(100_003), 4, |spec| {
+        image(spec);
+        *spec = spec.pinned(DIGEST);
+    });
+    assert_eq!(done(&mut worker), ["create 4 on 20003"], "a pinned one is not asked for");
 }
 
 #[test]

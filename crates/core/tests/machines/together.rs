@@ -574,6 +574,7 @@ impl World {
             }
             worker::Effect::Obey(_) | worker::Effect::Remember { .. } => {}
             other @ (worker::Effect::Fetch { .. }
+            | worker::Effect::Resolve { .. }
             | worker::Effect::Discard { .. }
             | worker::Effect::Bar { .. }) => panic!("not wanted: {other:?}"),
         }

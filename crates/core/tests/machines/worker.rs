@@ -135,6 +135,9 @@ fn order(sandbox: SandboxId, mib: u64, artifact: Option<u8>) -> StartSandbox {
                 command: vec!["x".to_owned()],
                 image: None,
                 component: None,
+                pull: dirigent_core::Pull::default(),
+                read_only: false,
+                handler: None,
                 port: None,
                 protocol: Protocol::Http1,
                 isolation: None,
@@ -373,6 +376,7 @@ impl World {
                     assert!(self.obeyed, "a deposed leader was obeyed");
                     assert_eq!(welcome.epoch.0, self.highest);
                 }
+                Effect::Resolve { image, .. } => panic!("nobody has an image: {image}"),
                 Effect::Fetch { digest, .. } => {
                     let [artifact, ..] = digest.0;
                     assert!(!self.held.contains(&artifact), "what is held is not fetched");
@@ -448,7 +452,9 @@ impl World {
                 self.ordered.remove(&sandbox).expect("a start is refused once");
             }
             FromWorker::Artifact { .. } | FromWorker::Beat(_) => {}
-            other @ (FromWorker::Settled { .. } | FromWorker::Unsupported { .. }) => {
+            other @ (FromWorker::Settled { .. }
+            | FromWorker::ImageResolved { .. }
+            | FromWorker::Unsupported { .. }) => {
                 panic!("not asked for: {other:?}")
             }
         }

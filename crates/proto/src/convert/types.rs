@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use dirigent_core::{
     Access, Address, Auth, Cause, Destination, Fault, FunctionId, FunctionView, Isolation, Listen,
-    Outbound, Protocol, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec,
-    Settings, Spec, StartFailure, StartPhases, TokenView, frame::Share,
+    Outbound, Protocol, Pull, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId,
+    SandboxSpec, Settings, Spec, StartFailure, StartPhases, TokenView, frame::Share,
 };
 
 use ipnet::Ipv4Net;
@@ -85,6 +85,32 @@ choice! { Isolation { Plain, Basic, Strict } }
 
 choice! { Listen { Port, Fd } }
 
+impl From<Pull> for v1::Pull {
+    fn from(it: Pull) -> Self {
+        match it {
+            Pull::Missing => Self::Unspecified,
+            Pull::Always => Self::Always,
+            Pull::Never => Self::Never,
+        }
+    }
+}
+
+impl TryFrom<v1::Pull> for Pull {
+    type Error = Malformed;
+
+    fn try_from(it: v1::Pull) -> Result<Self, Malformed> {
+        match it {
+            v1::Pull::Unspecified => Ok(Self::Missing),
+            v1::Pull::Always => Ok(Self::Always),
+            v1::Pull::Never => Ok(Self::Never),
+        }
+    }
+}
+
+impl Enumeration for Pull {
+    type Wire = v1::Pull;
+}
+
 message! {
     SandboxSpec {
         runtime: Choice,
@@ -96,6 +122,9 @@ message! {
         isolation: MaybeChoice,
         listen: Choice,
         network: Maybe,
+        pull: Choice,
+        read_only: Plain,
+        handler: Maybe<Text>,
     }
 }
 

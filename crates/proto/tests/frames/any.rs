@@ -10,8 +10,8 @@ use std::{
 use dirigent_core::{
     Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Destination, Digest, Epoch, Fault,
     FunctionId, FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu, Outbound,
-    Protocol, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec, Serial,
-    Settings, Spec, StartFailure, StartPhases, TokenView, WorkerId,
+    Protocol, Pull, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec,
+    Serial, Settings, Spec, StartFailure, StartPhases, TokenView, WorkerId,
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromDataPlaneBulk, FromWorker,
         FromWorkerBulk, Grant, Hello, Holding, Incarnation, InvocationRecord, Load, LogLine,
@@ -235,7 +235,7 @@ structs! {
     FunctionId { epoch, counter }
     SandboxId { epoch, counter }
     RevisionId { function, number }
-    SandboxSpec { runtime, command, image, component, port, protocol, isolation, listen; network }
+    SandboxSpec { runtime, command, image, component, port, protocol, isolation, listen; network, pull, read_only, handler }
     Destination { hosts, port }
     Resources { cpu, memory }
     Spec { sandbox, resources, env, concurrency, artifact }
@@ -307,6 +307,7 @@ enums! {
     Isolation { Plain, Basic, Strict, }
     Listen { Port, Fd, }
     Outbound { None, Internet, Only(list), }
+    Pull { Missing, Always, Never, }
     Fault { Function, Worker, }
     Auth { None, Token, }
     Access { View, Invoke, Deploy, Admin, }
@@ -321,7 +322,7 @@ enums! {
     FromWorker {
         Hello(hello), Beat(load), SandboxReady { sandbox, address, phases },
         SandboxGone { sandbox, failure }, Refused { sandbox, message }, Artifact { digest, held },
-        Settled { sandbox, data_plane }, Unsupported { kind },
+        ImageResolved { sandbox, digest }, Settled { sandbox, data_plane }, Unsupported { kind },
     }
     ToWorker {
         Welcome { welcome, you }, StartSandbox(order), StopSandbox { sandbox, grace },

@@ -15,7 +15,7 @@ use dirigent_containerd::{
     api::containerd::services::namespaces::v1::{CreateNamespaceRequest, Namespace},
 };
 use dirigent_core::{
-    Digest, SandboxId,
+    Digest, Pull, SandboxId,
     worker::{Adopted, CreateSandbox},
 };
 use rustix::io::Errno;
@@ -58,6 +58,10 @@ pub(super) enum Order {
     Recover { answer: std_mpsc::Sender<io::Result<Vec<Adopted>>> },
     /// Take the image in an archive.
     Import { digest: Digest, path: PathBuf },
+    /// Say what the tag of an image stands for.
+    Resolve { sandbox: SandboxId, image: String, pull: Pull },
+    /// Get an image from its registry.
+    Pull { digest: Digest, image: String },
     /// Let go of an image.
     Discard { digest: Digest },
     /// Start a sandbox.
@@ -107,7 +111,7 @@ impl World {
             .map_err(|failure| io::Error::other(failure.message))?;
         // As a keeper's: another state directory of the machine has another one.
         let mark = Name::of(&config.directory)?.to_string();
-        let images = Images::new(client.clone(), &config.snapshotter, &config.directory, &mark)?;
+        let images = Images::new(client.clone(), &config, &mark)?;
         let bounds = Bounds { file: config.log_file.0, total: config.log_total.0 };
         Ok(Self {
             client,
@@ -266,6 +270,8 @@ impl Driver {
                 }
             }
             Order::Import { digest, path } => self.import(digest, path),
+            Order::Resolve { sandbox, image, pull } => self.resolve(sandbox, image, pull),
+            Order::Pull { digest, image } => self.pull(digest, image),
             Order::Discard { digest } => {
                 if let Some(released) = self.world.images.forget(digest) {
                     self.world.publish();
@@ -312,6 +318,26 @@ impl Driver {
             if let Err(error) = tokio::fs::remove_file(&path).await {
                 tracing::warn!(path = %path.display(), %error, "an image's archive stays");
             }
+            world.publish();
+            world.report(Event::Unpacked { digest, result }).await;
+            None
+        });
+    }
+
+    fn resolve(&mut self, sandbox: SandboxId, image: String, pull: Pull) {
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            let result = world.images.resolve(&image, pull).await;
+            let result = result.map_err(|error| error.failure());
+            world.report(Event::Resolved { sandbox, result }).await;
+            None
+        });
+    }
+
+    fn pull(&mut self, digest: Digest, image: String) {
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            let result = world.images.pull(digest, &image).await.map_err(|error| error.failure());
             world.publish();
             world.report(Event::Unpacked { digest, result }).await;
             None

@@ -46,6 +46,8 @@ pub(super) struct Image {
     pub(super) program: Program,
     /// Its layers, unpacked.
     pub(super) bytes: u64,
+    /// The tag by which it was asked of its registry, and when.
+    pub(super) tag: Option<(String, u64)>,
 }
 
 /// Layers that follow each other, by the digests of what they unpack to: the name of a snapshot
@@ -79,6 +81,14 @@ pub(super) enum ImageError {
     /// Larger than what is accepted.
     #[error("refused: its layers unpack to more than {0}")]
     TooLarge(Bytes),
+    /// The registry does not give it.
+    #[error("{message}")]
+    Registry {
+        /// What it said, and what to do.
+        message: String,
+        /// Whether another worker would be told the same.
+        fault: Fault,
+    },
     /// The machine cannot.
     #[error("{0}")]
     Machine(String),
@@ -99,6 +109,7 @@ impl ImageError {
     pub(super) fn failure(&self) -> ArtifactFailure {
         let fault = match self {
             Self::Format(_) | Self::Refused(_) | Self::TooLarge(_) => Fault::Function,
+            Self::Registry { fault, .. } => *fault,
             // As for artifacts: the disk may have done it.
             Self::Mismatch { .. } | Self::Machine(_) => Fault::Worker,
         };

@@ -33,17 +33,18 @@ use dirigent_containerd::{
         types::Descriptor,
     },
 };
-use dirigent_core::Digest;
+use dirigent_core::{Digest, Fault, Pull};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    DIRECTORY,
+    ContainerConfig, DIRECTORY,
     image::{
         Image, ImageError, Limits, archive, chain,
         config::{Config, Seen},
         layer::{self, Allowance, Packed},
     },
+    registry::{Registry, Remote, tagged},
 };
 
 /// A layer is applied by containerd in one call, and what nobody holds is collected in one.
@@ -61,6 +62,7 @@ pub(super) struct Images {
     client: Client,
     snapshotter: String,
     directory: PathBuf,
+    registries: BTreeMap<String, Registry>,
     /// What is ours in containerd begins with it.
     mark: String,
     held: RefCell<BTreeMap<Digest, Rc<Image>>>,
@@ -69,18 +71,14 @@ pub(super) struct Images {
 }
 
 impl Images {
-    pub(super) fn new(
-        client: Client,
-        snapshotter: &str,
-        directory: &Path,
-        mark: &str,
-    ) -> io::Result<Self> {
-        let directory = directory.join("images");
+    pub(super) fn new(client: Client, config: &ContainerConfig, mark: &str) -> io::Result<Self> {
+        let directory = config.directory.join("images");
         crate::keeper::private_directory(&directory)?;
         Ok(Self {
             client,
-            snapshotter: snapshotter.to_owned(),
+            snapshotter: config.snapshotter.clone(),
             directory,
+            registries: config.registries.clone(),
             mark: mark.to_owned(),
             held: RefCell::default(),
             importing: tokio::sync::Mutex::new(()),
@@ -100,6 +98,8 @@ impl Images {
                 Some(image) if self.has(&image.chain).await? => {
                     held.insert(image.digest, Rc::new(image));
                 }
+                // Layers of a pull that was cut off are in a directory.
+                _ if path.is_dir() => std::fs::remove_dir_all(&path).map_err(error)?,
                 _ => std::fs::remove_file(&path).map_err(error)?,
             }
         }
@@ -154,7 +154,46 @@ impl Images {
         let path = path.to_owned();
         let open = move || archive::open(&path, digest, Limits::default());
         let contents = blocking(open).await?;
-        self.take(digest, &contents.config, &contents.layers).await
+        self.take(digest, &contents.config, &contents.layers, None).await
+    }
+
+    /// What the tag of an image stands for, here or at its registry.
+    pub(super) async fn resolve(&self, image: &str, pull: Pull) -> Result<Digest, ImageError> {
+        // Whoever writes a digest has settled it.
+        if let Some((_, digest)) = image.split_once('@') {
+            return digest.parse().map_err(|_other_kind| {
+                ImageError::Refused(format!("`{image}` has a digest that is not SHA-256"))
+            });
+        }
+        let newest = || {
+            let held = self.held.borrow();
+            let tagged =
+                held.values().filter_map(|image| Some((image.tag.as_ref()?, image.digest)));
+            let of_it = tagged.filter(|((tag, _), _)| tag == image);
+            of_it.max_by_key(|((_, at_ms), _)| *at_ms).map(|(_, digest)| digest)
+        };
+        match (pull, newest()) {
+            (Pull::Missing | Pull::Never, Some(digest)) => Ok(digest),
+            (Pull::Never, None) => Err(ImageError::Registry {
+                message: format!("`{image}` is not on this worker, and `sandbox.pull` is `never`"),
+                fault: Fault::Worker,
+            }),
+            (Pull::Missing | Pull::Always, _) => {
+                Remote::new(image, &self.registries)?.digest().await
+            }
+        }
+    }
+
+    /// Gets the image with this digest from its registry, unless it is held already.
+    pub(super) async fn pull(&self, digest: Digest, image: &str) -> Result<(), ImageError> {
+        let _alone = self.importing.lock().await;
+        if self.get(digest).is_some() {
+            return Ok(());
+        }
+        let remote = Remote::new(image, &self.registries)?;
+        let pulled = remote.pull(digest, &self.directory, Limits::default()).await?;
+        let tag = (tagged(image).to_owned(), wall_ms());
+        self.take(digest, &pulled.config, &pulled.layers, Some(tag)).await
     }
 
     /// Takes an image whose layers are files here.
@@ -163,6 +202,7 @@ impl Images {
         digest: Digest,
         config: &[u8],
         layers: &[Packed],
+        tag: Option<(String, u64)>,
     ) -> Result<(), ImageError> {
         let lease = self.lease(digest);
         let labels = HashMap::from([(DIRECTORY.to_owned(), self.mark.clone())]);
@@ -174,7 +214,10 @@ impl Images {
                 failure => return Err(failure.into()),
             },
         }
-        let taken = self.unpack(digest, &lease, config, layers).await;
+        let taken = match self.unpack(digest, &lease, config, layers).await {
+            Ok(image) => self.keep(Image { tag, ..image }),
+            Err(error) => Err(error),
+        };
         if taken.is_err()
             && let Err(error) = self.release(&lease).await
         {
@@ -189,7 +232,7 @@ impl Images {
         lease: &str,
         config: &[u8],
         layers: &[Packed],
-    ) -> Result<(), ImageError> {
+    ) -> Result<Image, ImageError> {
         let config = Config::parse(config)?;
         let promised = config.layers().to_vec();
         if promised.is_empty() || promised.len() != layers.len() {
@@ -216,9 +259,12 @@ impl Images {
         }
         let chain = below.unwrap_or_default();
         let bytes = allowance.bytes();
-        let image = Image { digest, chain, program: config.program(&seen)?, bytes };
+        Ok(Image { digest, chain, program: config.program(&seen)?, bytes, tag: None })
+    }
+
+    fn keep(&self, image: Image) -> Result<(), ImageError> {
         self.remember(&image).map_err(|error| ImageError::io("the image's record", &error))?;
-        self.held.borrow_mut().insert(digest, Rc::new(image));
+        self.held.borrow_mut().insert(image.digest, Rc::new(image));
         Ok(())
     }
 
@@ -396,6 +442,11 @@ impl Images {
             }
         })
     }
+}
+
+fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Not being there is what was wanted.

@@ -141,7 +141,7 @@ async fn make(
         group: place.group(),
         address: world.config.address,
         processes: world.config.processes,
-        read_only: false,
+        read_only: spec.sandbox.read_only,
     };
     let [stdout, stderr] = place.pipes()?;
     let output = world.output(create.order.revision.function, create.order.sandbox, stdout, stderr);

@@ -143,8 +143,11 @@ impl Place {
     ) -> Made<(Pid, OwnedFd)> {
         plan.check().map_err(|message| failed(message, Fault::Function))?;
         let mounts = self.snapshot(image).await?;
-        let handler = &config.handler;
-        let options = config.program.as_ref().map(|program| prost_types::Any {
+        let own = plan.create.order.spec.sandbox.handler.as_ref();
+        let handler = own.unwrap_or(&config.handler);
+        // Handlers of other kinds have options of other kinds.
+        let program = config.program.as_ref().filter(|_| *handler == config.handler);
+        let options = program.map(|program| prost_types::Any {
             type_url: "containerd.runc.v1.Options".to_owned(),
             value: Options { binary_name: program.clone(), ..Options::default() }.encode_to_vec(),
         });

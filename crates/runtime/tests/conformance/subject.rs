@@ -265,6 +265,9 @@ impl Harness {
                 command: self.command(),
                 image: None,
                 component: None,
+                pull: dirigent_core::Pull::default(),
+                read_only: false,
+                handler: None,
                 port: None,
                 protocol: Protocol::Http1,
                 isolation: match self.subject {

@@ -407,6 +407,7 @@ impl Machines<'_> {
             }
             worker::Effect::Obey(_)
             | worker::Effect::Fetch { .. }
+            | worker::Effect::Resolve { .. }
             | worker::Effect::Discard { .. }
             | worker::Effect::Remember { .. }
             | worker::Effect::Bar { .. } => {}

@@ -459,7 +459,7 @@ fn what_can_never_run_is_refused_before_anything_is_written() {
     world.attach_worker();
     let writes = world.revision;
     let mut impossible = spec("a", 1);
-    impossible.sandbox.runtime = RuntimeKind::Container;
+    impossible.sandbox.runtime = RuntimeKind::Wasm;
     let refused = world.answer(deploy("hello", &impossible, &Settings::default(), true));
     assert!(matches!(refused, Err(Refusal::Impossible { .. })), "{refused:?}");
     assert_eq!(world.revision, writes);
@@ -518,4 +518,39 @@ fn on_a_full_machine_an_old_sandbox_goes_for_the_first_new_one() {
     assert_eq!(new.len(), 1);
     world.ready(new[0]);
     assert_eq!(world.describe("hello").summary.targets[0].revision, 2);
+}
+
+#[test]
+fn the_tag_of_an_image_is_settled_by_the_first_sandbox_and_recorded_before_there_are_more() {
+    let mut world = World::new();
+    world.attach_worker();
+    let of_a_registry = Spec {
+        sandbox: SandboxSpec {
+            image: Some("reg.example.org/app:1".to_owned()),
+            runtime: RuntimeKind::Container,
+            ..spec("a", 1).sandbox
+        },
+        ..spec("a", 1)
+    };
+    let settings = Settings { min: 3, ..Settings::default() };
+    let (function, number) = world.deploy("hello", &of_a_registry, &settings, true);
+    let waiter = await_revision(&mut world, function, number);
+    let first = world.started()[0];
+    let (one, other) = (Digest([1; 32]), Digest([2; 32]));
+    world.store_answers = false;
+    world.worker(FromWorker::ImageResolved { sandbox: first, digest: one });
+    world.worker(FromWorker::ImageResolved { sandbox: first, digest: other });
+    world.ready(first);
+    assert_eq!(world.started(), [], "not before it is known of which image");
+    world.store_answers = true;
+    world.answer_writes(None);
+    let second = Spec::clone(&world.starts.pop().expect("the others are started").spec);
+    assert_eq!(second.artifact, Some(one));
+    let pinned = format!("reg.example.org/app:1@{one}");
+    assert_eq!(second.sandbox.image.as_deref(), Some(pinned.as_str()));
+    let revision = world.describe("hello").revisions.pop().unwrap();
+    assert_eq!(*revision.spec, second);
+    assert!(!world.replies.contains_key(&waiter), "it is not live yet");
+    // The same manifest is another deploy: its tag may stand for something else by now.
+    assert_eq!(world.deploy("hello", &of_a_registry, &settings, true).1, 2);
 }
