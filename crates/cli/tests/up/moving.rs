@@ -68,6 +68,8 @@ fn a_store_is_moved_into_etcd_and_nothing_is_deployed_or_started_anew() {
     let several = ["--etcd", &members, "--name"];
     let one = [&control[..], &[&peers], &several, &["one"]].concat();
     let one = Part::start("control-plane", &state, &one);
+    // The worker knows of no other one: it has to lead.
+    until("it leads", || verb(state.path(), &["list"]).0 == 0);
     let other = State::new();
     for file in ["token", "peer-token"] {
         fs::copy(state.path().join(file), other.path().join(file)).unwrap();
