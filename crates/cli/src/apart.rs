@@ -19,7 +19,7 @@ use dirigent_control::{
     store::etcd::EtcdConfig,
     token::Token,
 };
-use dirigent_core::{Member, Role};
+use dirigent_core::{Duty, Member, Role};
 use dirigent_service::{
     StateLock, Tasks, listen, telemetry,
     tls::{Certificate, Files},
@@ -294,7 +294,8 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         let Host { config, dir, tasks, .. } = &*host;
         reach.keep_renewed(tasks);
         let (frames, bulk) = (reach.data_plane(tasks), reach.data_plane_bulk(tasks));
-        let started = dirigent_proxy::start(roles::data_plane(config, dir), frames, bulk, tasks);
+        let own = dirigent_proxy::Config { takes_orders: true, ..roles::data_plane(config, dir) };
+        let started = dirigent_proxy::start(own, frames, bulk, tasks);
         let proxy = Arc::new(started.await.map_err(roles::proxy_failed)?);
         let admin = admin::start(config.admin, &proxy, tasks).await?;
         let drain = config.drain;
@@ -311,7 +312,14 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         });
         host.announce("The data plane", &lines, report)?;
         let leave = config.leave;
-        host.until_end().await?;
+        let mut orders = proxy.orders();
+        tokio::select! {
+            end = host.until_end() => end?,
+            // Who gives orders is gone with the role only.
+            Ok(_) = orders.wait_for(|duty| *duty == Duty::Draining) => {
+                host.printer.note(&"the control plane orders this data plane to leave");
+            }
+        }
         host.printer.note(&format_args!(
             "stopping: calls may go on for {}; press Ctrl-C again to stop at once",
             duration(drain)

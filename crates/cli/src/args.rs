@@ -88,6 +88,16 @@ pub(crate) enum Command {
     Top(TopArgs),
     /// List workers
     Workers(ApiArgs),
+    /// List data planes
+    DataPlanes(ApiArgs),
+    /// Give a worker nothing new, or have a data plane say that it is not ready
+    Cordon(PeerArgs),
+    /// Take a worker or data plane back that was cordoned or drained
+    Uncordon(PeerArgs),
+    /// Empty a worker, or have a data plane leave, without losing a call
+    Drain(DrainArgs),
+    /// Forget a worker or data plane that was drained or is lost, and refuse its certificate
+    Remove(RemoveArgs),
     /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -212,6 +222,48 @@ pub(crate) struct RmArgs {
     pub(crate) names: Vec<FunctionName>,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
+}
+
+/// A worker or a data plane.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PeerArgs {
+    /// The name of a worker or data plane
+    pub(crate) name: String,
+    /// Which is meant, where both are called so
+    #[arg(long, value_enum)]
+    pub(crate) role: Option<PeerRole>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerRole {
+    Worker,
+    DataPlane,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// How long to wait until it is empty, or gone; the drain goes on after that
+    #[arg(long, default_value = "15m", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: std::time::Duration,
+    /// Say what is wanted, and do not wait
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// Also a worker that is lost and was not drained: its machine is gone for good
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Leave its certificate good: it comes back when it connects again
+    #[arg(long)]
+    pub(crate) keep_certificate: bool,
 }
 
 #[derive(Debug, Args)]

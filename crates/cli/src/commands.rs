@@ -11,6 +11,7 @@ mod export;
 mod functions;
 mod invoke;
 mod logs;
+mod peers;
 mod store;
 mod token;
 mod top;
@@ -20,7 +21,7 @@ pub(crate) use self::{bench::BenchArgs, demo::DemoArgs};
 use std::future::Future;
 
 use clap::CommandFactory as _;
-use dirigent_core::{FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
+use dirigent_core::{Duty, FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
 
 use crate::{
     apart,
@@ -56,7 +57,12 @@ pub(crate) fn run(command: Command, printer: Printer) -> Result {
         Command::Logs(args) => wait(logs::logs(&args, printer)),
         Command::Rm(args) => wait(functions::remove(&args, printer)),
         Command::Top(args) => wait(top::top(&args, printer)),
-        Command::Workers(args) => wait(functions::workers(&args, printer)),
+        Command::Workers(args) => wait(peers::workers(&args, printer)),
+        Command::DataPlanes(args) => wait(peers::data_planes(&args, printer)),
+        Command::Cordon(args) => wait(peers::order(&args, Duty::Cordoned, printer)),
+        Command::Uncordon(args) => wait(peers::order(&args, Duty::InUse, printer)),
+        Command::Drain(args) => wait(peers::drain(&args, printer)),
+        Command::Remove(args) => wait(peers::remove(&args, printer)),
         Command::Doctor(args) => doctor::doctor(&args, printer),
         Command::Completions { shell } => {
             let mut script = Vec::new();

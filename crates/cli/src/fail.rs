@@ -107,7 +107,6 @@ impl Fail {
         self
     }
 
-    #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

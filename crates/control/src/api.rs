@@ -7,6 +7,7 @@ mod functions;
 mod logs;
 mod members;
 pub(crate) mod openapi;
+mod peers;
 pub(crate) mod server;
 mod status;
 mod tokens;
@@ -25,7 +26,7 @@ use axum::{
     extract::{MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, head, post},
+    routing::{delete, get, head, post, put},
 };
 use dirigent_core::{
     Access, ApiTokens,
@@ -189,7 +190,12 @@ pub(crate) fn router(api: Api) -> Router {
             "/v1/artifacts/{digest}",
             head(artifacts::head).get(artifacts::get).put(artifacts::put),
         )
-        .route("/v1/workers", get(functions::workers))
+        .route("/v1/workers", get(peers::workers))
+        .route("/v1/workers/{name}", get(peers::describe_worker).delete(peers::remove_worker))
+        .route("/v1/workers/{name}/duty", put(peers::order_worker))
+        .route("/v1/data-planes", get(peers::data_planes))
+        .route("/v1/data-planes/{name}", delete(peers::remove_data_plane))
+        .route("/v1/data-planes/{name}/duty", put(peers::order_data_plane))
         .route("/v1/top", get(functions::top))
         .route("/v1/members", get(members::list))
         .route("/v1/members/{role}/{name}", delete(members::remove))

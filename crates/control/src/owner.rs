@@ -59,6 +59,7 @@ pub(crate) enum Topic {
     Resolved(FunctionName),
     Status(FunctionId),
     Tokens,
+    Duty,
 }
 
 /// Facts that wait for the owner at most; peers wait when it is full.
@@ -335,6 +336,7 @@ impl Owner {
             ToDataPlane::Resolved { name, .. } => Some(Topic::Resolved(name.clone())),
             ToDataPlane::Status { function, .. } => Some(Topic::Status(*function)),
             ToDataPlane::Tokens { .. } => Some(Topic::Tokens),
+            ToDataPlane::Duty { .. } => Some(Topic::Duty),
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Grant(_)
             | ToDataPlane::Recall { .. }

@@ -22,7 +22,7 @@ fn child() {
     store.take_office(Epoch(0)).unwrap();
     let mut out = std::io::stdout();
     for n in 1.. {
-        let record = WorkerRecord { id: WorkerId(n), name: "w".into(), cordoned: false };
+        let record = WorkerRecord::new(WorkerId(n), "w".into());
         let outcome = store.apply(&[Write::PutWorker(record)]);
         let applied = outcome.unwrap();
         assert!(matches!(applied.outcome, Outcome::Ok { .. }), "{applied:?}");

@@ -21,7 +21,10 @@ mod ids;
 mod levels;
 mod lifecycle;
 mod links;
+mod moving;
+mod orders;
 mod peers;
+mod posting;
 mod record;
 mod sandbox;
 mod scale;
@@ -38,9 +41,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use audit::{Booked, Remembered};
 pub use event::{
-    Answer, Call, Decision, Effect, Event, FailureDescription, FunctionDescription,
-    FunctionSummary, Measure, Outcome, Refusal, RevisionDescription, SandboxDescription,
-    WorkerSummary,
+    Answer, Call, DataPlaneSummary, Decision, Effect, Event, FailureDescription,
+    FunctionDescription, FunctionSummary, Measure, Outcome, Refusal, RevisionDescription,
+    SandboxDescription, WorkerDescription, WorkerSandbox, WorkerSummary,
 };
 
 use crate::{
@@ -222,6 +225,7 @@ impl Control {
             }
             Timer::RewritePeer(id) => self.record_data_plane(id),
             Timer::RewriteTokens => self.rewrite_tokens(),
+            Timer::Moving(id) => self.settle(id),
             Timer::Silent(id, peer) => self.with(id, |f, c| f.silent_for_long(c, peer)),
         }
     }
@@ -235,13 +239,8 @@ impl Control {
         }
         match self.cluster.writes.remove(&token) {
             Some(Author::Function(id)) => self.with(id, |f, c| f.written(c, token, outcome)),
-            Some(Author::DataPlane(id)) if matches!(outcome, Outcome::Ok { .. }) => {
-                self.data_plane_recorded(id);
-            }
-            Some(Author::DataPlane(id)) => {
-                let at = self.cluster.now.after(REWRITE);
-                self.cluster.timers.set(Timer::RewritePeer(id), at);
-            }
+            Some(Author::DataPlane(id)) => self.data_plane_written(id, outcome),
+            Some(Author::Order(id)) => self.data_plane_ordered(id, outcome),
             Some(Author::Tokens) => self.tokens_written(token, outcome),
             None => {}
         }

@@ -11,9 +11,9 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Bytes, ClusterId, DataPlaneId, Digest, Epoch, FunctionId, FunctionName, FunctionView,
-    Isolation, MilliCpu, Protocol, RevisionId, RuntimeKind, SandboxId, Serial, Spec, StartFailure,
-    StartPhases, TokenView, WorkerId,
+    Address, Bytes, ClusterId, DataPlaneId, Digest, Duty, Epoch, FunctionId, FunctionName,
+    FunctionView, Isolation, MilliCpu, Protocol, RevisionId, RuntimeKind, SandboxId, Serial, Spec,
+    StartFailure, StartPhases, TokenView, WorkerId,
 };
 
 /// The protocol version spoken here; a peer states the range that it can speak.
@@ -22,6 +22,9 @@ pub const PROTOCOL: u16 = 1;
 /// What a data plane can do that lets nobody call a function with [`Auth::Token`](crate::Auth) but
 /// who shows a token. To others there is no such function.
 pub const CHECKS_TOKENS: &str = "checks-tokens";
+
+/// The feature of a data plane that takes [`ToDataPlane::Duty`].
+pub const DUTY: &str = "duty";
 
 /// One life of a peer: a restart of its host changes `boot`, one of its process raises `start`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -237,6 +240,11 @@ pub enum ToDataPlane {
         sandbox: SandboxId,
         /// It is known to be gone: nothing new is sent to it, broken ones are not waited for.
         gone: bool,
+    },
+    /// What operators want of this data plane; a level. Told only to those with the feature [`DUTY`].
+    Duty {
+        /// What.
+        duty: Duty,
     },
     /// Why invocations of a function wait; a level.
     Status {

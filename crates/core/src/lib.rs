@@ -26,6 +26,7 @@
 )]
 
 pub mod access;
+pub mod duty;
 pub mod frame;
 pub mod id;
 pub mod manifest;
@@ -45,6 +46,7 @@ pub mod worker;
 pub mod policy;
 
 pub use access::{Access, AccessError, ApiToken, ApiTokens, TokenView};
+pub use duty::{Duty, Whom};
 pub use id::{
     DataPlaneId, Epoch, FunctionId, InvocationId, RequestId, RevisionId, SandboxId, Serial,
     StreamId, WorkerId, WriteToken,

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, sync::Arc, 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    ApiTokens, Bytes, DataPlaneId, Epoch, FunctionId, FunctionName, MilliCpu, Outbound, RevisionId,
-    SandboxId, WorkerId,
+    ApiTokens, Bytes, DataPlaneId, Duty, Epoch, FunctionId, FunctionName, MilliCpu, Outbound,
+    RevisionId, SandboxId, WorkerId,
     units::{self, UnitError},
 };
 
@@ -464,6 +464,38 @@ pub struct WorkerRecord {
     pub name: Arc<str>,
     /// Whether the operator took it out of placement.
     pub cordoned: bool,
+    /// Whether the operator wants it empty. It is cordoned then too, for programs that do not know
+    /// this.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub draining: bool,
+    /// It was removed. The newest one's record stays until there is a newer one, so that its number
+    /// is not given again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub removed: bool,
+}
+
+impl WorkerRecord {
+    /// One that serves.
+    #[must_use]
+    pub const fn new(id: WorkerId, name: Arc<str>) -> Self {
+        Self { id, name, cordoned: false, draining: false, removed: false }
+    }
+
+    /// What operators want of it.
+    #[must_use]
+    pub const fn duty(&self) -> Duty {
+        match (self.cordoned, self.draining) {
+            (_, true) => Duty::Draining,
+            (true, false) => Duty::Cordoned,
+            (false, false) => Duty::InUse,
+        }
+    }
+
+    /// The same one with that wanted of it.
+    #[must_use]
+    pub fn on(&self, duty: Duty) -> Self {
+        Self { cordoned: duty != Duty::InUse, draining: duty == Duty::Draining, ..self.clone() }
+    }
 }
 
 /// A data plane as recorded.
@@ -473,6 +505,25 @@ pub struct DataPlaneRecord {
     pub id: DataPlaneId,
     /// Its identity (from its certificate; in `up` a fixed word).
     pub name: Arc<str>,
+    /// What operators want of it.
+    #[serde(default, skip_serializing_if = "Duty::is_in_use")]
+    pub duty: Duty,
+    /// It was removed; as with workers.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub removed: bool,
+}
+
+impl DataPlaneRecord {
+    /// One that serves.
+    #[must_use]
+    pub const fn new(id: DataPlaneId, name: Arc<str>) -> Self {
+        Self { id, name, duty: Duty::InUse, removed: false }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+const fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 /// One change to the store, applied whole or not at all.

@@ -172,15 +172,19 @@ macro_rules! variants {
     };
 }
 
-/// A frame: a kind that is not known here is a newer peer's.
+/// A frame: a kind that is not known here is a newer peer's. Kinds that came after version 1 are
+/// named, so that an older peer can say what it did not understand.
 macro_rules! frame {
-    ($name:ident in $module:ident { $($body:tt)* }) => {
+    ($name:ident in $module:ident { $($body:tt)* } $(later { $($later:ident)* })?) => {
         kinds! { $name in $module { $($body)* } }
 
         impl From<$name> for v1::$name {
             fn from(it: $name) -> Self {
-                // Every kind is one of version 1. One that is added later is named.
-                Self { name: String::new(), kind: Some(it.into()) }
+                let later: &[(bool, &str)] = &[
+                    $($((matches!(it, $name::$later { .. }), stringify!($later)),)*)?
+                ];
+                let name = later.iter().find(|(is_it, _)| *is_it).map(|(_, name)| *name);
+                Self { name: name.unwrap_or_default().to_owned(), kind: Some(it.into()) }
             }
         }
 

@@ -28,6 +28,9 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Threads that serve connections, each with its own.
     pub cores: NonZero<usize>,
+    /// Whether it obeys orders to say that it is not ready, and to leave: whoever started it sees to
+    /// it that it ends then.
+    pub takes_orders: bool,
     /// The process's clock.
     pub clock: Clock,
     /// Every bound of the data plane.
@@ -45,6 +48,7 @@ impl Config {
             trusted_proxies: loopback(),
             state: None,
             cores: thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
+            takes_orders: false,
             clock: Clock::new(),
             limits: Limits::default(),
         }

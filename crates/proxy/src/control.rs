@@ -211,8 +211,10 @@ async fn attach(
 }
 
 fn introduce(shared: &Arc<Shared>, memory: &Memory, number: u64) -> DataPlaneHello {
+    let mut hello = memory.hello();
+    hello.features.extend(shared.orders.feature());
     let mut hello = DataPlaneHello {
-        hello: memory.hello(),
+        hello,
         holdings: Vec::new(),
         names: shared.catalogue.names(),
         demands: Vec::new(),
@@ -241,20 +243,22 @@ fn detach(shared: &Arc<Shared>) {
 fn obey(shared: &Arc<Shared>, number: u64, frame: ToDataPlane) {
     match frame {
         ToDataPlane::Welcome { .. } => tracing::debug!("welcomed twice"),
+        ToDataPlane::Duty { duty } => shared.orders.told(duty),
         ToDataPlane::Resolved { name, version, function } => {
+            shared.orders.answered(&name);
             shared.catalogue.resolved(shared, number, &name, version, function);
         }
         ToDataPlane::Grant(grant) => {
             let function = grant.revision.function;
-            if let Some(slot) = shared.catalogue.function(function) {
+            let slot = shared.catalogue.function(function);
+            if shared.orders.gives_back() {
+                say_returned(shared, number, &grant, WhyReturned::Drained);
+            } else if let Some(slot) = slot {
                 shared.catalogue.granted(grant.sandbox, function);
                 slot.handle(shared, shared.now(), Event::Granted(grant));
             } else {
                 // It crossed our forgetting the function: nothing here can use it.
-                let Grant { sandbox, share, serial, .. } = *grant;
-                let why = WhyReturned::Idle;
-                let returned = Returned { sandbox, share, serial, why };
-                shared.say(number, FromDataPlane::Returned(returned));
+                say_returned(shared, number, &grant, WhyReturned::Idle);
             }
         }
         ToDataPlane::Recall { function, n, idle_only } => {
@@ -273,6 +277,12 @@ fn obey(shared: &Arc<Shared>, number: u64, frame: ToDataPlane) {
             tracing::warn!(kind, "the control plane did not understand a frame");
         }
     }
+}
+
+fn say_returned(shared: &Shared, number: u64, grant: &Grant, why: WhyReturned) {
+    let Grant { sandbox, share, serial, .. } = *grant;
+    let returned = Returned { sandbox, share, serial, why };
+    shared.say(number, FromDataPlane::Returned(returned));
 }
 
 fn tell(shared: &Arc<Shared>, function: FunctionId, event: Event) {

@@ -29,6 +29,7 @@ mod headers;
 mod ids;
 mod invoke;
 mod lease;
+mod leave;
 mod metrics;
 mod records;
 mod scan;
@@ -61,13 +62,13 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use dirigent_core::{
-    FunctionId, InvocationId, Time,
+    Duty, FunctionId, InvocationId, Time,
     frame::{FromDataPlane, FromDataPlaneBulk, InvocationRecord, ToDataPlane, ToDataPlaneBulk},
     name::HostRules,
 };
 use dirigent_service::{Clock, Cores, Dialer, OnCancel, Outbox, Tasks, listen};
 use ipnet::IpNet;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use catalogue::Catalogue;
@@ -115,7 +116,7 @@ pub async fn start(
     let listener = listen::bind(config.listen, config.flag).await?;
     let address = listener.local_addr().map_err(StartError::State)?;
     let cores = Cores::start("data-plane", config.cores).map_err(StartError::Cores)?;
-    let Config { hosts, trusted_proxies, clock, limits, .. } = config;
+    let Config { hosts, trusted_proxies, takes_orders, clock, limits, .. } = config;
     let shared = Arc::new(Shared {
         clock,
         limits,
@@ -139,6 +140,7 @@ pub async fn start(
         draining: CancellationToken::new(),
         is_draining: AtomicBool::new(false),
         is_leaving: AtomicBool::new(false),
+        orders: leave::Orders::new(takes_orders),
         beside: Stoppable(tasks.clone()),
         tasks: tasks.clone(),
         cores,
@@ -172,7 +174,7 @@ impl Running {
     pub fn is_ready(&self) -> bool {
         let shared = &self.shared;
         let leaves = shared.is_leaving.load(Relaxed) || shared.is_draining.load(Relaxed);
-        shared.met.load(Relaxed) && !leaves
+        shared.met.load(Relaxed) && !leaves && shared.orders.duty() == Duty::InUse
     }
 
     /// From now on it says that it is not ready, and takes calls all the same: whatever stands
@@ -203,7 +205,15 @@ impl Running {
     /// most until `deadline`. Whether all were. What is left ends with the tasks.
     pub async fn drain(&self, deadline: Duration) -> bool {
         self.shared.begin_drain();
-        server::wait_until_closed(&self.shared, deadline).await
+        let all = server::wait_until_closed(&self.shared, deadline).await;
+        leave::give_back(&self.shared).await;
+        all
+    }
+
+    /// What operators want of it, as the control plane said last.
+    #[must_use]
+    pub fn orders(&self) -> watch::Receiver<Duty> {
+        self.shared.orders.watch()
     }
 }
 
@@ -234,6 +244,7 @@ struct Shared {
     open: AtomicUsize,
     closed: Notify,
     is_leaving: AtomicBool,
+    orders: leave::Orders,
     draining: CancellationToken,
     /// As the token says, without its lock; set before it.
     is_draining: AtomicBool,

@@ -285,6 +285,12 @@ impl FunctionSlot {
         lock(&self.inner).gate.demand(now)
     }
 
+    /// The sandboxes of which it holds slots.
+    pub(crate) fn held(&self) -> Vec<SandboxId> {
+        let claims = lock(&self.inner).gate.claims();
+        claims.into_iter().map(|held| held.sandbox).collect()
+    }
+
     /// Whether it may be forgotten.
     pub(crate) fn is_empty(&self) -> bool {
         let inner = lock(&self.inner);

@@ -187,6 +187,13 @@ pub(crate) enum What {
         boot: u64,
     },
     User,
+    /// An operator looks after workers and data planes.
+    Order,
+    /// A data plane that is to leave looks whether it can.
+    Leaves {
+        plane: usize,
+        life: u64,
+    },
     Fault,
     Restart {
         host: Host,

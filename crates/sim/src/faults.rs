@@ -7,6 +7,7 @@ use dirigent_core::{Bytes, Cause, SandboxId};
 use crate::{
     agenda::{Host, What},
     plane::{Durable, PlaneHost},
+    plant::Plant,
     store::Mood,
     worker::WorkerHost,
     world::{HEALED, World},
@@ -85,6 +86,10 @@ impl World {
             14 => self.read_slowly(lasts),
             _ => self.kill_sandbox(),
         };
+        if self.plant == Some(Plant::SettledAtOnce) {
+            // It shows only when somebody is silent for longer than a call may take.
+            self.silence_a_plane(Duration::from_secs(14));
+        }
         if let Some(kind) = kind {
             *self.counts.faults.entry(kind).or_default() += 1;
         }
@@ -148,6 +153,17 @@ impl World {
         }
         self.undo_after(lasts, Undo::Cut(ways));
         Some("partition")
+    }
+
+    /// A data plane serves on while no control plane hears it.
+    fn silence_a_plane(&mut self, lasts: Duration) {
+        let plane = Host::Plane(self.random.below(self.planes.len()));
+        let controls = (0..self.controls.len()).map(Host::Control);
+        let ways: Vec<_> = controls.flat_map(|c| [(c, plane), (plane, c)]).collect();
+        for &(from, to) in &ways {
+            self.cut(from, to);
+        }
+        self.undo_after(lasts, Undo::Cut(ways));
     }
 
     fn slow_link(&mut self, lasts: Duration) -> Option<&'static str> {

@@ -8,7 +8,9 @@ mod books_within_concurrency;
 mod bounded;
 mod capacity;
 mod concurrency;
+mod cordoned_gets_nothing;
 mod deposed_writes_nothing;
+mod drains_end;
 mod epoch_given_once;
 mod epochs_only_grow;
 mod idle_beside_queue;
@@ -28,7 +30,7 @@ use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 21] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -36,7 +38,9 @@ pub const NAMES: [&str; 19] = [
     bounded::NAME,
     capacity::NAME,
     concurrency::NAME,
+    cordoned_gets_nothing::NAME,
     deposed_writes_nothing::NAME,
+    drains_end::NAME,
     epoch_given_once::NAME,
     epochs_only_grow::NAME,
     idle_beside_queue::NAME,
@@ -100,6 +104,7 @@ impl World {
         self.check_books();
         self.check_leaks();
         self.check_acknowledged();
+        self.check_drains();
         self.check_all_queues();
         for plane in 0..self.planes.len() {
             self.sweep_plane(plane);

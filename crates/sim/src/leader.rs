@@ -119,10 +119,14 @@ impl World {
         }
         let office = Office { cluster: CLUSTER, epoch };
         let config = Config { office, seed: self.seed ^ epoch.0, own_token: None };
-        let machine = Control::new(self.now, config, self.store.state.records());
+        let mut records = self.store.state.records();
+        self.forget_cordons(&mut records);
+        let machine = Control::new(self.now, config, records);
         let knows = self.store.state.revision();
         let Some(c) = self.controls.get_mut(control) else { return };
         c.leads = Some(machine);
+        self.operators.led_since = self.now;
+        let Some(c) = self.controls.get_mut(control) else { return };
         c.beat = 0;
         c.knows = knows;
         c.armed = None;
@@ -225,6 +229,8 @@ impl World {
                 }
                 Effect::Reply { to, result } => self.replied(to, result),
                 Effect::ToWorker { stream, frame } => {
+                    let to = self.net.streams.get(&stream).map(|s| s.peer);
+                    self.check_cordoned(control, to, &frame);
                     self.send(stream, false, Packet::ToWorker(frame));
                 }
                 Effect::ToDataPlane { stream, frame } => {

@@ -18,6 +18,7 @@ pub mod invariants;
 pub mod lab;
 mod leader;
 mod net;
+mod operators;
 mod plane;
 mod plant;
 mod replay;

@@ -8,10 +8,10 @@ use std::{
 };
 
 use dirigent_core::{
-    ClusterId, Epoch, FunctionId, FunctionName, FunctionView, InvocationId, SandboxId, StreamId,
-    Time,
+    ClusterId, Duty, Epoch, FunctionId, FunctionName, FunctionView, InvocationId, SandboxId,
+    StreamId, Time,
     frame::{
-        DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, ToDataPlane,
+        DUTY, DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, ToDataPlane,
         WhyReturned,
     },
     gate::{self, Gate},
@@ -56,7 +56,7 @@ impl Durable {
         Hello {
             cluster: self.cluster,
             protocol: (PROTOCOL, PROTOCOL),
-            features: Vec::new(),
+            features: vec![DUTY.to_owned()],
             incarnation: Incarnation { boot: format!("{}", self.boot).into(), start: self.starts },
             highest_epoch: self.epoch,
         }
@@ -74,6 +74,8 @@ pub(crate) struct PlaneHost {
     pub(crate) durable: Durable,
     pub(crate) stream: Option<StreamId>,
     pub(crate) attached: bool,
+    /// What operators want of it.
+    pub(crate) duty: Duty,
     /// What it held when the store was restored from a copy that does not know it, or was granted
     /// since by a leader who had not noticed, and has not given back: no later leader can wait for
     /// that.
@@ -99,6 +101,7 @@ impl PlaneHost {
             durable: Durable { starts: durable.starts + 1, ..durable },
             stream: None,
             attached: false,
+            duty: Duty::InUse,
             forgotten: BTreeSet::new(),
             attached_since: now,
             waiting: Vec::new(),
@@ -278,6 +281,7 @@ impl World {
             ToDataPlane::Status { function, status } => {
                 self.tell_gate(plane, function, gate::Event::StatusChanged(status));
             }
+            ToDataPlane::Duty { duty } => self.plane_ordered(plane, duty),
             ToDataPlane::Tokens { .. } | ToDataPlane::Unsupported { .. } => {}
         }
     }

@@ -2,7 +2,7 @@
 //! the invariant which guards it must complain. They live here, never in the product.
 
 use dirigent_core::{
-    DataPlaneId, Epoch, FunctionId, SandboxId, StreamId, Time,
+    DataPlaneId, Duty, Epoch, FunctionId, Records, SandboxId, StreamId, Time,
     control::Event,
     frame::{
         DataPlaneHello, FromDataPlane, FromWorker, Holding, Returned, Share, ToDataPlane, ToWorker,
@@ -73,11 +73,15 @@ pub enum Plant {
     AcknowledgedEarly,
     /// Whoever takes office takes those who are attached to another leader to hold nothing.
     OtherLeaderIgnored,
+    /// Whoever takes office does not know which workers are cordoned.
+    CordonForgotten,
+    /// An order to drain a worker arrives as one to cordon it.
+    DrainAsCordon,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -105,6 +109,8 @@ impl Plant {
         Self::EpochsCounted,
         Self::AcknowledgedEarly,
         Self::OtherLeaderIgnored,
+        Self::CordonForgotten,
+        Self::DrainAsCordon,
     ];
 
     /// The invariant that must notice it.
@@ -133,6 +139,8 @@ impl Plant {
             Self::StoreSilent => "bounded",
             Self::ExitUnseen => "min_and_max",
             Self::EpochsCounted => "epoch_given_once",
+            Self::CordonForgotten => "cordoned_gets_nothing",
+            Self::DrainAsCordon => "drains_end",
         }
     }
 }
@@ -254,6 +262,15 @@ impl World {
         for plane in 0..self.planes.len() {
             if self.planes.get(plane).is_some_and(|p| p.up && p.attached) {
                 self.speak_for(control, plane, Vec::new());
+            }
+        }
+    }
+
+    /// Whoever takes office reads records that do not say what is wanted of workers.
+    pub(crate) fn forget_cordons(&self, records: &mut Records) {
+        if self.plant == Some(Plant::CordonForgotten) {
+            for record in &mut records.workers {
+                *record = record.on(Duty::InUse);
             }
         }
     }

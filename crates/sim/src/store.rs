@@ -9,8 +9,8 @@ mod members;
 use std::collections::BTreeMap;
 
 use dirigent_core::{
-    ApiTokens, DataPlaneId, DataPlaneRecord, Epoch, FunctionId, FunctionRecord, Records,
-    RevisionId, Time, WorkerId, WorkerRecord, Write, control::Outcome, office::Seat,
+    ApiTokens, DataPlaneId, DataPlaneRecord, Duty, Epoch, FunctionId, FunctionRecord, Records,
+    RevisionId, Time, Whom, WorkerId, WorkerRecord, Write, control::Outcome, office::Seat,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -81,6 +81,20 @@ impl State {
 
     pub(crate) fn knows(&self, data_plane: &str) -> bool {
         self.data_planes.values().any(|record| *record.name == *data_plane)
+    }
+
+    /// What is wanted of a worker or a data plane, if it is recorded.
+    pub(crate) fn duty_of(&self, whom: &Whom) -> Option<Duty> {
+        match whom {
+            Whom::Worker(name) => {
+                let record = self.workers.values().find(|r| &r.name == name && !r.removed);
+                record.map(WorkerRecord::duty)
+            }
+            Whom::DataPlane(name) => {
+                let record = self.data_planes.values().find(|r| &r.name == name && !r.removed);
+                record.map(|record| record.duty)
+            }
+        }
     }
 
     fn apply(&mut self, write: Write) -> u64 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, RequestId,
+    Bytes, Duty, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, RequestId,
     Resources, RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
     control::{Answer, Call, Event, Refusal},
 };
@@ -47,6 +47,10 @@ impl Users {
     pub(crate) fn new(affinity: bool) -> Self {
         Self { affinity, ..Self::default() }
     }
+
+    pub(crate) fn is_deceived(&self, epoch: Epoch) -> bool {
+        self.deceived.contains(&epoch)
+    }
 }
 
 fn name(n: usize) -> FunctionName {
@@ -77,14 +81,15 @@ impl World {
         }
     }
 
-    /// A data plane that lives.
+    /// A data plane that lives, and says that it is ready; one that lives, if none is.
     fn balance(&mut self, function: usize) -> Option<usize> {
         let all = self.planes.len();
         let first = if self.users.affinity { function } else { self.random.below(all) };
         let now = self.now;
-        (0..all)
-            .map(|n| (first + n) % all)
-            .find(|&plane| self.planes.get(plane).is_some_and(|p| p.up && p.paused <= now))
+        let lives = |&plane: &usize| self.planes.get(plane).filter(|p| p.up && p.paused <= now);
+        let mut order = (0..all).map(|n| (first + n) % all).filter(|plane| lives(plane).is_some());
+        let ready = |plane: &usize| lives(plane).is_some_and(|p| p.duty == Duty::InUse);
+        order.clone().find(ready).or_else(|| order.next())
     }
 
     /// How long an invocation runs.
@@ -187,8 +192,7 @@ impl World {
         else {
             return;
         };
-        self.users.next += 1;
-        let request = RequestId(self.users.next);
+        let request = self.next_request();
         let is_delete = matches!(call, Call::Delete { .. });
         self.users.acknowledged.remove(&name);
         self.users.newest.insert(name.clone(), request);
@@ -197,8 +201,16 @@ impl World {
         self.tell_control(control, Event::Asked { request, call, wall_ms: 1 });
     }
 
+    pub(crate) const fn next_request(&mut self) -> RequestId {
+        self.users.next += 1;
+        RequestId(self.users.next)
+    }
+
     /// The control plane answers an operator.
     pub(crate) fn replied(&mut self, to: RequestId, result: Result<Answer, Refusal>) {
+        if self.operator_heard(to, &result) {
+            return;
+        }
         let Some(request) = self.users.requests.remove(&to) else { return };
         // What a leader did long ago may be told after what the next one has done since.
         let later = self.users.newest.get(&request.name) != Some(&to)
@@ -214,6 +226,7 @@ impl World {
 
     /// The store has forgotten what it took since it was copied: that is lost, and known to be.
     pub(crate) fn forget_orders(&mut self) {
+        self.forget_postings();
         self.users.newest.clear();
         let leaders = (0..self.controls.len()).filter_map(|control| self.epoch_of(control));
         let leaders: Vec<Epoch> = leaders.collect();
@@ -224,6 +237,7 @@ impl World {
 
     /// A control plane died: its askers hear nothing.
     pub(crate) fn forget_requests(&mut self, control: usize) {
+        self.forget_operators(control);
         // What was asked may still be applied: a later acknowledgement of the name tells.
         self.users.requests.retain(|_, request| request.control != control);
     }

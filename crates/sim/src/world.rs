@@ -19,6 +19,7 @@ use crate::{
     invariants::Witness,
     leader::ControlHost,
     net::Net,
+    operators::Operators,
     plane::{Durable, PlaneHost},
     plant::Plant,
     store::Store,
@@ -60,6 +61,12 @@ pub struct Counts {
     pub barred: u64,
     /// Orders of operators.
     pub orders: u64,
+    /// Orders of operators about workers and data planes.
+    pub postings: u64,
+    /// Workers and data planes removed.
+    pub removals: u64,
+    /// Data planes that left in order.
+    pub departures: u64,
     /// Sandboxes made.
     pub created: u64,
     /// Writes that reached the store.
@@ -119,6 +126,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) net: Net,
     pub(crate) users: Users,
+    pub(crate) operators: Operators,
     pub(crate) undos: BTreeMap<u64, Undo>,
     pub(crate) next_undo: u64,
     pub(crate) healed: bool,
@@ -141,7 +149,7 @@ impl World {
             (1 + random.below(3), 2 + random.below(3), 2 + random.below(4));
         // Sometimes there is room for everybody, sometimes not.
         let memory = Bytes::mib(128 * (4 + u64::from(random.draw() % 16)));
-        let affinity = random.draw().is_multiple_of(2);
+        let affinity = random.draw().is_multiple_of(2) && plant != Some(Plant::SettledAtOnce);
         let members = random.draw().is_multiple_of(3);
         let mut world = Self {
             seed,
@@ -154,6 +162,7 @@ impl World {
             store: Store::new(if members { 5 } else { 3 }),
             net: Net::default(),
             users: Users::new(affinity),
+            operators: Operators::default(),
             undos: BTreeMap::new(),
             next_undo: 0,
             healed: false,
@@ -181,6 +190,7 @@ impl World {
             world.after(Duration::from_millis(100), What::User);
         }
         world.after(Duration::from_millis(200), What::Arrive);
+        world.after(Duration::from_secs(1), What::Order);
         world.after(Duration::from_secs(2), What::Fault);
         world.after(Duration::from_secs(3), What::Copy);
         world.after(SWEEP, What::Sweep);
@@ -320,6 +330,8 @@ impl World {
                 self.after(Duration::from_millis(pause), What::Copy);
             }
             What::User => self.operate(),
+            What::Order => self.look_after_hosts(),
+            What::Leaves { plane, life } => self.plane_leaves(plane, life),
             What::Fault => self.fault(),
             What::Restart { host } => self.restart(host),
             What::Mend { number } => self.undo(number),

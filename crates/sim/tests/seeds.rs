@@ -44,6 +44,10 @@ fn every_invariant_holds_in_200_clusters_and_each_was_put_to_the_test() {
     assert!(sum(|r| r.counts.faults.values().sum()) >= 5 * SEEDS, "too few faults");
     assert!(sum(|r| r.counts.faults.len() as u64) >= 3 * SEEDS, "too few kinds of faults");
 
+    assert!(sum(|r| r.counts.postings) >= 5 * SEEDS, "{}", sum(|r| r.counts.postings));
+    assert!(sum(|r| r.counts.removals) >= SEEDS / 4, "{}", sum(|r| r.counts.removals));
+    assert!(sum(|r| r.counts.departures) >= SEEDS / 2, "{}", sum(|r| r.counts.departures));
+
     let (mut faults, mut premises) = (BTreeMap::new(), BTreeMap::new());
     for (_, report) in &reports {
         for (kind, count) in &report.counts.faults {

@@ -1,4 +1,4 @@
-//! `list`, `rm`, `workers`: one question, one table.
+//! `list`, `rm`: one question, one table.
 
 use dirigent_core::control::{Answer, FunctionSummary};
 use http::Method;
@@ -97,29 +97,4 @@ pub(super) async fn remove(args: &RmArgs, printer: Printer) -> Result {
         }
     }
     Ok(())
-}
-
-pub(super) async fn workers(args: &ApiArgs, printer: Printer) -> Result {
-    let workers = match args.client()?.ask(Method::GET, "/v1/workers").await? {
-        Answer::Workers(workers) => workers,
-        other => return Err(unexpected(&other)),
-    };
-    if printer.is_json() {
-        return workers.iter().try_for_each(|worker| printer.json(worker));
-    }
-    let head = ["ID", "NAME", "STATE", "SANDBOXES", "STARTING", "MEMORY", "CPU"];
-    let rows = workers.iter().map(|worker| {
-        let (memory, memory_all) = worker.memory;
-        let (cpu, cpu_all) = worker.cpu;
-        vec![
-            worker.id.to_string(),
-            worker.name.to_string(),
-            worker.state.clone(),
-            worker.sandboxes.to_string(),
-            worker.starting.to_string(),
-            format!("{}/{}", crate::format::bytes(memory.0), crate::format::bytes(memory_all.0)),
-            format!("{cpu}/{cpu_all}"),
-        ]
-    });
-    printer.table(&head, rows.collect())
 }

@@ -56,6 +56,13 @@ impl Part {
         i32::try_from(self.child.id()).unwrap()
     }
 
+    /// Whether it has ended, by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
+        // Nobody has waited for it: it is there as one that has ended.
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    }
+
     pub(crate) fn kill(mut self) -> Arc<State> {
         kill(self.pid(), Signal::KILL);
         self.child.wait().unwrap();
@@ -100,11 +107,11 @@ impl Cluster {
     }
 
     /// Kills the control plane.
-    fn behead(&mut self) {
+    pub(crate) fn behead(&mut self) {
         self.control.take().unwrap().kill();
     }
 
-    fn crown(&mut self) {
+    pub(crate) fn crown(&mut self) {
         let args = ["--api", "127.0.0.1:0", "--peers", &self.peers];
         self.control = Some(Part::start("control-plane", &self.state, &args));
     }
@@ -118,7 +125,7 @@ impl Cluster {
         self.peer("data-plane", state, &["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
     }
 
-    fn cli(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn cli(&self, args: &[&str]) -> (i32, String, String) {
         verb(self.state.path(), args)
     }
 

@@ -10,6 +10,7 @@ mod certificates;
 mod cluster;
 mod compat;
 mod demo;
+mod drained;
 mod export;
 mod faults;
 mod host;

@@ -64,6 +64,9 @@ impl From<Refusal> for ApiError {
             Refusal::TokenTaken { .. } => (StatusCode::CONFLICT, "taken"),
             Refusal::NoToken { .. } => (StatusCode::NOT_FOUND, "not_found"),
             Refusal::TooManyTokens { .. } => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+            Refusal::NoPeer { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            Refusal::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+            Refusal::Deaf { .. } => (StatusCode::CONFLICT, "deaf"),
             Refusal::NotLeader => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
         };
         Self::new(status, code, refusal.to_string())

@@ -95,10 +95,6 @@ pub(super) async fn top(State(api): State<Api>, uri: Uri) -> Answered {
     api.ask(Call::Top { limit: limit.clamp(1, 1000) }).await.map(Json)
 }
 
-pub(super) async fn workers(State(api): State<Api>) -> Answered {
-    api.ask(Call::Workers).await.map(Json)
-}
-
 pub(super) async fn describe(
     State(api): State<Api>,
     Path(path): Path<(String, String)>,

@@ -162,6 +162,64 @@ pub(crate) const ROUTES: &[Route] = &[
     },
     Route {
         method: "get",
+        path: "/v1/workers/{name}",
+        access: Some(Access::View),
+        summary: "A worker and the sandboxes on it",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "put",
+        path: "/v1/workers/{name}/duty",
+        access: Some(Access::Admin),
+        summary: "Cordon or drain a worker, or take it back",
+        query: &[],
+        body: Some((JSON, "Duty")),
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "delete",
+        path: "/v1/workers/{name}",
+        access: Some(Access::Admin),
+        summary: "Forget a worker that was drained, or is lost",
+        query: &[(
+            "force",
+            "boolean",
+            "Also one that is lost and was not drained: its machine is gone for good (false)",
+        )],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
+        path: "/v1/data-planes",
+        access: Some(Access::View),
+        summary: "The data planes",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "put",
+        path: "/v1/data-planes/{name}/duty",
+        access: Some(Access::Admin),
+        summary: "Have a data plane say that it is not ready, leave, or serve again",
+        query: &[],
+        body: Some((JSON, "Duty")),
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "delete",
+        path: "/v1/data-planes/{name}",
+        access: Some(Access::Admin),
+        summary: "Forget a data plane that is gone",
+        query: &[],
+        body: None,
+        answer: (JSON, "Answer"),
+    },
+    Route {
+        method: "get",
         path: "/v1/top",
         access: Some(Access::View),
         summary: "Functions that are active now, the busiest first",
@@ -352,8 +410,8 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-/// What is sent about members of the cluster and about tokens.
-fn membership() -> [(&'static str, Value); 3] {
+/// What is sent about members of the cluster and tokens.
+fn membership() -> [(&'static str, Value); 4] {
     let text = json!({ "type": "string" });
     let token = json!({
         "type": "object",
@@ -387,7 +445,13 @@ fn membership() -> [(&'static str, Value); 3] {
             "expires": { "type": ["string", "null"], "description": "Such as 30d" },
         },
     });
-    [("JoinToken", token), ("Join", join), ("Token", api_token)]
+    let duty = json!({
+        "type": "object",
+        "required": ["duty"],
+        "additionalProperties": false,
+        "properties": { "duty": { "enum": ["in_use", "cordoned", "draining"] } },
+    });
+    [("JoinToken", token), ("Join", join), ("Token", api_token), ("Duty", duty)]
 }
 
 /// What a deploy takes.
@@ -419,19 +483,25 @@ fn deploy() -> Value {
     })
 }
 
+/// The keys of an `Answer`.
+const ANSWERS: [&str; 12] = [
+    "deployed",
+    "settled",
+    "deleted",
+    "functions",
+    "function",
+    "environment",
+    "workers",
+    "worker",
+    "data_planes",
+    "ordered",
+    "removed",
+    "top",
+];
+
 fn schemas() -> Value {
-    let answers = [
-        "deployed",
-        "settled",
-        "deleted",
-        "functions",
-        "function",
-        "environment",
-        "workers",
-        "top",
-    ];
     let answer: Map<String, Value> =
-        answers.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+        ANSWERS.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
     json!({
         "Answer": {
             "type": "object",

@@ -159,8 +159,8 @@ mod tests {
 
     use dirigent_bench::etcd::Etcd;
     use dirigent_core::{
-        Access, ApiToken, ApiTokens, DataPlaneId, DataPlaneRecord, WorkerId, WorkerRecord, Write,
-        control::Outcome,
+        Access, ApiToken, ApiTokens, DataPlaneId, DataPlaneRecord, Duty, WorkerId, WorkerRecord,
+        Write, control::Outcome,
     };
     use sha2::Digest as _;
 
@@ -213,9 +213,9 @@ mod tests {
                 })
                 .collect();
             let name: Arc<str> = "one".into();
-            let worker = WorkerRecord { id: WorkerId(1), name: Arc::clone(&name), cordoned: true };
+            let worker = WorkerRecord::new(WorkerId(1), Arc::clone(&name)).on(Duty::Draining);
             writes.push(Write::PutWorker(worker));
-            writes.push(Write::PutDataPlane(DataPlaneRecord { id: DataPlaneId(1), name }));
+            writes.push(Write::PutDataPlane(DataPlaneRecord::new(DataPlaneId(1), name)));
             let token = ApiToken {
                 name: "t".into(),
                 access: Access::Deploy,

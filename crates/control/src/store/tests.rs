@@ -68,8 +68,8 @@ pub(super) fn suite(reopen: impl Fn() -> Box<dyn Store>) {
     assert_eq!((first.epoch.term(), records.terms), (1, vec![first.epoch]));
     assert!(records.functions.is_empty());
 
-    let worker = WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false };
-    let data_plane = DataPlaneRecord { id: DataPlaneId(1), name: "local".into() };
+    let worker = WorkerRecord::new(WorkerId(1), "local".into());
+    let data_plane = DataPlaneRecord::new(DataPlaneId(1), "local".into());
     let tokens = Arc::new(ApiTokens::default().with(
         ApiToken {
             name: "one".into(),

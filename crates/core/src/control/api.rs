@@ -32,6 +32,10 @@ impl Control {
             Call::Describe { name } => self.describe(&name),
             Call::Environment { name, revision } => self.environment(&name, revision),
             Call::Workers => Ok(Answer::Workers(self.cluster.fleet.summaries())),
+            Call::DescribeWorker { name } => self.describe_worker(&name),
+            Call::DataPlanes => Ok(Answer::DataPlanes(self.data_planes())),
+            Call::Order { whom, duty } => return self.order(request, whom, duty),
+            Call::Remove { whom, force } => return self.remove(request, whom, force),
             Call::Top { limit } => Ok(Answer::Top(self.top(limit))),
             Call::Tokens => Ok(Answer::Tokens(self.tokens.known().all().to_vec())),
             Call::MakeToken { token } => {

@@ -40,6 +40,8 @@ const VERSION_BITS: u32 = 40;
 pub(crate) enum Author {
     Function(FunctionId),
     DataPlane(DataPlaneId),
+    /// The record of a data plane with what operators want of it now.
+    Order(DataPlaneId),
     Tokens,
 }
 
@@ -66,6 +68,9 @@ pub(crate) struct Cluster {
     /// Addresses that rest: their sandbox does not run at its worker any more, as far as is known,
     /// and slots of it may be held.
     pub(crate) addresses: BTreeMap<(WorkerId, Address), SandboxId>,
+    /// Workers that were removed while addresses of theirs rest: their machines may come back as
+    /// others.
+    removed: BTreeSet<WorkerId>,
     /// Those of them whose sandbox left the books while a data plane may still know the address, and
     /// until when they are kept: as long as their worker keeps them.
     kept_addresses: VecDeque<(Time, SandboxId, (WorkerId, Address))>,
@@ -123,6 +128,7 @@ impl Cluster {
             peers,
             timers: Timers::default(),
             addresses: BTreeMap::new(),
+            removed: BTreeSet::new(),
             kept_addresses: VecDeque::new(),
             claims: BTreeMap::new(),
             condemned: BTreeSet::new(),
@@ -231,7 +237,20 @@ impl Cluster {
                 self.free_address(&old, owner);
             }
         }
-        self.addresses.get(place).is_none_or(|owner| *owner == sandbox)
+        let taken = |place: &(WorkerId, Address)| {
+            self.addresses.get(place).is_some_and(|owner| *owner != sandbox)
+        };
+        let mut of_removed = self.removed.iter().map(|worker| (*worker, place.1.clone()));
+        !taken(place) && !of_removed.any(|place| taken(&place))
+    }
+
+    /// A worker's record is forgotten, its addresses are not.
+    pub(crate) fn worker_removed(&mut self, worker: WorkerId) {
+        self.left_behind.remove(&worker);
+        self.removed.insert(worker);
+        let resting: BTreeSet<WorkerId> =
+            self.addresses.keys().map(|(worker, _)| *worker).collect();
+        self.removed.retain(|worker| resting.contains(worker));
     }
 
     /// Sets a timer of a sandbox.

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, ApiToken, ApiTokens, Bytes, DataPlaneId, Digest, Epoch, Fault, FunctionId,
+    Address, ApiToken, ApiTokens, Bytes, DataPlaneId, Digest, Duty, Epoch, Fault, FunctionId,
     FunctionName, MilliCpu, RequestId, RevisionId, RevisionState, SandboxId, Settings, Spec,
-    StartFailure, StreamId, Target, WorkerId, Write, WriteToken,
+    StartFailure, StreamId, Target, Whom, WorkerId, Write, WriteToken,
     frame::{FromDataPlane, FromWorker, ToDataPlane, ToWorker},
 };
 
@@ -142,6 +142,28 @@ pub enum Call {
     },
     /// The workers.
     Workers,
+    /// Everything that is known of a worker.
+    DescribeWorker {
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// The data planes.
+    DataPlanes,
+    /// What operators want of a worker or a data plane: obeyed at once, as far as it only takes away,
+    /// and whole when it is durable, which is when it is answered.
+    Order {
+        /// Which.
+        whom: Whom,
+        /// What.
+        duty: Duty,
+    },
+    /// A worker or data plane is gone for good: its record is forgotten. Answered when durable.
+    Remove {
+        /// Which.
+        whom: Whom,
+        /// Also a worker that is lost with sandboxes, which then count as gone.
+        force: bool,
+    },
     /// Functions that are active now, the busiest first.
     Top {
         /// At most so many, and at most 1000.
@@ -198,6 +220,24 @@ pub enum Answer {
     Environment(BTreeMap<String, String>),
     /// Answer to `Workers`.
     Workers(Vec<WorkerSummary>),
+    /// Answer to `DescribeWorker`.
+    Worker(Box<WorkerDescription>),
+    /// Answer to `DataPlanes`.
+    DataPlanes(Vec<DataPlaneSummary>),
+    /// The order is durable.
+    Ordered {
+        /// To whom.
+        whom: Whom,
+        /// What.
+        duty: Duty,
+        /// Whether anything was changed.
+        changed: bool,
+    },
+    /// It is forgotten.
+    Removed {
+        /// Who.
+        whom: Whom,
+    },
     /// Answer to `Top`.
     Top(Vec<FunctionSummary>),
     /// Answer to `Tokens`.
@@ -270,6 +310,30 @@ pub enum Refusal {
     TooManyTokens {
         /// The bound.
         limit: usize,
+    },
+    /// No worker, or no data plane, is called so.
+    #[error(
+        "there is no {whom}; `dirigent {}` shows those there are",
+        match whom { Whom::Worker(_) => "workers", Whom::DataPlane(_) => "data-planes" }
+    )]
+    NoPeer {
+        /// Who.
+        whom: Whom,
+    },
+    /// It is not forgotten while it is there or something depends on it.
+    #[error("{message}")]
+    InUse {
+        /// What stands in the way and what to do.
+        message: String,
+    },
+    /// It does not understand such an order.
+    #[error(
+        "{whom} does not take orders: it is of an older version, or one process with the control \
+         plane; end it with SIGTERM on its machine, it leaves in the same way"
+    )]
+    Deaf {
+        /// Who.
+        whom: Whom,
     },
     /// This control plane does not lead.
     #[error("this control plane does not lead the cluster")]
@@ -459,7 +523,7 @@ pub struct Decision {
     /// See `from`.
     pub to: u32,
     /// Which rule: `queued`, `stable window`, `panic window`, `min`, `max`, `keep-alive`, `deploy`,
-    /// `fairness`.
+    /// `fairness`, `drain`.
     pub rule: String,
     /// The inputs by name, as numbers with their units.
     pub inputs: Vec<(String, String)>,
@@ -472,8 +536,10 @@ pub struct WorkerSummary {
     pub id: WorkerId,
     /// Its identity.
     pub name: Arc<str>,
-    /// `joining`, `ready`, `cordoned`, `draining`, `suspect`, `lost`, `quarantined`.
+    /// `joining`, `ready`, `cordoned`, `draining`, `drained`, `suspect`, `lost`, `quarantined`.
     pub state: String,
+    /// What operators want of it.
+    pub duty: Duty,
     /// Sandboxes.
     pub sandboxes: u32,
     /// Memory reserved and offered.
@@ -482,4 +548,48 @@ pub struct WorkerSummary {
     pub cpu: (MilliCpu, MilliCpu),
     /// Starts outstanding.
     pub starting: u32,
+}
+
+/// A worker and what is on it, fit to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerDescription {
+    /// In one line.
+    pub summary: WorkerSummary,
+    /// Its sandboxes in the order of their ids, at most 1000.
+    pub sandboxes: Vec<WorkerSandbox>,
+}
+
+/// A sandbox on a worker, fit to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSandbox {
+    /// Which.
+    pub id: SandboxId,
+    /// Whose.
+    pub function: FunctionName,
+    /// What runs in it.
+    pub revision: u32,
+    /// `starting`, `ready`, `recalling`, `stopping`, or `gone` while slots of it are held.
+    pub state: String,
+    /// Who holds its slots, by name.
+    pub holders: Vec<Arc<str>>,
+}
+
+/// A data plane, fit to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPlaneSummary {
+    /// Which.
+    pub id: DataPlaneId,
+    /// Its identity.
+    pub name: Arc<str>,
+    /// `joining`, `ready`, `cordoned`, `draining`; `silent` while it does not answer and may hold
+    /// slots, `gone` when it holds none.
+    pub state: String,
+    /// What operators want of it.
+    pub duty: Duty,
+    /// Slots that it holds; an open grant counts as one.
+    pub slots: u32,
+    /// Invocations in sandboxes.
+    pub busy: u32,
+    /// Invocations waiting.
+    pub queued: u32,
 }

@@ -12,6 +12,7 @@
 mod peers;
 mod placing;
 mod pools;
+mod posting;
 #[cfg(test)]
 mod props;
 mod storm;
@@ -35,9 +36,9 @@ use self::{
 };
 use crate::{
     Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office,
-    Resources, RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord, Write,
-    WriteToken,
-    control::{WorkerSummary, ids::IdMap},
+    RequestId, Resources, RevisionId, SandboxId, Spec, StreamId, Time, WorkerId, WorkerRecord,
+    Write, WriteToken,
+    control::{Answer, Refusal, WorkerSummary, ids::IdMap},
     frame::{SandboxReport, ToWorker},
     policy::placement::{Placement, TwoChoices},
 };
@@ -91,6 +92,12 @@ pub(crate) enum Output {
     RoomAgain { function: FunctionId },
     /// A worker is lost, with these sandboxes.
     Lost { worker: WorkerId, sandboxes: Vec<SandboxId> },
+    /// Workers of these sandboxes are drained from now on, or no longer.
+    Leaving { sandboxes: Vec<SandboxId>, leaving: bool },
+    /// A worker is forgotten, and what was still in the books of it is gone.
+    Removed { worker: WorkerId, sandboxes: BTreeSet<SandboxId> },
+    /// Answer a user.
+    Reply { to: RequestId, result: Result<Answer, Refusal> },
     /// Say this to a worker.
     Send { stream: StreamId, frame: ToWorker },
     /// Write this; the answer goes to `persisted`.
@@ -154,9 +161,12 @@ pub(crate) struct Fleet {
     /// Recorded workers that have not attached to this leader.
     awaited: BTreeSet<WorkerId>,
     timers: BTreeSet<(Time, WorkerId)>,
-    writes: BTreeMap<WriteToken, WorkerId>,
+    /// Whose record each is, and whether a change of what is wanted is in it.
+    writes: BTreeMap<WriteToken, (WorkerId, bool)>,
     tokens: u64,
     last_worker: u64,
+    /// Records of removed workers that keep a number until there is a newer one.
+    tombstones: Vec<WorkerId>,
     outputs: VecDeque<Output>,
 }
 
@@ -187,11 +197,16 @@ impl Fleet {
             writes: BTreeMap::new(),
             tokens: 0,
             last_worker: 0,
+            tombstones: Vec::new(),
             outputs: VecDeque::new(),
         };
         for record in records {
             let id = record.id;
             fleet.last_worker = fleet.last_worker.max(id.0);
+            if record.removed {
+                fleet.tombstones.push(id);
+                continue;
+            }
             fleet.names.insert(record.name.clone(), id);
             fleet.workers.insert(id, Worker::new(now, record));
             fleet.awaited.insert(id);
@@ -413,6 +428,11 @@ impl Fleet {
     /// All workers, fit to be shown.
     pub(crate) fn summaries(&self) -> Vec<WorkerSummary> {
         self.workers.values().map(Worker::summary).collect()
+    }
+
+    /// A worker, fit to be shown.
+    pub(crate) fn summary(&self, name: &str) -> Option<WorkerSummary> {
+        Some(self.workers.get(self.names.get(name)?)?.summary())
     }
 
     /// Whether every worker that was recorded when this leader took office has attached.

@@ -17,6 +17,7 @@ use crate::{
         cluster::Cluster,
         deploy::Rollout,
         levels::Levels,
+        moving::Moving,
         record::{Op, Writing},
         sandbox::{Books, Sandbox, Standing},
         timers::Timer,
@@ -78,6 +79,8 @@ pub(crate) struct Active {
     pub(crate) no_room: bool,
     /// Sandboxes recalled to make room for others, on their way back.
     pub(crate) lent: u32,
+    /// How its sandboxes leave workers that are drained.
+    pub(crate) moving: Option<Moving>,
     /// Its entry among those with sandboxes to spare.
     pub(crate) spare_since: Option<Time>,
     pub(crate) armed: Armed,
@@ -179,6 +182,7 @@ pub(crate) enum Grounds {
     Deploy { number: u32, live: u32 },
     Fairness { sandbox: SandboxId, to: FunctionId },
     KeepAlive { sandbox: SandboxId, keep_alive: KeepAlive },
+    Moving { leaving: u32, goal: u32 },
 }
 
 impl Grounds {
@@ -194,6 +198,7 @@ impl Grounds {
             Self::Deploy { .. } => "deploy",
             Self::Fairness { .. } => "fairness",
             Self::KeepAlive { .. } => "keep-alive",
+            Self::Moving { .. } => "drain",
         }
     }
 
@@ -218,6 +223,9 @@ impl Grounds {
             }
             Self::Fairness { sandbox, to } => {
                 vec![named("sandbox", sandbox), named("waiting without any", to)]
+            }
+            Self::Moving { leaving, goal } => {
+                vec![named("on workers that are drained", leaving), named("wanted", goal)]
             }
             Self::KeepAlive { sandbox, keep_alive } => {
                 vec![named("sandbox", sandbox), named("keep_alive", keep_alive)]

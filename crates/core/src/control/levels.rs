@@ -81,6 +81,14 @@ impl Levels {
         self.all.insert(data_plane, Box::new(level));
     }
 
+    /// Forgets a data plane that holds nothing and says nothing any more.
+    pub(crate) fn remove(&mut self, data_plane: DataPlaneId) {
+        let Some(level) = self.all.remove(&data_plane) else { return };
+        self.sums.strike(&level);
+        list(&mut self.uneasy, data_plane, false);
+        list(&mut self.holding, data_plane, false);
+    }
+
     pub(crate) fn contains(&self, data_plane: DataPlaneId) -> bool {
         self.all.contains_key(&data_plane)
     }

@@ -1,13 +1,9 @@
 //! What workers and data planes say, led to the functions that it concerns.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    Auth, DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, SandboxId, StreamId, Time,
-    WorkerId, Write,
+    Auth, DataPlaneId, FunctionId, FunctionName, SandboxId, StreamId, Time, WorkerId, Write,
     control::{
         Control, Effect, Measure,
         cluster::{Author, Claim, Cluster},
@@ -153,8 +149,19 @@ impl Control {
             return;
         }
         let (id, is_new) = self.cluster.peers.named(&name);
+        if self.cluster.peers.get(id).is_some_and(|peer| peer.posting.wanted().is_none()) {
+            let reason = format!("data plane {name} is being removed");
+            self.cluster.effects.push_back(Effect::Close { stream, reason });
+            self.cluster.peers.close(stream);
+            return;
+        }
         if is_new {
             self.record_data_plane(id);
+            for tombstone in self.cluster.peers.take_tombstones() {
+                // The newer one's record keeps its number from being given again.
+                let write = Write::DeleteDataPlane(tombstone);
+                self.cluster.persist(Author::DataPlane(tombstone), write);
+            }
         }
         if let Some(before) = self.cluster.peers.attach(id, stream, &hello.hello) {
             let reason = "the data plane attached anew".to_owned();
@@ -166,6 +173,7 @@ impl Control {
         if self.cluster.peers.get(id).is_some_and(|peer| peer.may_serve(Auth::Token)) {
             self.tell_tokens(id);
         }
+        self.tell_duty(id);
         self.recall_lost_history(id, &hello.holdings);
         self.subscribe(id, hello.names);
         let functions = self.cluster.peers.get(id).map(|peer| peer.functions.clone());
@@ -184,14 +192,6 @@ impl Control {
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
         self.deny_claims();
-    }
-
-    /// Writes, or writes again, that a data plane exists.
-    pub(super) fn record_data_plane(&mut self, id: DataPlaneId) {
-        if let Some(peer) = self.cluster.peers.get(id) {
-            let record = DataPlaneRecord { id, name: Arc::clone(&peer.name) };
-            self.cluster.persist(Author::DataPlane(id), Write::PutDataPlane(record));
-        }
     }
 
     /// From now on slots may be granted to it.
@@ -332,7 +332,7 @@ impl Control {
     }
 
     /// Everybody who may hold slots of adopted sandboxes has said so.
-    fn sure_if_all_heard(&mut self) {
+    pub(super) fn sure_if_all_heard(&mut self) {
         if !self.cluster.unsure.is_empty() && self.cluster.peers.all_heard() {
             for sandbox in std::mem::take(&mut self.cluster.unsure) {
                 if let Some(home) = self.cluster.fleet.home(sandbox) {
@@ -447,6 +447,9 @@ impl Control {
                     self.joined(worker, sandboxes, missing, is_stranger);
                 }
                 Output::Lost { sandboxes, .. } => self.lost(sandboxes),
+                Output::Leaving { sandboxes, leaving } => self.leaving(&sandboxes, leaving),
+                Output::Removed { worker, sandboxes } => self.worker_removed(worker, sandboxes),
+                Output::Reply { to, result } => self.cluster.reply(to, result),
             }
         }
     }
@@ -521,7 +524,7 @@ impl Control {
     }
 
     /// What is claimed and no worker has is gone, once every worker has said what it has.
-    fn deny_claims(&mut self) {
+    pub(super) fn deny_claims(&mut self) {
         if self.cluster.recovering || !self.cluster.fleet.all_recorded_attached() {
             return;
         }
@@ -631,6 +634,14 @@ impl Function {
             kpa.forget(now, data_plane);
         }
         self.settle_lent(c);
+    }
+
+    /// A data plane is forgotten that holds nothing.
+    pub(crate) fn forget_data_plane(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
+        self.hush(c, data_plane);
+        if let Some(active) = self.active.as_deref_mut() {
+            active.levels.remove(data_plane);
+        }
     }
 
     /// A data plane attached: only what it says now counts.

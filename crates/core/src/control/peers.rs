@@ -9,8 +9,9 @@ use std::{
 };
 
 use crate::{
-    Auth, DataPlaneId, DataPlaneRecord, FunctionId, FunctionName, Serial, StreamId,
-    frame::{CHECKS_TOKENS, Hello, Incarnation},
+    Auth, DataPlaneId, DataPlaneRecord, Duty, FunctionId, FunctionName, Serial, StreamId, Write,
+    control::posting::Posting,
+    frame::{CHECKS_TOKENS, DUTY, Hello, Incarnation},
 };
 
 /// Names that a data plane may be subscribed to. It bounds its own negative answers far below;
@@ -19,6 +20,7 @@ pub(crate) const MAX_NAMES: usize = 1_000_000;
 
 /// A data plane.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each may be so while the others are or are not")]
 pub(crate) struct Peer {
     pub(crate) name: Arc<str>,
     pub(crate) stream: Option<StreamId>,
@@ -34,11 +36,15 @@ pub(crate) struct Peer {
     pub(crate) recorded: bool,
     /// Whether it keeps callers without a token out where one is asked for.
     checks_tokens: bool,
+    /// What operators want of it.
+    pub(crate) posting: Posting,
+    /// Whether it understands that, as it said when it attached.
+    pub(crate) takes_orders: bool,
     serial: u64,
 }
 
 impl Peer {
-    pub(crate) fn new(name: Arc<str>) -> Self {
+    pub(crate) fn new(name: Arc<str>, duty: Duty) -> Self {
         Self {
             name,
             stream: None,
@@ -48,6 +54,8 @@ impl Peer {
             heard: false,
             recorded: false,
             checks_tokens: false,
+            posting: Posting::new(duty),
+            takes_orders: false,
             serial: 0,
         }
     }
@@ -83,15 +91,28 @@ pub(crate) struct Peers {
     by_id: BTreeMap<DataPlaneId, Peer>,
     by_name: BTreeMap<Arc<str>, DataPlaneId>,
     lines: BTreeMap<StreamId, Line>,
+    last: u64,
+    /// Records of removed ones that keep a number until there is a newer one.
+    tombstones: Vec<DataPlaneId>,
 }
 
 impl Peers {
     pub(crate) fn new(records: Vec<DataPlaneRecord>) -> Self {
-        let mut peers =
-            Self { by_id: BTreeMap::new(), by_name: BTreeMap::new(), lines: BTreeMap::new() };
-        for record in records {
-            peers.by_name.insert(Arc::clone(&record.name), record.id);
-            peers.by_id.insert(record.id, Peer { recorded: true, ..Peer::new(record.name) });
+        let mut peers = Self {
+            by_id: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            last: 0,
+            tombstones: Vec::new(),
+        };
+        for DataPlaneRecord { id, name, duty, removed } in records {
+            peers.last = peers.last.max(id.0);
+            if removed {
+                peers.tombstones.push(id);
+                continue;
+            }
+            peers.by_name.insert(Arc::clone(&name), id);
+            peers.by_id.insert(id, Peer { recorded: true, ..Peer::new(name, duty) });
         }
         peers
     }
@@ -127,10 +148,47 @@ impl Peers {
         if let Some(&id) = self.by_name.get(name) {
             return (id, false);
         }
-        let id = DataPlaneId(self.by_id.last_key_value().map_or(0, |(id, _)| id.0) + 1);
+        self.last += 1;
+        let id = DataPlaneId(self.last);
         self.by_name.insert(Arc::clone(name), id);
-        self.by_id.insert(id, Peer::new(Arc::clone(name)));
+        self.by_id.insert(id, Peer::new(Arc::clone(name), Duty::InUse));
         (id, true)
+    }
+
+    /// The records that nobody needs any more now that there is a newer one.
+    pub(crate) fn take_tombstones(&mut self) -> Vec<DataPlaneId> {
+        std::mem::take(&mut self.tombstones)
+    }
+
+    /// What is to be written of a data plane now.
+    pub(crate) fn record(&self, id: DataPlaneId) -> Option<Write> {
+        let peer = self.by_id.get(&id)?;
+        let record = DataPlaneRecord::new(id, Arc::clone(&peer.name));
+        Some(match peer.posting.wanted() {
+            Some(duty) => Write::PutDataPlane(DataPlaneRecord { duty, ..record }),
+            // Its number must not be given again, also not by the next leader.
+            None if id.0 == self.last => {
+                Write::PutDataPlane(DataPlaneRecord { removed: true, ..record })
+            }
+            None => Write::DeleteDataPlane(id),
+        })
+    }
+
+    /// Forgets a data plane.
+    pub(crate) fn strike(&mut self, id: DataPlaneId) -> Option<Peer> {
+        let peer = self.by_id.remove(&id)?;
+        self.by_name.remove(&peer.name);
+        if id.0 == self.last {
+            self.tombstones.push(id);
+        }
+        if let Some(stream) = peer.stream {
+            self.lines.remove(&stream);
+        }
+        Some(peer)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (DataPlaneId, &Peer)> {
+        self.by_id.iter().map(|(id, peer)| (*id, peer))
     }
 
     /// From now on it speaks on this stream; gives back the one it spoke on before.
@@ -146,6 +204,7 @@ impl Peers {
         peer.heard = true;
         peer.incarnation = hello.incarnation.clone();
         peer.checks_tokens = hello.features.iter().any(|feature| feature == CHECKS_TOKENS);
+        peer.takes_orders = hello.features.iter().any(|feature| feature == DUTY);
         let before = peer.stream.replace(stream).filter(|before| *before != stream);
         if let Some(before) = before {
             self.lines.remove(&before);
@@ -176,6 +235,11 @@ impl Peers {
     /// Whether slots may be granted to it.
     pub(crate) fn may_hold(&self, id: DataPlaneId) -> bool {
         self.by_id.get(&id).is_some_and(|peer| peer.stream.is_some() && peer.recorded)
+    }
+
+    /// Whether nothing else is wanted of it than to serve.
+    pub(crate) fn stays(&self, id: DataPlaneId) -> bool {
+        self.by_id.get(&id).is_some_and(|peer| peer.posting.is_in_use())
     }
 
     /// Whether slots of the function of this name, called like this, may be granted to it: it knows

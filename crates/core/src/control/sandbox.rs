@@ -58,6 +58,8 @@ pub(crate) enum Reason {
     Windows,
     /// A deploy checks its revision or builds up its capacity.
     Deploy,
+    /// Its like is on a worker that is drained.
+    Moving,
     /// A worker had it already.
     Adopted,
 }
@@ -72,6 +74,7 @@ pub(crate) struct Holder {
 
 /// See the module.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each may be so while the others are or are not")]
 pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     /// Its revision's.
@@ -92,6 +95,9 @@ pub(crate) struct Sandbox {
     pub(crate) cause: Option<DataPlaneId>,
     /// Its worker was lost: no capacity, but who holds slots may still reach it.
     pub(crate) lost: bool,
+    /// Its worker is being drained: it serves those who hold it until there is another one, and
+    /// nobody new.
+    pub(crate) leaving: bool,
     /// Somebody that has not attached yet may hold slots of it: not those of whom its worker has
     /// made sure that nothing is left there.
     pub(crate) unsure: Option<Vec<DataPlaneId>>,
@@ -108,10 +114,10 @@ impl Sandbox {
         self.holders.is_empty() && self.unsure.is_none()
     }
 
-    /// Slots of it that come back are granted to nobody: its worker is lost, or somebody who has not
-    /// attached may hold them.
+    /// Slots of it that come back are granted to nobody: its worker is lost or drained, or somebody
+    /// who has not attached may hold them.
     pub(crate) const fn is_withheld(&self) -> bool {
-        self.lost || self.unsure.is_some()
+        self.lost || self.leaving || self.unsure.is_some()
     }
 
     pub(crate) fn held(&self) -> u32 {
@@ -181,6 +187,8 @@ pub(crate) struct Books {
     pub(crate) wanted: BTreeSet<SandboxId>,
     /// Those of which slots that come back are granted to nobody.
     withheld: BTreeSet<SandboxId>,
+    /// Those that are to leave a worker and were not called back yet.
+    pub(crate) leaving: BTreeSet<SandboxId>,
 }
 
 /// Where a sandbox stands in the books.
@@ -192,19 +200,21 @@ pub(crate) struct Standing {
     free: Option<bool>,
     wanted: bool,
     withheld: bool,
+    leaving: bool,
 }
 
 impl Standing {
     pub(crate) fn of(sandbox: &Sandbox) -> Self {
         let free = (sandbox.free() > 0).then_some(sandbox.holders.is_empty());
         let counts = match sandbox.stage {
-            _ if sandbox.lost => None,
+            _ if sandbox.lost || sandbox.leaving => None,
             Stage::Wanted | Stage::Starting => Some(false),
             Stage::Ready => Some(true),
             Stage::Recalling | Stage::Stopping | Stage::Gone => None,
         };
         let (wanted, withheld) = (sandbox.stage == Stage::Wanted, sandbox.is_withheld());
-        Self { counts, free, wanted, withheld }
+        let stays = matches!(sandbox.stage, Stage::Starting | Stage::Ready) && !sandbox.lost;
+        Self { counts, free, wanted, withheld, leaving: sandbox.leaving && stays }
     }
 }
 
@@ -254,6 +264,7 @@ impl Books {
         );
         list(&mut self.wanted, id, is(old, |s| s.wanted), is(new, |s| s.wanted));
         list(&mut self.withheld, id, is(old, |s| s.withheld), is(new, |s| s.withheld));
+        list(&mut self.leaving, id, is(old, |s| s.leaving), is(new, |s| s.leaving));
     }
 
     /// Those of which slots that come back are granted to nobody.

@@ -94,6 +94,7 @@ impl Function {
             if !missing.is_empty() {
                 self.share(c);
             }
+            self.leave_workers(c);
             self.tell_status(c);
             self.note_spare(c);
             self.keep_time(c);
@@ -307,7 +308,13 @@ impl Function {
     }
 
     /// Decides so many starts, each for the next of `causes`.
-    fn start(&mut self, c: &mut Cluster, n: u32, reason: Reason, causes: &[(DataPlaneId, u32)]) {
+    pub(crate) fn start(
+        &mut self,
+        c: &mut Cluster,
+        n: u32,
+        reason: Reason,
+        causes: &[(DataPlaneId, u32)],
+    ) {
         let mut causes =
             causes.iter().flat_map(|(data_plane, n)| std::iter::repeat_n(*data_plane, *n as usize));
         for _ in 0..n {
@@ -316,7 +323,7 @@ impl Function {
         }
     }
 
-    fn explain(&mut self, c: &Cluster, tally: Tally, starting: u32, grounds: Grounds) {
+    pub(crate) fn explain(&mut self, c: &Cluster, tally: Tally, starting: u32, grounds: Grounds) {
         let decided = Decided {
             at: c.now,
             from: tally.ready + tally.starting,
@@ -339,7 +346,7 @@ impl Function {
                 active.sandboxes.get(id).is_some_and(|sandbox| match sandbox.reason {
                     Reason::Queued | Reason::Expected => true,
                     Reason::Min => !below_min,
-                    Reason::Windows | Reason::Deploy | Reason::Adopted => false,
+                    Reason::Windows | Reason::Deploy | Reason::Moving | Reason::Adopted => false,
                 })
             })
             .take(surplus as usize)
@@ -489,7 +496,7 @@ impl Function {
         self.active.as_ref().map_or(0, |active| active.levels.coming())
     }
 
-    fn busiest_holder(&self) -> Option<DataPlaneId> {
+    pub(crate) fn busiest_holder(&self) -> Option<DataPlaneId> {
         let active = self.active.as_deref()?;
         let busiest = active.levels.iter().max_by_key(|(id, level)| {
             (level.demand.queued.saturating_add(level.demand.busy), Reverse(*id))

@@ -95,6 +95,11 @@ impl Function {
 
     /// A ready sandbox that nobody waits for: to whom would it be useful?
     pub(crate) fn offer(&mut self, c: &mut Cluster, sandbox: SandboxId) {
+        self.offer_to_others(c, sandbox, None);
+    }
+
+    /// Like `offer`, but not to the data plane that gave it back.
+    fn offer_to_others(&mut self, c: &mut Cluster, sandbox: SandboxId, not: Option<DataPlaneId>) {
         let Some(entry) = self.active.as_ref().and_then(|a| a.sandboxes.get(&sandbox)) else {
             return;
         };
@@ -103,7 +108,9 @@ impl Function {
             return;
         }
         let (name, auth) = (&self.record.name, self.record.settings.auth);
-        let may_hold = |id: &DataPlaneId| c.peers.may_hold_of(*id, name, auth);
+        let may_hold = |id: &DataPlaneId| {
+            Some(*id) != not && c.peers.stays(*id) && c.peers.may_hold_of(*id, name, auth)
+        };
         let to = cause.filter(may_hold).or_else(|| c.peers.subscribed(name).find(may_hold));
         if let Some(to) = to {
             self.grant(c, sandbox, to, free);
@@ -141,6 +148,9 @@ impl Function {
         if shared && self.keep_shared(c, sandbox) {
             return;
         }
+        if returned.why == WhyReturned::Drained && self.pass_to_others(c, sandbox, from) {
+            return;
+        }
         let before = self.holders(sandbox);
         self.after_return(c, sandbox, Some(from), recalled);
         if recalled {
@@ -150,6 +160,23 @@ impl Function {
                 }
             }
         }
+    }
+
+    /// A data plane that leaves gave back what nobody had asked for: the sandbox is of use to others
+    /// still. False if it is to end, or others hold it too.
+    fn pass_to_others(&mut self, c: &mut Cluster, sandbox: SandboxId, from: DataPlaneId) -> bool {
+        let unheld = |function: &Self| {
+            function.active.as_ref().is_some_and(|a| a.books.unheld.contains(&sandbox))
+        };
+        let target = self.active.as_ref().and_then(|active| active.sandboxes.get(&sandbox));
+        if !unheld(self) || !target.is_some_and(|entry| self.is_target(entry.number)) {
+            return false;
+        }
+        self.serve(c);
+        if unheld(self) {
+            self.offer_to_others(c, sandbox, Some(from));
+        }
+        true
     }
 
     /// Slots that a data plane gave back are not in these books; it may have been asked for some.
@@ -421,7 +448,7 @@ impl Function {
         let pinned: Vec<SandboxId> = active
             .sandboxes
             .values()
-            .filter(|s| s.stage == Stage::Ready && self.is_target(s.number))
+            .filter(|s| s.stage == Stage::Ready && !s.leaving && self.is_target(s.number))
             .filter(|s| s.holders.iter().any(|(_, holder)| holder.pinned))
             .map(|s| s.id)
             .skip(min)
@@ -449,7 +476,7 @@ impl Function {
             .sandboxes
             .values()
             .filter(|s| matches!(s.stage, Stage::Wanted | Stage::Starting | Stage::Ready))
-            .filter(|s| !s.lost && self.is_target(s.number))
+            .filter(|s| !s.lost && !s.leaving && self.is_target(s.number))
             .map(|s| (s.stage == Stage::Ready, !s.is_unheld(), Reverse(s.id)))
             .collect();
         present.sort_unstable();

@@ -11,6 +11,7 @@ mod callers;
 mod demand;
 mod deploys;
 mod edges;
+mod orders;
 mod recovery;
 mod silent;
 mod together;

@@ -34,6 +34,8 @@ pub(crate) enum Timer {
     Doubted(FunctionId),
     /// A data plane has been silent for as long as an invocation of the function may take.
     Silent(FunctionId, DataPlaneId),
+    /// Sandboxes on workers that are drained do not wait any longer for those that replace them.
+    Moving(FunctionId),
     /// A data plane's record is written again.
     RewritePeer(DataPlaneId),
     /// The tokens are written again.

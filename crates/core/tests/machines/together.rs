@@ -420,6 +420,7 @@ impl World {
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Resolved { .. }
             | ToDataPlane::Tokens { .. }
+            | ToDataPlane::Duty { .. }
             | ToDataPlane::Unsupported { .. } => return,
         };
         if let Some(gate) = &mut self.gate {

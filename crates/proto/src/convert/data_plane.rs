@@ -1,8 +1,11 @@
 //! `data_plane.proto`: between a data plane and the control plane.
 
-use dirigent_core::frame::{
-    DataPlaneHello, Demand, FromDataPlane, Grant, Holding, Returned, Status, ToDataPlane,
-    WhyReturned,
+use dirigent_core::{
+    Duty,
+    frame::{
+        DataPlaneHello, Demand, FromDataPlane, Grant, Holding, Returned, Status, ToDataPlane,
+        WhyReturned,
+    },
 };
 
 use super::{
@@ -80,8 +83,11 @@ frame! {
         Status { function: Needed, status: Needed, }
         Tokens { tokens: List<{ limit::TOKENS }>, }
         Unsupported { kind: Word, }
-    }
+        Duty { duty: Choice, }
+    } later { Duty }
 }
+
+choice! { Duty { InUse, Cordoned, Draining } }
 
 message! {
     Grant {

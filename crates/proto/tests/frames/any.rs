@@ -8,10 +8,10 @@ use std::{
 };
 
 use dirigent_core::{
-    Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Destination, Digest, Epoch, Fault,
-    FunctionId, FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu, Outbound,
-    Protocol, Pull, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId, SandboxSpec,
-    Serial, Settings, Spec, StartFailure, StartPhases, TokenView, WorkerId,
+    Access, Address, Auth, Bytes, Cause, ClusterId, DataPlaneId, Destination, Digest, Duty, Epoch,
+    Fault, FunctionId, FunctionName, FunctionView, Isolation, KeepAlive, Listen, MilliCpu,
+    Outbound, Protocol, Pull, Resources, RevisionId, RevisionView, RuntimeKind, SandboxId,
+    SandboxSpec, Serial, Settings, Spec, StartFailure, StartPhases, TokenView, WorkerId,
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromDataPlaneBulk, FromWorker,
         FromWorkerBulk, Grant, Hello, Holding, Incarnation, InvocationRecord, Load, LogLine,
@@ -311,6 +311,7 @@ enums! {
     Fault { Function, Worker, }
     Auth { None, Token, }
     Access { View, Invoke, Deploy, Admin, }
+    Duty { InUse, Cordoned, Draining, }
     WhyReturned { Idle, Drained, Unreachable, Closing, }
     Share { Slots(n), Open, }
     Address { Tcp(address), Unix(path), Ingress { worker, sandbox }, }
@@ -336,7 +337,7 @@ enums! {
     ToDataPlane {
         Welcome { welcome, you }, Resolved { name, version, function }, Grant(grant),
         Recall { function, n, idle_only }, RecallSandbox { sandbox, gone },
-        Status { function, status }, Tokens { tokens }, Unsupported { kind },
+        Status { function, status }, Tokens { tokens }, Unsupported { kind }, Duty { duty },
     }
     ToWorkerBulk {
         Chunk { digest, data, end }, NoArtifact { digest, message }, ReadLogs(query),

@@ -2,8 +2,8 @@
 //! panic.
 
 use dirigent_core::{
-    Epoch, SandboxId,
-    frame::{FromWorker, Load},
+    Duty, Epoch, SandboxId,
+    frame::{FromWorker, Load, ToDataPlane},
 };
 use dirigent_proto::{FrameError, Malformed, Why, limit, unpack, v1};
 use prost::Message as _;
@@ -153,6 +153,14 @@ fn what_is_malformed_is_named_with_what_is_wrong() {
     for (said, wanted) in cases {
         assert_eq!(said, format!("`FromWorker.Hello.{wanted}"));
     }
+}
+
+#[test]
+fn a_kind_that_came_later_is_named_for_those_who_do_not_know_it() {
+    let sent = v1::ToDataPlane::from(ToDataPlane::Duty { duty: Duty::Draining });
+    let as_an_older_one_reads_it = v1::ToDataPlane { kind: None, ..sent };
+    let error = ToDataPlane::try_from(as_an_older_one_reads_it);
+    assert_eq!(error, Err(FrameError::Unknown { kind: "ToDataPlane.Duty".to_owned() }));
 }
 
 #[test]

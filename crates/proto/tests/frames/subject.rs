@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use dirigent_core::{
-    Access, Address, Auth, Cause, Fault, Isolation, Listen, Protocol, RuntimeKind,
+    Access, Address, Auth, Cause, Duty, Fault, Isolation, Listen, Protocol, RuntimeKind,
     frame::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, Share, Status, ToDataPlane,
         ToDataPlaneBulk, ToWorker, ToWorkerBulk, WhyReturned,
@@ -65,7 +65,7 @@ messages! {
     Share Address Cause Status
 }
 
-enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned Auth Access }
+enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned Auth Access Duty }
 
 /// Done with each of them.
 pub(crate) trait Visitor {
@@ -93,4 +93,5 @@ pub(crate) fn each(visitor: &mut impl Visitor) {
     visitor.visit::<WhyReturned>();
     visitor.visit::<Auth>();
     visitor.visit::<Access>();
+    visitor.visit::<Duty>();
 }

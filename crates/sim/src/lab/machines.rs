@@ -309,6 +309,7 @@ impl Machines<'_> {
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Resolved { .. }
             | ToDataPlane::Tokens { .. }
+            | ToDataPlane::Duty { .. }
             | ToDataPlane::Unsupported { .. } => return,
         };
         match place {

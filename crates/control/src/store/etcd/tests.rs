@@ -60,7 +60,7 @@ impl Host {
 }
 
 fn worker(id: u64, name: &str) -> Write {
-    Write::PutWorker(WorkerRecord { id: WorkerId(id), name: name.into(), cordoned: false })
+    Write::PutWorker(WorkerRecord::new(WorkerId(id), name.into()))
 }
 
 /// The names of the workers that are recorded.

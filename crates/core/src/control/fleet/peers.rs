@@ -3,12 +3,11 @@
 use std::{collections::BTreeSet, mem, sync::Arc, time::Duration};
 
 use super::{
-    Booking, Fleet, Output, TOKEN_BIT,
+    Booking, Fleet, Output,
     worker::{Health, QUARANTINE_FIRST, Worker},
 };
 use crate::{
-    SandboxId, StreamId, Time, WorkerId, WorkerRecord, Write, WriteToken,
-    control::Outcome,
+    SandboxId, StreamId, Time, WorkerId, WorkerRecord, Write,
     frame::{Load, PROTOCOL, SandboxReport, ToWorker, Welcome, WorkerHello},
 };
 
@@ -20,7 +19,7 @@ const LOST_AFTER: Duration = Duration::from_secs(3);
 /// A stream without `Hello` for this long is closed. Ours: long enough for any honest peer.
 const GREETING: Duration = Duration::from_secs(10);
 /// A worker's record that the store did not take is written again after this.
-const REWRITE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const REWRITE_AFTER: Duration = Duration::from_secs(1);
 /// A deadline that is looked at so much later than it was due tells of a stall of this leader, not
 /// of a worker: what workers said meanwhile lies unread, and their silence proves nothing. Ours:
 /// above any delay of a healthy host, below a missed beat or two.
@@ -127,6 +126,9 @@ impl Fleet {
             return Err(format!("worker {name} has obeyed a newer leader"));
         }
         let worker = self.names.get(name).and_then(|id| self.workers.get(id));
+        if worker.is_some_and(|worker| worker.posting.wanted().is_none()) {
+            return Err(format!("worker {name} is being removed"));
+        }
         let Some(worker) = worker.filter(|worker| worker.stream.is_some()) else { return Ok(()) };
         let (old, new) = (&worker.incarnation, &common.incarnation);
         if worker.stream == Some(stream) {
@@ -146,36 +148,13 @@ impl Fleet {
         self.last_worker += 1;
         let id = WorkerId(self.last_worker);
         self.names.insert(name.clone(), id);
-        let record = WorkerRecord { id, name, cordoned: false };
-        self.workers.insert(id, Worker::new(now, record));
+        self.workers.insert(id, Worker::new(now, WorkerRecord::new(id, name)));
         self.record(id);
+        for tombstone in mem::take(&mut self.tombstones) {
+            // The newer one's record keeps its number from being given again.
+            self.persist(Write::DeleteWorker(tombstone));
+        }
         id
-    }
-
-    fn record(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get(&id) else { return };
-        self.tokens += 1;
-        let token = WriteToken(TOKEN_BIT | self.tokens);
-        self.writes.insert(token, id);
-        let write = Write::PutWorker(worker.record.clone());
-        self.outputs.push_back(Output::Persist { token, write });
-    }
-
-    /// The store answered; whether the write was the fleet's. A record is the same each time, so
-    /// that writing it again settles every doubt.
-    pub(crate) fn persisted(&mut self, now: Time, token: WriteToken, outcome: Outcome) -> bool {
-        self.now = now;
-        if token.0 & TOKEN_BIT == 0 {
-            return false;
-        }
-        if let Some(id) = self.writes.remove(&token)
-            && !matches!(outcome, Outcome::Ok { .. })
-            && let Some(worker) = self.workers.get_mut(&id)
-        {
-            worker.rewrite = Some(now.after(REWRITE_AFTER));
-            self.rearm(id);
-        }
-        true
     }
 
     /// Books what a worker reports, and repeats what it may not have heard.

@@ -207,7 +207,7 @@ impl Fleet {
     }
 
     /// Finds out why a group waits, given that only this worker changed (or any).
-    fn refresh(&mut self, shape: &Shape, only: Option<WorkerId>) {
+    pub(super) fn refresh(&mut self, shape: &Shape, only: Option<WorkerId>) {
         let Some(group) = self.waiting.groups.get(shape) else { return };
         let has_room = |id: &WorkerId| {
             let worker = self.workers.get(id);

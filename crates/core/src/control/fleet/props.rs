@@ -10,7 +10,7 @@ use super::{
     worker::Used,
     *,
 };
-use crate::frame::Load;
+use crate::{Duty, control::Outcome, frame::Load};
 
 const WORKERS: u64 = 4;
 
@@ -26,6 +26,9 @@ enum Step {
     Failed { pick: usize, fault: Option<Fault> },
     Gone { pick: usize },
     Stop { pick: usize },
+    Order { worker: u64, duty: Duty },
+    Remove { worker: u64, force: bool },
+    Store { outcome: Outcome },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,6 +49,18 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<usize>(), fault).prop_map(|(pick, fault)| Step::Failed { pick, fault }),
         4 => any::<usize>().prop_map(|pick| Step::Gone { pick }),
         1 => any::<usize>().prop_map(|pick| Step::Stop { pick }),
+        1 => (1..=WORKERS, prop_oneof![
+            2 => Just(Duty::InUse),
+            1 => Just(Duty::Cordoned),
+            1 => Just(Duty::Draining),
+        ]).prop_map(|(worker, duty)| Step::Order { worker, duty }),
+        1 => (1..=WORKERS, any::<bool>())
+            .prop_map(|(worker, force)| Step::Remove { worker, force }),
+        4 => prop_oneof![
+            3 => Just(Outcome::Ok { revision: 1 }),
+            1 => Just(Outcome::Refused),
+            1 => Just(Outcome::Unknown),
+        ].prop_map(|outcome| Step::Store { outcome }),
     ]
 }
 
@@ -62,6 +77,7 @@ struct World {
     placed: BTreeMap<SandboxId, (WorkerId, SandboxReport)>,
     wanted: BTreeMap<SandboxId, Want>,
     roomless: BTreeSet<FunctionId>,
+    writes: Vec<WriteToken>,
 }
 
 impl World {
@@ -76,6 +92,7 @@ impl World {
             placed: BTreeMap::new(),
             wanted: BTreeMap::new(),
             roomless: BTreeSet::new(),
+            writes: Vec::new(),
         }
     }
 
@@ -137,6 +154,18 @@ impl World {
             Step::Stop { pick } => {
                 if let Some(sandbox) = self.nth(pick) {
                     self.fleet.stop(sandbox, Duration::ZERO);
+                }
+            }
+            Step::Order { worker, duty } => {
+                self.fleet.order(now, RequestId(1), &format!("w{worker}").into(), duty);
+            }
+            Step::Remove { worker, force } => {
+                self.fleet.remove(now, RequestId(1), &format!("w{worker}").into(), force);
+            }
+            Step::Store { outcome } => {
+                if !self.writes.is_empty() {
+                    let token = self.writes.remove(0);
+                    self.fleet.persisted(now, token, outcome);
                 }
             }
         }
@@ -220,7 +249,18 @@ impl World {
                         assert_eq!(health, Health::Live);
                     }
                 }
-                Output::Joined { .. } | Output::Lost { .. } | Output::Persist { .. } => {}
+                Output::Persist { token, .. } => self.writes.push(token),
+                Output::Removed { sandboxes, .. } => {
+                    for sandbox in sandboxes {
+                        self.placed.remove(&sandbox);
+                        self.fleet.gone(ms(self.now), sandbox);
+                        self.fleet.forget(sandbox);
+                    }
+                }
+                Output::Joined { .. }
+                | Output::Lost { .. }
+                | Output::Leaving { .. }
+                | Output::Reply { .. } => {}
             }
         }
     }
@@ -321,6 +361,7 @@ proptest! {
         // Then the workers heal, and sandboxes come and go: everything is placed in the end.
         for worker in 1..=WORKERS {
             world.take(Step::Join { worker, forgetful: false });
+            world.take(Step::Order { worker, duty: Duty::InUse });
         }
         for round in 0..4_000 {
             if world.waiting.is_empty() {
@@ -330,6 +371,14 @@ proptest! {
             world.now += 100;
             world.beat();
             world.settle();
+            world.take(Step::Store { outcome: Outcome::Ok { revision: 1 } });
+            if round % 20 == 19 {
+                // What was in doubt then is known now.
+                for worker in 1..=WORKERS {
+                    world.take(Step::Join { worker, forgetful: false });
+                    world.take(Step::Order { worker, duty: Duty::InUse });
+                }
+            }
             if let Some(sandbox) = world.nth(0) {
                 world.fleet.ready(ms(world.now), sandbox);
                 world.take(Step::Gone { pick: 0 });

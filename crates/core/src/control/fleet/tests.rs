@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod peers;
+mod posting;
 
 pub(super) const OFFICE: Office = Office { cluster: ClusterId(7), epoch: Epoch(3) };
 
@@ -120,6 +121,9 @@ pub(super) fn placed(outputs: &[Output]) -> Vec<(u64, u64)> {
         | Output::NoRoom { .. }
         | Output::RoomAgain { .. }
         | Output::Lost { .. }
+        | Output::Leaving { .. }
+        | Output::Removed { .. }
+        | Output::Reply { .. }
         | Output::Send { .. }
         | Output::Persist { .. }
         | Output::Close { .. } => None,

@@ -7,9 +7,9 @@ use std::{
 
 use super::pools::Entry;
 use crate::{
-    Bytes, Digest, Isolation, MilliCpu, Resources, RuntimeKind, SandboxId, Spec, StreamId, Time,
-    WorkerRecord,
-    control::WorkerSummary,
+    Bytes, Digest, Duty, Isolation, MilliCpu, Resources, RuntimeKind, SandboxId, Spec, StreamId,
+    Time, WorkerRecord,
+    control::{WorkerSummary, posting::Posting},
     frame::{Capacity, Incarnation, Load},
     policy::placement::Candidate,
 };
@@ -68,7 +68,10 @@ pub(super) struct Used {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Worker {
+    /// As it was recorded first; what is wanted of it since is in its posting.
     pub(super) record: WorkerRecord,
+    /// What operators want of it.
+    pub(super) posting: Posting,
     /// The stream on which it said `Hello`.
     pub(super) stream: Option<StreamId>,
     pub(super) incarnation: Incarnation,
@@ -105,6 +108,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(now: Time, record: WorkerRecord) -> Self {
         Self {
+            posting: Posting::new(record.duty()),
             record,
             stream: None,
             incarnation: Incarnation::default(),
@@ -130,7 +134,7 @@ impl Worker {
 
     /// Sandboxes may be placed here, as far as its state goes.
     pub(super) fn is_ready(&self) -> bool {
-        self.health == Health::Live && !self.record.cordoned && self.quarantine.is_none()
+        self.health == Health::Live && self.posting.is_in_use() && self.quarantine.is_none()
     }
 
     /// A start may be sent now.
@@ -232,13 +236,15 @@ impl Worker {
     }
 
     const fn state(&self) -> &'static str {
-        match self.health {
-            Health::Joining => "joining",
-            Health::Suspect => "suspect",
-            Health::Lost => "lost",
-            Health::Live if self.quarantine.is_some() => "quarantined",
-            Health::Live if self.record.cordoned => "cordoned",
-            Health::Live => "ready",
+        match (self.health, self.posting.duty()) {
+            (Health::Joining, _) => "joining",
+            (Health::Suspect, _) => "suspect",
+            (Health::Lost, _) => "lost",
+            (Health::Live, Duty::Draining) if self.used.sandboxes == 0 => "drained",
+            (Health::Live, Duty::Draining) => "draining",
+            (Health::Live, Duty::Cordoned) => "cordoned",
+            (Health::Live, Duty::InUse) if self.quarantine.is_some() => "quarantined",
+            (Health::Live, Duty::InUse) => "ready",
         }
     }
 
@@ -252,6 +258,7 @@ impl Worker {
             id: self.record.id,
             name: self.record.name.clone(),
             state: self.state().to_owned(),
+            duty: self.posting.duty(),
             sandboxes: self.used.sandboxes,
             memory: (Bytes(self.used.memory), memory),
             cpu: (cores(self.used.cpu), cores(cpu)),

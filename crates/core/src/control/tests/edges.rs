@@ -197,10 +197,10 @@ fn successor(settings: &Settings) -> World {
             targets: vec![Target { revision: 1, weight: 100 }],
         })
     };
-    let plane = |n, name: &str| DataPlaneRecord { id: DataPlaneId(n), name: name.into() };
+    let plane = |n, name: &str| DataPlaneRecord::new(DataPlaneId(n), name.into());
     World::with(Records {
         functions: vec![record(1, "hello"), record(2, "other")],
-        workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
+        workers: vec![WorkerRecord::new(WorkerId(1), "local".into())],
         data_planes: vec![plane(1, "a"), plane(2, "never seen again")],
         ..Records::default()
     })

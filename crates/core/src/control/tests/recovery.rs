@@ -24,8 +24,8 @@ fn records(settings: &Settings) -> (Records, FunctionId) {
     };
     let records = Records {
         functions: vec![Arc::new(record)],
-        workers: vec![WorkerRecord { id: WorkerId(1), name: "local".into(), cordoned: false }],
-        data_planes: vec![DataPlaneRecord { id: DataPlaneId(1), name: "a".into() }],
+        workers: vec![WorkerRecord::new(WorkerId(1), "local".into())],
+        data_planes: vec![DataPlaneRecord::new(DataPlaneId(1), "a".into())],
         ..Records::default()
     };
     (records, function)

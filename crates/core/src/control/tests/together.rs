@@ -514,6 +514,7 @@ impl Together {
         match frame {
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Tokens { .. }
+            | ToDataPlane::Duty { .. }
             | ToDataPlane::Unsupported { .. } => {}
             ToDataPlane::Resolved { name, version, function } => {
                 self.resolved(plane, &name, version, function);

@@ -11,15 +11,11 @@ fn run(fleet: &mut Fleet, until: Time) {
 
 #[test]
 fn a_new_worker_is_numbered_recorded_welcomed_and_joined() {
-    let mut fleet = Fleet::new(
-        ms(0),
-        1,
-        OFFICE,
-        vec![WorkerRecord { id: WorkerId(4), name: "old".into(), cordoned: false }],
-    );
+    let mut fleet =
+        Fleet::new(ms(0), 1, OFFICE, vec![WorkerRecord::new(WorkerId(4), "old".into())]);
     assert!(!fleet.all_recorded_attached());
     join(&mut fleet, ms(1), 1, "new", hello(1, Vec::new()));
-    let record = WorkerRecord { id: WorkerId(5), name: "new".into(), cordoned: false };
+    let record = WorkerRecord::new(WorkerId(5), "new".into());
     let token = WriteToken(TOKEN_BIT | 1);
     let welcome = Welcome { cluster: ClusterId(7), epoch: Epoch(3) };
     assert_eq!(
@@ -311,7 +307,7 @@ fn a_worker_that_returns_ends_the_storm() {
 
 #[test]
 fn cordoned_workers_get_nothing() {
-    let record = WorkerRecord { id: WorkerId(1), name: "w".into(), cordoned: true };
+    let record = WorkerRecord::new(WorkerId(1), "w".into()).on(crate::Duty::Cordoned);
     let mut fleet = Fleet::new(ms(0), 1, OFFICE, vec![record]);
     assert_eq!(state(&fleet, 1), "joining");
     join(&mut fleet, ms(0), 1, "w", hello(1, Vec::new()));
@@ -322,7 +318,7 @@ fn cordoned_workers_get_nothing() {
 
 #[test]
 fn a_recorded_worker_that_never_attaches_is_lost_without_a_word() {
-    let record = WorkerRecord { id: WorkerId(1), name: "w".into(), cordoned: false };
+    let record = WorkerRecord::new(WorkerId(1), "w".into());
     let mut fleet = Fleet::new(ms(0), 1, OFFICE, vec![record]);
     assert_eq!(fleet.deadline(), Some(ms(3000)));
     fleet.expire(ms(3000));
