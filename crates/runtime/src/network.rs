@@ -157,6 +157,8 @@ pub(crate) struct Pool {
     free: VecDeque<Ipv4Addr>,
     /// Orders that are out.
     ordered: usize,
+    /// Whether more are made until there are enough.
+    filling: bool,
     ready: VecDeque<Space>,
     /// Given back, since then.
     resting: VecDeque<(Space, Instant)>,
@@ -191,6 +193,7 @@ impl Pool {
             free: block.addresses().collect(),
             blocks: vec![block],
             ordered: 0,
+            filling: true,
             ready: VecDeque::new(),
             resting: VecDeque::new(),
             lent: BTreeMap::new(),
@@ -235,10 +238,17 @@ impl Pool {
         self.made(order.address(), made)
     }
 
-    /// The next one to be made, if more are wanted.
+    /// The next one to be made, if more are wanted: once half of them are used, until all are there
+    /// again. So a sandbox now and then has none made, which would be one too many when it is gone.
     pub(crate) fn wanted(&mut self) -> Option<Order> {
-        let lacks = self.ready.len() + self.resting.len() + self.ordered < self.settings.ready;
-        lacks.then(|| self.order()).flatten()
+        let (have, want) =
+            (self.ready.len() + self.resting.len() + self.ordered, self.settings.ready);
+        if have >= want {
+            self.filling = false;
+        } else if have <= want / 2 {
+            self.filling = true;
+        }
+        self.filling.then(|| self.order()).flatten()
     }
 
     fn order(&mut self) -> Option<Order> {

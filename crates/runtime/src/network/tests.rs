@@ -299,6 +299,30 @@ fn a_namespace_is_lent_again_when_no_socket_is_left_in_it() {
 }
 
 #[test]
+fn more_are_made_only_when_half_are_used() {
+    machine(|_| {
+        let mut pool = Pool::open(NAME, settings()).unwrap();
+        let fill = |pool: &mut Pool| {
+            let mut made = 0;
+            while let Some(order) = pool.wanted() {
+                let space = order.make(pool.home());
+                pool.made(order.address(), space).unwrap();
+                made += 1;
+            }
+            made
+        };
+        // One was made to see whether it works.
+        assert_eq!(fill(&mut pool), 3);
+        let one = pool.lend(&Outbound::Internet, None).unwrap();
+        assert_eq!(fill(&mut pool), 0);
+        let two = pool.lend(&Outbound::Internet, None).unwrap();
+        assert_eq!(fill(&mut pool), 2);
+        drop((one, two));
+        pool.close();
+    });
+}
+
+#[test]
 fn a_machine_that_forwarded_nothing_forwards_nothing_else_and_nothing_afterwards() {
     const SETTING: &str = "/proc/sys/net/ipv4/ip_forward";
     machine(|world| {
