@@ -1,7 +1,8 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,tidy,generate,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,tidy,generate,dist,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
+mod dist;
 mod run;
 mod test;
 mod tidy;
@@ -46,6 +47,8 @@ enum Task {
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
     Generate,
+    /// A static binary with units, configuration and completions: archive, Debian package, checksums.
+    Dist,
     /// What CI runs: check, then test.
     Ci,
 }
@@ -74,6 +77,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Policy { args } => policy(&args)?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
+        Task::Dist => dist::dist()?,
         Task::Ci => {
             check()?;
             // The command of the README, so that CI proves what users are told to run.

@@ -35,6 +35,7 @@ use crate::{
     format::duration,
     printer::Printer,
     roles::{self, End, Started},
+    service_manager,
     signals::Signals,
 };
 
@@ -81,6 +82,7 @@ fn host(
 impl Host {
     /// Tells users, or programs, that it is ready.
     fn announce(&self, what: &str, lines: &[String], report: Value) -> Result {
+        service_manager::ready(&format!("{what} serves"), &self.tasks);
         if self.printer.is_json() {
             let mut report = report;
             report["state"] = json!(self.dir);
@@ -97,7 +99,10 @@ impl Host {
     /// Returns at a signal, or fails when the role does.
     async fn until_end(&mut self) -> Result {
         tokio::select! {
-            () = self.signals.next() => Ok(()),
+            () = self.signals.next() => {
+                service_manager::stopping();
+                Ok(())
+            }
             () = self.tasks.shutdown().cancelled() => {
                 let reason = self.tasks.failure().unwrap_or("it was told to stop");
                 Err(Fail::internal(format!("the role failed: {reason}")))

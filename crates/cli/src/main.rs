@@ -20,6 +20,7 @@ mod project;
 #[cfg(test)]
 mod reference;
 mod roles;
+mod service_manager;
 mod signals;
 mod up;
 

@@ -2,7 +2,7 @@
 //! else; this file starts them, says what works, and ends them so that nothing is left.
 //!
 //! ```text
-//! control plane -> data plane -> runtime and worker -> `hello` -> ready
+//! control plane -> `hello` -> data plane -> runtime and worker -> ready
 //! signal: data plane drains -> worker destroys every sandbox -> the rest stops
 //! ```
 //!
@@ -26,6 +26,7 @@ use crate::{
     format::duration,
     printer::Printer,
     roles::{self, End},
+    service_manager,
     signals::Signals,
 };
 pub(crate) use ready::facts;
@@ -60,7 +61,7 @@ async fn up(config: &Config, begin: Instant, printer: Printer) -> Result {
             return Err(fail);
         }
     };
-    let (result, end) = match ready::announce(config, &dir, &roles, begin, printer).await {
+    let (result, end) = match ready::announce(config, &dir, &roles, begin, printer) {
         Ok(()) => serve(config, &roles, &tasks, &mut signals, printer).await,
         Err(fail) => {
             roles.worker.stop_all(STOP_AT_ONCE).await;
@@ -99,8 +100,9 @@ async fn serve(
     signals: &mut Signals,
     printer: Printer,
 ) -> (Result, End) {
+    service_manager::ready("all roles serve", tasks);
     tokio::select! {
-        () = signals.next() => {}
+        () = signals.next() => service_manager::stopping(),
         () = tasks.shutdown().cancelled() => {
             let reason = tasks.failure().unwrap_or("it was told to stop");
             let fail = Fail::internal(format!("a role failed: {reason}"))

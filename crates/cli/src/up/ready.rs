@@ -21,17 +21,14 @@ use crate::{
 /// The function that is there from the beginning.
 const HELLO: &str = "hello";
 
-/// Deploys `hello` if it is not there, writes where functions are called, and tells the user.
-pub(super) async fn announce(
+/// Writes where functions are called, and tells the user.
+pub(super) fn announce(
     config: &Config,
     dir: &Path,
     roles: &Roles,
     begin: Instant,
     printer: Printer,
 ) -> Result {
-    if config.hello {
-        hello(config, dir, &roles.control.api_url()).await?;
-    }
     let functions = roles.proxy.address;
     remember(&dir.join(FUNCTIONS_FILE), &format!("http://{functions}\n"))?;
     if printer.is_json() {
@@ -43,8 +40,8 @@ pub(super) async fn announce(
     Ok(())
 }
 
-/// Through the API, as a user would: there is no other way to deploy.
-async fn hello(config: &Config, dir: &Path, api: &str) -> Result {
+/// Deploys `hello` if it is not there. Through the API, as a user would: there is no other way.
+pub(super) async fn hello(config: &Config, dir: &Path, api: &str) -> Result {
     let name = FunctionName::new(DEFAULT_NAMESPACE, HELLO)
         .or_fail(Kind::Internal, || "`hello` is a name")?;
     let client = Client::find(Some(api), dir, None)?;

@@ -7,7 +7,7 @@ use std::{
 
 use dirigent_service::Tasks;
 
-use super::{FUNCTIONS_FILE, forget};
+use super::{FUNCTIONS_FILE, forget, ready::hello};
 use crate::{
     config::Config,
     fail::Result,
@@ -39,6 +39,10 @@ impl Roles {
         }));
         let control =
             dirigent_control::start(control_config, tasks).await.map_err(control_failed)?;
+        if config.hello {
+            // Whoever calls it as soon as somebody listens is answered by it.
+            hello(config, dir, &control.api_url()).await?;
+        }
         // Left by a life that was killed, it would be taken for this one's.
         forget(&dir.join(FUNCTIONS_FILE));
         let proxy = Arc::new(
