@@ -19,7 +19,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let protos = Path::new("proto");
     println!("cargo:rerun-if-changed={}", protos.display());
     let place = "github.com/containerd/containerd/api";
-    let files = protox::compile(ROOTS.map(|file| format!("{place}/{file}")), [protos])?;
+    let mut files = protox::compile(ROOTS.map(|file| format!("{place}/{file}")), [protos])?;
+    // The comments of containerd's authors are not always what rustdoc takes.
+    files.file.iter_mut().for_each(|file| file.source_code_info = None);
     tonic_prost_build::configure().build_server(false).include_file("api.rs").compile_fds(files)?;
     Ok(())
 }

@@ -14,7 +14,6 @@ mod client;
     unused_qualifications,
     clippy::allow_attributes_without_reason,
     clippy::struct_excessive_bools,
-    clippy::tabs_in_doc_comments,
     reason = "written by the compiler of the .proto files"
 )]
 pub mod api {
