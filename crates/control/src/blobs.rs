@@ -112,7 +112,7 @@ impl Blobs {
     /// # Errors
     /// Those of the file system, or that it is not what it is called.
     pub fn verify(dir: &Path, digest: Digest) -> io::Result<u64> {
-        let mut file = fs::File::open(dir.join(name(digest)))?;
+        let mut file = fs::File::open(dir.join(digest.hex()))?;
         let mut hasher = Sha256::new();
         let size = io::copy(&mut file, &mut hasher)?;
         let actual = Digest(hasher.finalize().into());
@@ -277,17 +277,12 @@ impl Blobs {
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
-        self.shared.dir.join(name(digest))
+        self.shared.dir.join(digest.hex())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An artifact's file.
-fn name(digest: Digest) -> String {
-    digest.to_string().trim_start_matches("sha256:").to_owned()
 }
 
 /// An artifact held for a deploy on its way.

@@ -102,7 +102,7 @@ pub(crate) fn secret() -> io::Result<String> {
 /// What is kept of a secret that need not be told again. One round of SHA-256 will do: a slow hash
 /// is for passwords, which can be guessed; 256 random bits cannot.
 pub(crate) fn digest(secret: &str) -> String {
-    hex(&Sha256::digest(secret))
+    hash(secret).hex()
 }
 
 /// The same, as records have it.

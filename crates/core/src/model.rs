@@ -14,6 +14,14 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+impl Digest {
+    /// Its digits alone, as files are named after it.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        self.to_string().split_off("sha256:".len())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;

@@ -92,7 +92,7 @@ pub(super) fn manifest_path(folder: &Path, name: &FunctionName) -> PathBuf {
 
 /// Where an artifact is.
 pub(super) fn artifact_path(folder: &Path, digest: Digest) -> PathBuf {
-    folder.join("artifacts").join(digest.to_string().trim_start_matches("sha256:"))
+    folder.join("artifacts").join(digest.hex())
 }
 
 pub(super) async fn export(args: &ExportArgs, printer: Printer) -> Result {

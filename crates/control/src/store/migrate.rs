@@ -201,8 +201,7 @@ mod tests {
             let blobs = self.state.path().join("blobs");
             fs::create_dir(&blobs).unwrap();
             let digest = Digest(sha2::Sha256::digest(b"files").into());
-            fs::write(blobs.join(digest.to_string().trim_start_matches("sha256:")), b"files")
-                .unwrap();
+            fs::write(blobs.join(digest.hex()), b"files").unwrap();
             let mut store = self.source();
             store.take_office(Epoch(0)).unwrap();
             let mut writes: Vec<Write> = (1..=FUNCTIONS)

@@ -141,8 +141,7 @@ impl Images {
     }
 
     fn file(&self, digest: Digest) -> PathBuf {
-        let name = digest.to_string().replace("sha256:", "");
-        self.directory.join(format!("{name}.json"))
+        self.directory.join(format!("{}.json", digest.hex()))
     }
 
     /// Takes the image in an archive, whose bytes must be `digest`, unless it is held already.
