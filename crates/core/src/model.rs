@@ -576,6 +576,12 @@ impl Records {
     /// So many terms are remembered. A loss is found out when the first peer attaches that has seen
     /// more: a handful would do.
     pub const TERMS: usize = 32;
+
+    /// Remembers a term that begins, and forgets the oldest of too many.
+    pub fn enter(terms: &mut Vec<Epoch>, epoch: Epoch) {
+        terms.push(epoch);
+        terms.drain(..terms.len().saturating_sub(Self::TERMS));
+    }
 }
 
 /// Which cluster this is: made once with the store, so that a peer never obeys a stranger.

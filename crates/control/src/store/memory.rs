@@ -44,9 +44,7 @@ impl Store for MemoryStore {
         let last = state.terms.last().copied().unwrap_or_default();
         let epoch = super::next_epoch(last, shown)
             .map_err(|source| StoreError::Io { place: "memory".into(), source: source.into() })?;
-        state.terms.push(epoch);
-        let forgotten = state.terms.len().saturating_sub(Records::TERMS);
-        state.terms.drain(..forgotten);
+        Records::enter(&mut state.terms, epoch);
         let records = Records {
             functions: state.functions.values().cloned().collect(),
             workers: state.workers.values().cloned().collect(),

@@ -286,8 +286,7 @@ impl Chair {
     ) -> Result<TxnRequest, StoreError> {
         let keys = &self.place.keys;
         let mut terms = look.leader.as_ref().map_or_else(Vec::new, |leader| leader.terms.clone());
-        terms.push(epoch);
-        terms.drain(..terms.len().saturating_sub(Records::TERMS));
+        Records::enter(&mut terms, epoch);
         let leader = Leader { epoch, life: self.life, member: self.member.clone(), terms };
         let value = |bytes: Result<Vec<u8>, String>| bytes.map_err(|why| self.place.broken(why));
         let mut success = vec![
