@@ -155,14 +155,15 @@ impl Gate {
             Attempt::Retry { avoid } => Some(avoid),
         };
         let verdict = self.verdict(invocation, avoid);
-        let present = self.ranks_in_use();
-        if let Some(learned) = self.learned.as_deref_mut()
-            && !matches!(verdict, Verdict::Refused(_))
+        if !matches!(verdict, Verdict::Refused(_))
+            && let Some(mut learned) = self.learned.take()
         {
+            let present = self.ranks_in_use();
             match attempt {
                 Attempt::First => learned.arrived(self.now, present),
                 Attempt::Retry { .. } => learned.settled(self.now, present),
             }
+            self.learned = Some(learned);
         }
         self.tell_demand_if_due();
         self.check();
@@ -172,8 +173,10 @@ impl Gate {
     /// The world says something.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.advance(now);
-        let came = if let Event::Granted(grant) = &event {
-            Some(grant.start.as_ref().map(StartPhases::total))
+        let came = if let Event::Granted(grant) = &event
+            && self.learned.is_some()
+        {
+            Some(grant.start.as_ref().map(StartPhases::again))
         } else {
             None
         };
@@ -396,13 +399,13 @@ impl Gate {
 
     /// After any event: what is to be learned of it, and of a grant the time of the sandbox's start.
     fn learn(&mut self, came: Option<Option<Duration>>) {
-        let (present, sandboxes) = (self.ranks_in_use(), self.ranks());
-        let Some(learned) = self.learned.as_deref_mut() else { return };
+        let Some(mut learned) = self.learned.take() else { return };
         learned.served(self.finished, self.busy_integral, self.holdings.busy());
-        learned.settled(self.now, present);
+        learned.settled(self.now, self.ranks_in_use());
         if let Some(took) = came {
-            learned.came(self.now, sandboxes, took);
+            learned.came(self.now, self.ranks(), took);
         }
+        self.learned = Some(learned);
     }
 
     /// As the settings say.
@@ -436,9 +439,13 @@ impl Gate {
         self.view.targets.iter().find(|target| target.weight > 0).map_or(1, |t| t.concurrency)
     }
 
-    /// Slots wanted in all for what is expected.
+    /// Slots wanted in all for what is expected; 0 if there are sandboxes enough.
     fn expected(&self) -> u32 {
-        let sandboxes = self.learned.as_deref().map_or(0, |learned| learned.expected(self.now));
+        let Some(learned) = self.learned.as_deref() else { return 0 };
+        let sandboxes = learned.expected(self.now);
+        if sandboxes <= self.ranks() {
+            return 0;
+        }
         sandboxes.saturating_mul(self.concurrency().max(1))
     }
 

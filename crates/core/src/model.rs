@@ -474,11 +474,11 @@ pub struct WorkerRecord {
     pub cordoned: bool,
     /// Whether the operator wants it empty. It is cordoned then too, for programs that do not know
     /// this.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
     /// It was removed. The newest one's record stays until there is a newer one, so that its number
     /// is not given again.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
 
@@ -517,7 +517,7 @@ pub struct DataPlaneRecord {
     #[serde(default, skip_serializing_if = "Duty::is_in_use")]
     pub duty: Duty,
     /// It was removed; as with workers.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
 
@@ -527,11 +527,6 @@ impl DataPlaneRecord {
     pub const fn new(id: DataPlaneId, name: Arc<str>) -> Self {
         Self { id, name, duty: Duty::InUse, removed: false }
     }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
-const fn is_false(it: &bool) -> bool {
-    !*it
 }
 
 /// One change to the store, applied whole or not at all.
@@ -750,5 +745,12 @@ impl StartPhases {
     pub fn total(&self) -> Duration {
         let Self { decide, place, fetch, create, init, wire } = *self;
         decide + place + fetch + create + init + wire
+    }
+
+    /// What the next start will take from its decision on: the artifact is there then.
+    #[must_use]
+    pub fn again(&self) -> Duration {
+        let Self { decide: _, place, fetch: _, create, init, wire } = *self;
+        place + create + init + wire
     }
 }

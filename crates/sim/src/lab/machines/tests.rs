@@ -32,8 +32,7 @@ fn the_model_does_what_the_machines_do() {
         // The windows are read every 2 s, from moments that differ: not every start is the same
         // one.
         let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.1;
-        // A gate holds ranks and the model sandboxes, and some hundred starts are few.
-        let counts = |a: u64, b: u64| (a as f64 / b as f64 - 1.0).abs() < 0.15;
+        let counts = |a: u64, b: u64| near(a as f64, b as f64);
         assert!(counts(model.cold, real.cold), "cold: {model:?} {real:?}");
         assert!(counts(model.created, real.created), "sandboxes: {model:?} {real:?}");
         assert!(near(model.cost, real.cost) && near(model.tail, real.tail), "{model:?} {real:?}");
