@@ -373,7 +373,7 @@ impl Function {
             return;
         }
         let auth = self.record.settings.auth;
-        let serves = |id: &DataPlaneId| c.peers.get(*id).is_some_and(|peer| peer.may_serve(auth));
+        let serves = |id: &DataPlaneId| c.peers.may_serve(*id, auth);
         let missing = c.peers.subscribed(&self.record.name).filter(serves).collect();
         let (version, until) = (self.version, c.now.after(APPLY));
         c.timers.set(Timer::Rollout(self.id()), until);

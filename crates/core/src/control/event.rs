@@ -523,7 +523,7 @@ pub struct Decision {
     /// See `from`.
     pub to: u32,
     /// Which rule: `queued`, `stable window`, `panic window`, `min`, `max`, `keep-alive`, `deploy`,
-    /// `fairness`, `drain`.
+    /// `fairness`, `drain`, `expected`.
     pub rule: String,
     /// The inputs by name, as numbers with their units.
     pub inputs: Vec<(String, String)>,

@@ -367,7 +367,7 @@ impl Function {
         let auth = self.record.settings.auth;
         let told: Vec<_> = c.peers.subscribed(&self.record.name).collect();
         for data_plane in told {
-            let may_serve = c.peers.get(data_plane).is_some_and(|peer| peer.may_serve(auth));
+            let may_serve = c.peers.may_serve(data_plane, auth);
             c.tell(
                 data_plane,
                 ToDataPlane::Resolved {

@@ -109,7 +109,7 @@ impl Control {
             .get(name)
             .and_then(|id| self.functions.get(id))
             .filter(|f| f.active.as_ref().is_none_or(|active| !active.unborn));
-        let may_serve = |auth| self.cluster.peers.get(to).is_some_and(|peer| peer.may_serve(auth));
+        let may_serve = |auth| self.cluster.peers.may_serve(to, auth);
         let shown = known.filter(|f| may_serve(f.record.settings.auth));
         let newest = self.cluster.version();
         let frame = ToDataPlane::Resolved {
@@ -170,7 +170,7 @@ impl Control {
         let office = self.cluster.office;
         let welcome = Welcome { cluster: office.cluster, epoch: office.epoch };
         self.cluster.tell(id, ToDataPlane::Welcome { welcome, you: id });
-        if self.cluster.peers.get(id).is_some_and(|peer| peer.may_serve(Auth::Token)) {
+        if self.cluster.peers.may_serve(id, Auth::Token) {
             self.tell_tokens(id);
         }
         self.tell_duty(id);

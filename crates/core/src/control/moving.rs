@@ -50,7 +50,7 @@ impl Function {
         }
         if c.recovering {
             // Nothing is called back before everybody has said what is wanted.
-            c.look_at(id);
+            c.attention.insert(id);
             return;
         }
         let leaving: Vec<SandboxId> = active.books.leaving.iter().copied().collect();

@@ -62,7 +62,7 @@ impl Peer {
 
     /// Whether it may serve functions that are called like this. To one of an older version, which
     /// would let everybody in, others are not there.
-    pub(crate) const fn may_serve(&self, auth: Auth) -> bool {
+    const fn may_serve(&self, auth: Auth) -> bool {
         match auth {
             Auth::None => true,
             Auth::Token => self.checks_tokens,
@@ -245,8 +245,13 @@ impl Peers {
     /// Whether slots of the function of this name, called like this, may be granted to it: it knows
     /// the function.
     pub(crate) fn may_hold_of(&self, id: DataPlaneId, name: &FunctionName, auth: Auth) -> bool {
-        let knows = |peer: &Peer| peer.names.contains(name) && peer.may_serve(auth);
-        self.may_hold(id) && self.by_id.get(&id).is_some_and(knows)
+        let knows = self.by_id.get(&id).is_some_and(|peer| peer.names.contains(name));
+        knows && self.may_hold(id) && self.may_serve(id, auth)
+    }
+
+    /// Whether it can check who calls a function of this kind.
+    pub(crate) fn may_serve(&self, id: DataPlaneId, auth: Auth) -> bool {
+        self.by_id.get(&id).is_some_and(|peer| peer.may_serve(auth))
     }
 
     /// Those attached that are told which tokens count.

@@ -108,8 +108,7 @@ impl Function {
         let Some(active) = active else { return Vec::new() };
         let open = self.target_concurrency() == 0;
         let auth = self.record.settings.auth;
-        let may_serve =
-            |id| c.peers.may_hold(id) && c.peers.get(id).is_some_and(|peer| peer.may_serve(auth));
+        let may_serve = |id| c.peers.may_hold(id) && c.peers.may_serve(id, auth);
         let mut waiting: Vec<(Time, Waiting)> = active
             .levels
             .uneasy()
@@ -265,16 +264,21 @@ impl Function {
 
     /// Sandboxes that data planes expect to need soon, and nobody waits for yet. None while starts
     /// fail, or may have been made for the same by another leader.
-    fn expected(&self, c: &Cluster) -> Vec<(DataPlaneId, u32)> {
-        let active = self.active.as_deref().filter(|active| {
-            active.levels.expected() > 0 && !active.crashes.looping() && !c.recovering
-        });
+    fn expected(&self, c: &mut Cluster) -> Vec<(DataPlaneId, u32)> {
+        let active = self
+            .active
+            .as_deref()
+            .filter(|active| active.levels.expected() > 0 && !active.crashes.looping());
         let Some(active) = active else { return Vec::new() };
-        let concurrency = self.target_concurrency().max(1);
-        let expecting = active
-            .levels
-            .iter()
-            .filter(|(id, level)| level.expected() > 0 && c.peers.may_hold(*id));
+        if c.recovering {
+            // Who expects something says so once.
+            c.attention.insert(self.id());
+            return Vec::new();
+        }
+        let (auth, concurrency) = (self.record.settings.auth, self.target_concurrency().max(1));
+        let serves = |id| c.peers.stays(id) && c.peers.may_hold(id) && c.peers.may_serve(id, auth);
+        let expecting =
+            active.levels.iter().filter(|(id, level)| level.expected() > 0 && serves(*id));
         expecting.map(|(id, level)| (id, level.expected().div_ceil(concurrency))).collect()
     }
 

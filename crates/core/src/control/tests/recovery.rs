@@ -396,3 +396,18 @@ fn a_hundred_thousand_registrations_leave_nothing_to_do() {
     assert!(cluster.writes.is_empty() && cluster.attention.is_empty());
     assert!(cluster.spare.is_empty() && cluster.busiest.is_empty());
 }
+
+#[test]
+fn what_is_expected_while_a_leader_recovers_is_started_when_that_is_over() {
+    let settings = Settings { keep_alive: crate::KeepAlive::Auto, ..Settings::default() };
+    let (mut records, function) = records(&settings);
+    // Nobody knows what one that does not come back has.
+    records.data_planes.push(DataPlaneRecord::new(DataPlaneId(2), "b".into()));
+    let mut world = World::with(records);
+    world.attach_worker();
+    world.attach_plane(PLANE, "a");
+    world.demand(PLANE, Demand { expected: 1, ..demand(function, 0, 0, 0) });
+    assert_eq!(world.started(), [], "another leader may have started it");
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.started().len(), 1);
+}
