@@ -60,7 +60,7 @@ use tokens::Tokens;
 
 /// Recorded peers are waited for so long after taking office.
 const RECOVERY: Duration = Duration::from_secs(3);
-/// A data plane's record that the store did not take is written again after this.
+/// What the store did not take is written again after this.
 const REWRITE: Duration = Duration::from_secs(1);
 
 /// What a control machine is made with.
@@ -239,8 +239,7 @@ impl Control {
         }
         match self.cluster.writes.remove(&token) {
             Some(Author::Function(id)) => self.with(id, |f, c| f.written(c, token, outcome)),
-            Some(Author::DataPlane(id)) => self.data_plane_written(id, outcome),
-            Some(Author::Order(id)) => self.data_plane_ordered(id, outcome),
+            Some(Author::DataPlane(id)) => self.data_plane_written(id, token, outcome),
             Some(Author::Tokens) => self.tokens_written(token, outcome),
             None => {}
         }

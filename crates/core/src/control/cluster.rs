@@ -40,8 +40,6 @@ const VERSION_BITS: u32 = 40;
 pub(crate) enum Author {
     Function(FunctionId),
     DataPlane(DataPlaneId),
-    /// The record of a data plane with what operators want of it now.
-    Order(DataPlaneId),
     Tokens,
 }
 

@@ -161,8 +161,8 @@ pub(crate) struct Fleet {
     /// Recorded workers that have not attached to this leader.
     awaited: BTreeSet<WorkerId>,
     timers: BTreeSet<(Time, WorkerId)>,
-    /// Whose record each is, and whether a change of what is wanted is in it.
-    writes: BTreeMap<WriteToken, (WorkerId, bool)>,
+    /// Whose record each is.
+    writes: BTreeMap<WriteToken, WorkerId>,
     tokens: u64,
     last_worker: u64,
     /// Records of removed workers that keep a number until there is a newer one.

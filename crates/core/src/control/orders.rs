@@ -6,12 +6,14 @@ use std::{
 };
 
 use crate::{
-    DataPlaneId, Duty, FunctionId, RequestId, SandboxId, Whom, WorkerId,
+    DataPlaneId, Duty, FunctionId, RequestId, SandboxId, Whom, WorkerId, WriteToken,
     control::{
         Answer, Control, DataPlaneSummary, Effect, Outcome, REWRITE, Refusal, WorkerDescription,
         WorkerSandbox,
         cluster::Author,
+        levels::Level,
         lifecycle::worker_lost,
+        peers::Peer,
         posting::{Settled, To},
         timers::Timer,
     },
@@ -150,8 +152,7 @@ impl Control {
                  machine"
             ));
         }
-        let slots = self.slots_of(id);
-        let unknown = !peer.heard && (self.cluster.recovering || !self.cluster.unsure.is_empty());
+        let (slots, unknown) = (self.slots_of(id), self.is_unknown(peer));
         (slots > 0 || unknown).then(|| {
             let slots = if unknown { "slots".to_owned() } else { format!("{slots} slots") };
             format!(
@@ -161,25 +162,40 @@ impl Control {
         })
     }
 
-    fn slots_of(&self, id: DataPlaneId) -> u32 {
-        let functions = self.cluster.peers.get(id).into_iter().flat_map(|peer| &peer.functions);
-        let levels = functions
-            .filter_map(|function| self.functions.get(function)?.active.as_ref()?.levels.get(id));
-        let claims = self.cluster.claims.values().flatten().filter(|claim| claim.by == id).count();
-        let claims = u32::try_from(claims).unwrap_or(u32::MAX);
-        levels.map(|level| level.books).fold(claims, u32::saturating_add)
+    /// It may hold slots of which nobody has said anything yet.
+    fn is_unknown(&self, peer: &Peer) -> bool {
+        !peer.heard && (self.cluster.recovering || !self.cluster.unsure.is_empty())
     }
 
-    /// Writes, or writes again, what is wanted of a data plane.
+    /// What it wants and uses of each function.
+    fn levels_of(&self, id: DataPlaneId) -> impl Iterator<Item = &Level> {
+        let functions = self.cluster.peers.get(id).into_iter().flat_map(|peer| &peer.functions);
+        functions.filter_map(move |function| {
+            self.functions.get(function)?.active.as_ref()?.levels.get(id)
+        })
+    }
+
+    fn slots_of(&self, id: DataPlaneId) -> u32 {
+        let claims = self.cluster.claims.values().flatten().filter(|claim| claim.by == id).count();
+        let claims = u32::try_from(claims).unwrap_or(u32::MAX);
+        self.levels_of(id).map(|level| level.books).fold(claims, u32::saturating_add)
+    }
+
+    /// Writes, or writes again, what is wanted of a data plane; later, if a change of that is on its
+    /// way.
     pub(super) fn record_data_plane(&mut self, id: DataPlaneId) {
+        if self.cluster.peers.get(id).is_some_and(|peer| peer.posting.is_on_its_way()) {
+            return self.write_again(id);
+        }
         let Some(write) = self.cluster.peers.record(id) else { return };
-        let changes = self.cluster.peers.get(id).is_some_and(|peer| peer.posting.is_changing());
-        let author = if changes { Author::Order(id) } else { Author::DataPlane(id) };
-        self.cluster.persist(author, write);
+        let token = self.cluster.persist(Author::DataPlane(id), write);
+        if let Some(peer) = self.cluster.peers.get_mut(id) {
+            peer.posting.written_by(token);
+        }
     }
 
     /// The store answered that a data plane exists.
-    pub(super) fn data_plane_written(&mut self, id: DataPlaneId, outcome: Outcome) {
+    fn data_plane_exists(&mut self, id: DataPlaneId, outcome: Outcome) {
         if matches!(outcome, Outcome::Ok { .. }) {
             self.data_plane_recorded(id);
         } else {
@@ -192,12 +208,17 @@ impl Control {
         self.cluster.timers.set(Timer::RewritePeer(id), at);
     }
 
-    /// The store answered what is wanted of a data plane.
-    pub(super) fn data_plane_ordered(&mut self, id: DataPlaneId, outcome: Outcome) {
+    /// The store answered a write of a data plane's record.
+    pub(super) fn data_plane_written(
+        &mut self,
+        id: DataPlaneId,
+        token: WriteToken,
+        outcome: Outcome,
+    ) {
         let Some(peer) = self.cluster.peers.get_mut(id) else { return };
         let whom = Whom::DataPlane(Arc::clone(&peer.name));
-        let (asker, result) = match peer.posting.written(outcome) {
-            Settled::Nothing => return self.data_plane_written(id, outcome),
+        let (asker, result) = match peer.posting.written(token, outcome) {
+            Settled::Nothing => return self.data_plane_exists(id, outcome),
             Settled::Done { to: To::Duty(duty), asker } => {
                 self.data_plane_recorded(id);
                 self.tell_duty(id);
@@ -254,12 +275,8 @@ impl Control {
         peers.map(|(id, peer)| self.data_plane_summary(id, peer)).collect()
     }
 
-    fn data_plane_summary(&self, id: DataPlaneId, peer: &super::peers::Peer) -> DataPlaneSummary {
-        let levels = peer
-            .functions
-            .iter()
-            .filter_map(|function| self.functions.get(function)?.active.as_ref()?.levels.get(id));
-        let (busy, queued) = levels.fold((0_u32, 0_u32), |(busy, queued), level| {
+    fn data_plane_summary(&self, id: DataPlaneId, peer: &Peer) -> DataPlaneSummary {
+        let (busy, queued) = self.levels_of(id).fold((0_u32, 0_u32), |(busy, queued), level| {
             let demand = &level.demand;
             (busy.saturating_add(demand.busy), queued.saturating_add(demand.queued))
         });
@@ -269,7 +286,7 @@ impl Control {
             (true, Duty::Cordoned) => "cordoned",
             (true, Duty::Draining) => "draining",
             (false, _) if !peer.heard && self.cluster.recovering => "joining",
-            (false, _) if self.why_kept(id).is_some() => "silent",
+            (false, _) if slots > 0 || self.is_unknown(peer) => "silent",
             (false, _) => "gone",
         };
         let (name, state) = (Arc::clone(&peer.name), state.to_owned());

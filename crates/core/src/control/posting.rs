@@ -5,11 +5,11 @@
 //!     ^                   |  refused: as before; in doubt: written again until it is known
 //!     +-------------------+
 //! ```
-//! One change at a time. What only takes away counts at once; what gives back, or sets things
-//! moving, when it is durable.
+//! One change at a time, and one write of it: an answer to any other write says nothing of it. What
+//! only takes away counts at once; what gives back, or sets things moving, when it is durable.
 
 use crate::{
-    Duty, RequestId,
+    Duty, RequestId, WriteToken,
     control::{Outcome, Refusal},
 };
 
@@ -26,13 +26,15 @@ struct Change {
     to: To,
     /// Who waits; nobody once it was in doubt.
     asker: Option<RequestId>,
+    /// The write that carries it; `None` while it is to be written again.
+    write: Option<WriteToken>,
     in_doubt: bool,
 }
 
 /// What the store's answer comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
-    /// There was no change.
+    /// The write carried no change.
     Nothing,
     /// It is durable.
     Done { to: To, asker: Option<RequestId> },
@@ -73,8 +75,16 @@ impl Posting {
         self.durable == Duty::InUse && self.wanted() == Some(Duty::InUse)
     }
 
-    pub(crate) const fn is_changing(&self) -> bool {
-        self.change.is_some()
+    /// Whether a change is on its way to the store: nothing else is written until that is answered.
+    pub(crate) fn is_on_its_way(&self) -> bool {
+        self.change.as_ref().is_some_and(|change| change.write.is_some())
+    }
+
+    /// This write says what is wanted.
+    pub(crate) fn written_by(&mut self, write: WriteToken) {
+        if let Some(change) = &mut self.change {
+            change.write = Some(write);
+        }
     }
 
     /// Begins a change, to be written; false if there is nothing to change.
@@ -85,13 +95,15 @@ impl Posting {
         if to == To::Duty(self.durable) {
             return Ok(false);
         }
-        self.change = Some(Change { to, asker: Some(asker), in_doubt: false });
+        self.change = Some(Change { to, asker: Some(asker), write: None, in_doubt: false });
         Ok(true)
     }
 
-    /// The store answered a write with the change in it.
-    pub(crate) fn written(&mut self, outcome: Outcome) -> Settled {
-        let Some(mut change) = self.change.take() else { return Settled::Nothing };
+    /// The store answered a write.
+    pub(crate) fn written(&mut self, write: WriteToken, outcome: Outcome) -> Settled {
+        let Some(mut change) = self.change.take_if(|change| change.write == Some(write)) else {
+            return Settled::Nothing;
+        };
         let asker = change.asker.take();
         match outcome {
             Outcome::Ok { .. } => {
@@ -103,6 +115,7 @@ impl Posting {
             Outcome::Refused if !change.in_doubt => Settled::Refused { asker },
             Outcome::Refused | Outcome::Unknown => {
                 change.in_doubt = true;
+                change.write = None;
                 self.change = Some(change);
                 Settled::Again { asker }
             }
@@ -117,6 +130,12 @@ mod tests {
     const OK: Outcome = Outcome::Ok { revision: 1 };
     const ASKER: RequestId = RequestId(1);
 
+    /// Written once more, and answered.
+    fn answered(posting: &mut Posting, outcome: Outcome) -> Settled {
+        posting.written_by(WriteToken(7));
+        posting.written(WriteToken(7), outcome)
+    }
+
     #[test]
     fn what_takes_away_counts_at_once_and_what_gives_back_when_it_is_durable() {
         let mut posting = Posting::new(Duty::InUse);
@@ -124,25 +143,41 @@ mod tests {
         assert_eq!(posting.begin(ASKER, To::Duty(Duty::Cordoned)), Ok(true));
         assert!(!posting.is_in_use() && posting.duty() == Duty::InUse);
         let done = Settled::Done { to: To::Duty(Duty::Cordoned), asker: Some(ASKER) };
-        assert_eq!(posting.written(OK), done);
+        assert_eq!(answered(&mut posting, OK), done);
         assert_eq!(posting.begin(ASKER, To::Duty(Duty::InUse)), Ok(true));
         assert!(!posting.is_in_use(), "not before it is durable");
         assert_eq!(posting.begin(ASKER, To::Removed), Err(Refusal::Busy { limit: 1 }));
-        posting.written(OK);
+        answered(&mut posting, OK);
         assert!(posting.is_in_use());
     }
 
     #[test]
     fn what_is_refused_changes_nothing_and_what_is_in_doubt_is_written_until_it_is_known() {
         let mut posting = Posting::new(Duty::InUse);
-        assert_eq!(posting.written(Outcome::Unknown), Settled::Nothing);
+        assert_eq!(answered(&mut posting, Outcome::Unknown), Settled::Nothing);
         posting.begin(ASKER, To::Duty(Duty::Draining)).unwrap();
-        assert_eq!(posting.written(Outcome::Refused), Settled::Refused { asker: Some(ASKER) });
+        let refused = Settled::Refused { asker: Some(ASKER) };
+        assert_eq!(answered(&mut posting, Outcome::Refused), refused);
         assert!(posting.is_in_use());
         posting.begin(ASKER, To::Removed).unwrap();
-        assert_eq!(posting.written(Outcome::Unknown), Settled::Again { asker: Some(ASKER) });
-        assert_eq!(posting.written(Outcome::Refused), Settled::Again { asker: None });
+        let again = Settled::Again { asker: Some(ASKER) };
+        assert_eq!(answered(&mut posting, Outcome::Unknown), again);
+        assert!(!posting.is_on_its_way());
+        assert_eq!(answered(&mut posting, Outcome::Refused), Settled::Again { asker: None });
         assert_eq!((posting.wanted(), posting.is_in_use()), (None, false));
-        assert_eq!(posting.written(OK), Settled::Done { to: To::Removed, asker: None });
+        assert_eq!(answered(&mut posting, OK), Settled::Done { to: To::Removed, asker: None });
+    }
+
+    #[test]
+    fn the_answer_to_another_write_says_nothing_of_the_change() {
+        let mut posting = Posting::new(Duty::InUse);
+        posting.begin(ASKER, To::Duty(Duty::Draining)).unwrap();
+        posting.written_by(WriteToken(2));
+        for outcome in [OK, Outcome::Refused, Outcome::Unknown] {
+            assert_eq!(posting.written(WriteToken(1), outcome), Settled::Nothing);
+        }
+        assert_eq!(posting.duty(), Duty::InUse);
+        let done = Settled::Done { to: To::Duty(Duty::Draining), asker: Some(ASKER) };
+        assert_eq!(posting.written(WriteToken(2), OK), done);
     }
 }

@@ -67,10 +67,13 @@ impl Fleet {
         self.outputs.push_back(Output::Reply { to, result });
     }
 
-    /// Writes a worker's record as it is wanted now.
+    /// Writes a worker's record as it is wanted now; later, if a change of it is on its way.
     pub(super) fn record(&mut self, id: WorkerId) {
+        let now = self.now;
         let Some(worker) = self.workers.get(&id) else { return };
-        let changes = worker.posting.is_changing();
+        if worker.posting.is_on_its_way() {
+            return self.write_again(now, id);
+        }
         let write = match worker.posting.wanted() {
             Some(duty) => Write::PutWorker(worker.record.on(duty)),
             // Its number must not be given again, also not by the next leader.
@@ -82,7 +85,10 @@ impl Fleet {
             None => Write::DeleteWorker(id),
         };
         let token = self.persist(write);
-        self.writes.insert(token, (id, changes));
+        self.writes.insert(token, id);
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.posting.written_by(token);
+        }
     }
 
     /// Has something written; the store's answer says no more.
@@ -100,10 +106,9 @@ impl Fleet {
         if token.0 & TOKEN_BIT == 0 {
             return false;
         }
-        let Some((id, changes)) = self.writes.remove(&token) else { return true };
+        let Some(id) = self.writes.remove(&token) else { return true };
         let Some(worker) = self.workers.get_mut(&id) else { return true };
-        let settled = if changes { worker.posting.written(outcome) } else { Settled::Nothing };
-        match settled {
+        match worker.posting.written(token, outcome) {
             Settled::Done { to, asker } => self.ordered(now, id, to, asker),
             Settled::Refused { asker } => {
                 if let Some(asker) = asker {

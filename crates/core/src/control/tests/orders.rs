@@ -382,3 +382,46 @@ fn what_a_data_plane_that_leaves_gives_back_is_passed_to_another_one() {
     assert_eq!(world.said(), []);
     assert_eq!(world.describe("hello").summary.ready, 1);
 }
+
+#[test]
+fn a_record_that_is_to_be_written_again_waits_for_the_change_that_is_on_its_way() {
+    for (whom, outcome) in [
+        (worker("other"), Outcome::Refused),
+        (worker("other"), Outcome::Ok { revision: 9 }),
+        (data_plane("a"), Outcome::Refused),
+        (data_plane("a"), Outcome::Ok { revision: 9 }),
+    ] {
+        let mut world = World::new();
+        world.store_answers = false;
+        world.attach_other_worker(4);
+        world.attach_new_plane();
+        // Both are unknown to the store still, and will be written again in a moment.
+        world.answer_writes(Some(Outcome::Refused));
+        let request = world.ask(order(whom.clone(), Duty::Cordoned));
+        let carried = |writes: &[(WriteToken, Write)]| {
+            let cordons = writes.iter().filter(|(_, write)| match write {
+                Write::PutWorker(record) => record.cordoned,
+                Write::PutDataPlane(record) => record.duty == Duty::Cordoned,
+                _ => false,
+            });
+            cordons.count()
+        };
+        let (token, _) = *world.writes.last().unwrap();
+        world.pass(Duration::from_secs(2));
+        assert_eq!(carried(&world.writes), 1, "{whom:?}: one write of a change at a time");
+
+        world.writes.clear();
+        world.tell(Event::Persisted { token, outcome });
+        let is_taken = matches!(outcome, Outcome::Ok { .. });
+        let reply = world.replies.remove(&request).unwrap();
+        assert_eq!(reply.is_ok(), is_taken, "{whom:?}: {reply:?}");
+        world.pass(Duration::from_secs(2));
+        let again = carried(&world.writes);
+        assert_eq!(again > 0, is_taken, "{whom:?} is recorded as it is wanted now");
+        assert!(world.writes.iter().any(|(_, write)| match write {
+            Write::PutWorker(record) => whom == worker(&record.name),
+            Write::PutDataPlane(record) => whom == data_plane(&record.name),
+            _ => false,
+        }));
+    }
+}
