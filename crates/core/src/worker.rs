@@ -84,8 +84,6 @@ pub struct Worker {
     artifacts: BTreeMap<Digest, Artifact>,
     /// Which of them go once nothing here uses them: no revision needs them any more.
     unwanted: BTreeSet<Digest>,
-    /// Waiting to hear what the tag of their image stands for.
-    resolving: BTreeSet<SandboxId>,
     /// Ended while no stream was up.
     untold: Vec<(Sandbox, SandboxId, StartFailure)>,
     load: Load,
@@ -134,7 +132,6 @@ impl Worker {
             start_deadlines: BTreeSet::new(),
             artifacts: artifacts.into_iter().map(|digest| (digest, Artifact::Held)).collect(),
             unwanted: BTreeSet::new(),
-            resolving: BTreeSet::new(),
             untold: Vec::new(),
             load: Load::default(),
             effects: VecDeque::new(),
@@ -319,7 +316,6 @@ impl Worker {
         if let Some(image) = spec.unresolved_image() {
             let (image, pull, runtime) =
                 (image.to_owned(), spec.sandbox.pull, spec.sandbox.runtime);
-            self.resolving.insert(sandbox);
             return self.effects.push_back(Effect::Resolve { sandbox, runtime, image, pull });
         }
         self.provide(now, sandbox, &spec);
@@ -332,7 +328,7 @@ impl Worker {
         sandbox: SandboxId,
         result: Result<Digest, ArtifactFailure>,
     ) {
-        if !self.resolving.remove(&sandbox) {
+        if !self.sandboxes.get(&sandbox).is_some_and(Sandbox::is_resolving) {
             return;
         }
         let digest = match result {
@@ -517,7 +513,6 @@ impl Worker {
 
     fn gone(&mut self, now: Time, sandbox: SandboxId, reported: StartFailure) {
         let Some(mut one) = self.sandboxes.remove(&sandbox) else { return };
-        self.resolving.remove(&sandbox);
         let artifact = one.artifact;
         self.memory -= one.memory.0;
         self.cpu -= u64::from(one.cpu.0);
@@ -656,12 +651,14 @@ impl Worker {
             Artifact::Held => 0,
             Artifact::Fetching(waiting) => waiting.len(),
         });
-        let fetching =
-            self.sandboxes.values().filter(|one| matches!(one.stage, Stage::Fetching { .. }));
+        let fetching = self
+            .sandboxes
+            .values()
+            .filter(|one| matches!(one.stage, Stage::Fetching { .. }) && !one.is_resolving());
         assert_eq!(
-            waiting.sum::<usize>() + self.resolving.len(),
+            waiting.sum::<usize>(),
             fetching.count(),
-            "whoever waits for an artifact or a digest is known"
+            "whoever waits for an artifact is known"
         );
         for digest in &self.unwanted {
             let used = self.sandboxes.values().any(|one| one.artifact == Some(*digest));

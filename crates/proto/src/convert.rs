@@ -66,12 +66,24 @@ macro_rules! pair {
     };
 }
 
-/// An enum without contents as an enumeration with the same variants, from 1.
+/// An enum without contents as an enumeration with the same variants, from 1. One that is meant `by
+/// default` is not sent, as by peers that know nothing of the enum.
 macro_rules! choice {
     ($name:ident { $($variant:ident),* }) => {
+        choice!(@ $name { $($variant),* } Unspecified => Err(Malformed::new(Why::Missing)), {});
+    };
+    ($name:ident { $usual:ident by default, $($variant:ident),* }) => {
+        choice!(@ $name { $($variant),* } Unspecified => Ok($name::$usual), {
+            $name::$usual => Self::Unspecified,
+        });
+    };
+    (@ $name:ident { $($variant:ident),* } Unspecified => $absent:expr, { $($usual:tt)* }) => {
         impl From<$name> for v1::$name {
             fn from(it: $name) -> Self {
-                match it { $($name::$variant => Self::$variant,)* }
+                match it {
+                    $($usual)*
+                    $($name::$variant => Self::$variant,)*
+                }
             }
         }
 
@@ -80,7 +92,7 @@ macro_rules! choice {
 
             fn try_from(it: v1::$name) -> Result<Self, Malformed> {
                 match it {
-                    v1::$name::Unspecified => Err(Malformed::new(Why::Missing)),
+                    v1::$name::Unspecified => $absent,
                     $(v1::$name::$variant => Ok(Self::$variant),)*
                 }
             }

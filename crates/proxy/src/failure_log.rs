@@ -4,7 +4,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -49,16 +49,21 @@ pub(crate) struct FailureLog {
 
 impl FailureLog {
     pub(crate) fn note(&self, function: Option<FunctionName>, code: &'static str, failed: Failed) {
-        let mut seen = lock(&self.seen);
-        let key = (function, code);
-        let has_room = seen.lines.len() < LINES || seen.lines.contains_key(&key);
-        if has_room {
-            let count = seen.lines.get(&key).map_or(0, |(count, _)| *count);
-            seen.lines.insert(key, (count + 1, failed));
-        } else {
-            seen.more += 1;
+        let mut guard = lock(&self.seen);
+        let Seen { lines, more } = &mut *guard;
+        let has_room = lines.len() < LINES;
+        match lines.entry((function, code)) {
+            Entry::Occupied(mut line) => {
+                let (count, last) = line.get_mut();
+                *count += 1;
+                *last = failed;
+            }
+            Entry::Vacant(line) if has_room => {
+                line.insert((1, failed));
+            }
+            Entry::Vacant(_) => *more += 1,
         }
-        drop(seen);
+        drop(guard);
         self.any.notify_one();
     }
 

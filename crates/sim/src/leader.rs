@@ -124,9 +124,8 @@ impl World {
         let machine = Control::new(self.now, config, records);
         let knows = self.store.state.revision();
         let Some(c) = self.controls.get_mut(control) else { return };
-        c.leads = Some(machine);
         self.operators.led_since = self.now;
-        let Some(c) = self.controls.get_mut(control) else { return };
+        c.leads = Some(machine);
         c.beat = 0;
         c.knows = knows;
         c.armed = None;

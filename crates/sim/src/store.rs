@@ -80,7 +80,7 @@ impl State {
     }
 
     pub(crate) fn knows(&self, data_plane: &str) -> bool {
-        self.data_planes.values().any(|record| *record.name == *data_plane)
+        self.data_planes.values().any(|r| !r.removed && *r.name == *data_plane)
     }
 
     /// What is wanted of a worker or a data plane, if it is recorded.

@@ -6,13 +6,13 @@
 //! A write whose outcome is unknown is written again, whole, until it is known; who asked for it
 //! hears at once that it is in doubt. Writing the same record twice changes nothing.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     Digest, FunctionRecord, RequestId, RevisionId, RevisionRecord, RevisionState, SandboxId,
     Settings, Spec, StartFailure, Target, Write, WriteToken,
     control::{
-        Answer, Effect, Outcome, Refusal,
+        Answer, Effect, Outcome, REWRITE, Refusal,
         cluster::{Author, Cluster},
         deploy::Rollout,
         function::Function,
@@ -22,8 +22,6 @@ use crate::{
 
 /// Revisions kept of a function.
 const KEPT: usize = 10;
-/// A write is tried again after this.
-const REWRITE: Duration = Duration::from_secs(1);
 
 /// A change of the record.
 #[derive(Clone, Debug)]

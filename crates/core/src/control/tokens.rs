@@ -3,21 +3,18 @@
 //! What was asked for is answered when it is durable, and only then allows or forbids anything. A
 //! write whose outcome is unknown is written again until it is known; who asked hears so at once.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     Access, ApiToken, ApiTokens, DataPlaneId, Digest, RequestId, TokenView, Write, WriteToken,
     access::MAX_TOKENS,
     control::{
-        Answer, Control, Effect, Outcome, Refusal,
+        Answer, Control, Effect, Outcome, REWRITE, Refusal,
         cluster::{Author, Cluster},
         timers::Timer,
     },
     frame::ToDataPlane,
 };
-
-/// A write is tried again after this.
-const REWRITE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]

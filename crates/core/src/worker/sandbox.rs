@@ -62,6 +62,11 @@ pub(super) enum Stage {
 }
 
 impl Sandbox {
+    /// It waits to hear what the tag of its image stands for.
+    pub(super) const fn is_resolving(&self) -> bool {
+        matches!(self.stage, Stage::Fetching { .. }) && self.artifact.is_none()
+    }
+
     pub(super) fn ordered(now: Time, order: Box<StartSandbox>, port: u16) -> Self {
         let spec = &order.spec;
         Self {

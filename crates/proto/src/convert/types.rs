@@ -85,31 +85,7 @@ choice! { Isolation { Plain, Basic, Strict } }
 
 choice! { Listen { Port, Fd } }
 
-impl From<Pull> for v1::Pull {
-    fn from(it: Pull) -> Self {
-        match it {
-            Pull::Missing => Self::Unspecified,
-            Pull::Always => Self::Always,
-            Pull::Never => Self::Never,
-        }
-    }
-}
-
-impl TryFrom<v1::Pull> for Pull {
-    type Error = Malformed;
-
-    fn try_from(it: v1::Pull) -> Result<Self, Malformed> {
-        match it {
-            v1::Pull::Unspecified => Ok(Self::Missing),
-            v1::Pull::Always => Ok(Self::Always),
-            v1::Pull::Never => Ok(Self::Never),
-        }
-    }
-}
-
-impl Enumeration for Pull {
-    type Wire = v1::Pull;
-}
+choice! { Pull { Missing by default, Always, Never } }
 
 message! {
     SandboxSpec {
@@ -207,29 +183,7 @@ message! {
     }
 }
 
-impl From<Auth> for v1::Auth {
-    fn from(it: Auth) -> Self {
-        match it {
-            Auth::None => Self::Unspecified,
-            Auth::Token => Self::Token,
-        }
-    }
-}
-
-impl TryFrom<v1::Auth> for Auth {
-    type Error = Malformed;
-
-    fn try_from(it: v1::Auth) -> Result<Self, Malformed> {
-        match it {
-            v1::Auth::Unspecified => Ok(Self::None),
-            v1::Auth::Token => Ok(Self::Token),
-        }
-    }
-}
-
-impl Enumeration for Auth {
-    type Wire = v1::Auth;
-}
+choice! { Auth { None by default, Token } }
 
 choice! { Access { View, Invoke, Deploy, Admin } }
 

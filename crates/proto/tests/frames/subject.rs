@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use dirigent_core::{
-    Access, Address, Auth, Cause, Duty, Fault, Isolation, Listen, Protocol, RuntimeKind,
+    Access, Address, Auth, Cause, Duty, Fault, Isolation, Listen, Protocol, Pull, RuntimeKind,
     frame::{
         FromDataPlane, FromDataPlaneBulk, FromWorker, FromWorkerBulk, Share, Status, ToDataPlane,
         ToDataPlaneBulk, ToWorker, ToWorkerBulk, WhyReturned,
@@ -65,7 +65,7 @@ messages! {
     Share Address Cause Status
 }
 
-enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned Auth Access Duty }
+enumerations! { RuntimeKind Protocol Isolation Listen Fault WhyReturned Auth Access Duty Pull }
 
 /// Done with each of them.
 pub(crate) trait Visitor {
