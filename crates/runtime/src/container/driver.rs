@@ -102,7 +102,7 @@ pub(super) struct World {
 }
 
 impl World {
-    fn new(
+    pub(super) fn new(
         config: ContainerConfig,
         events: mpsc::Sender<Event>,
         held: Arc<Mutex<Vec<Digest>>>,

@@ -184,6 +184,8 @@ impl World {
 pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::Receiver<Stop>) {
     let mut verdict = None;
     let mut signalled = false;
+    // Kept over the turns: one that writes often ends them sooner than it is looked at.
+    let mut look_at = Instant::now() + LOOK;
     loop {
         let stop = *stops.borrow_and_update();
         if stop.is_some() && !signalled {
@@ -192,7 +194,6 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
             one.starting = None;
             one.signal(one.stop_signal).await;
         }
-        let look_at = one.starting.map(|_| Instant::now() + LOOK);
         tokio::select! {
             biased;
             ended = one.held.readable() => {
@@ -213,7 +214,8 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
                     break;
                 }
             }
-            () = until(look_at), if look_at.is_some() => {
+            () = sleep_until(look_at), if one.starting.is_some() => {
+                look_at = Instant::now() + LOOK;
                 if let Some(late) = one.look(&world).await {
                     verdict = Some(late);
                     one.starting = None;
@@ -378,9 +380,59 @@ async fn remove(world: &World, place: &Place) {
 
 #[cfg(test)]
 mod tests {
-    use dirigent_core::Bytes;
+    use std::{fs::OpenOptions, io::Write as _, net::TcpListener};
+
+    use dirigent_core::{Bytes, Epoch};
+    use tokio::{sync::mpsc, task::LocalSet};
 
     use super::*;
+    use crate::container::{ContainerConfig, made::first};
+
+    /// The clock goes on by less than lies between two looks, with a line each time.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_writes_all_the_time_is_looked_at_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let (events, mut heard) = mpsc::channel(8);
+        let mut config = ContainerConfig::new(directory.path());
+        config.socket = directory.path().join("nobody");
+        let world = Rc::new(World::new(config, events, std::sync::Arc::default()).unwrap());
+        // This process stands for the sandbox.
+        let listener = TcpListener::bind((world.config.address, 0)).unwrap();
+        let (pid, held) = first(std::process::id()).unwrap();
+        let sandbox = SandboxId::new(Epoch(1), 1);
+        let place = world.place(sandbox);
+        let [stdout, stderr] = place.pipes().unwrap();
+        let mut writes =
+            OpenOptions::new().write(true).open(place.directory.join("stdout")).unwrap();
+        let function = FunctionId::new(Epoch(1), 1);
+        let one = Running {
+            sandbox,
+            port: listener.local_addr().unwrap().port(),
+            stop_signal: libc::SIGTERM,
+            limit: Bytes::mib(64),
+            pid,
+            held: watched::readable(held).unwrap(),
+            output: world.output(function, sandbox, stdout, stderr).unwrap(),
+            starting: Some((Instant::now(), Duration::from_secs(60))),
+            place,
+            _claim: None,
+        };
+        let (_stop, stops) = watch::channel(None);
+        let tasks = LocalSet::new();
+        tasks.spawn_local(serve(Rc::clone(&world), one, stops));
+        let goes_on = async {
+            for _ in 0..100 {
+                writes.write_all(b"still here\n").unwrap();
+                tokio::time::advance(LOOK / 4).await;
+            }
+        };
+        tasks.run_until(goes_on).await;
+        let event = heard.try_recv();
+        assert!(
+            matches!(event, Ok(Event::Listening { sandbox: s, .. }) if s == sandbox),
+            "{event:?}"
+        );
+    }
 
     #[test]
     fn ends_are_told_apart() {
