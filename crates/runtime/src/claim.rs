@@ -30,6 +30,10 @@ pub(crate) struct Claim {
     _lock: OwnedFd,
 }
 
+/// Another sandbox has the port, be it one of another worker.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken;
+
 impl Claim {
     /// Takes a name.
     ///
@@ -49,10 +53,18 @@ impl Claim {
     /// it is adopted.
     ///
     /// # Errors
-    /// As [`Self::take`]; where names cannot be taken the start may go on and fail, or not, by what
-    /// it finds.
+    /// As [`Self::take`].
     pub(crate) fn port(port: u16) -> Result<Self, Errno> {
         Self::at(i64::from(port))
+    }
+
+    /// As [`Self::port`], for a start. Where names cannot be taken now it goes on without, and fails
+    /// or not by what it finds: else one lack of descriptors would cost a worker all its ports.
+    ///
+    /// # Errors
+    /// If somebody has it.
+    pub(crate) fn for_start(port: u16) -> Result<Option<Self>, Taken> {
+        needed(port, Self::port(port))
     }
 
     fn at(byte: i64) -> Result<Self, Errno> {
@@ -76,6 +88,17 @@ impl Claim {
                 }
                 taken => return taken.map_err(io::Error::from),
             }
+        }
+    }
+}
+
+fn needed(port: u16, claimed: Result<Claim, Errno>) -> Result<Option<Claim>, Taken> {
+    match claimed {
+        Ok(claim) => Ok(Some(claim)),
+        Err(Errno::AGAIN) => Err(Taken),
+        Err(error) => {
+            tracing::warn!(port, %error, "a port cannot be claimed");
+            Ok(None)
         }
     }
 }
@@ -123,6 +146,16 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
         drop(claim);
         Claim::take_within(&name, Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_start_goes_on_where_nothing_can_be_claimed() {
+        let claim = Claim::for_start(3).unwrap();
+        assert!(claim.is_some());
+        assert_eq!(Claim::for_start(3).unwrap_err(), Taken);
+        drop(claim);
+        assert!(needed(3, Err(Errno::MFILE)).unwrap().is_none());
+        assert!(Claim::for_start(3).unwrap().is_some());
     }
 
     #[test]

@@ -28,10 +28,7 @@ use dirigent_core::{
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
 use ipnet::{IpNet, Ipv4Net};
-use rustix::{
-    event::{EventfdFlags, eventfd},
-    io::Errno,
-};
+use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -465,15 +462,8 @@ impl Runtime for ProcessRuntime {
             self.shared.order(Order::Occupied { port });
             return self.shared.report(Event::PortTaken { sandbox, port });
         }
-        let claim = match Claim::port(port) {
-            Ok(claim) => Some(claim),
-            Err(Errno::AGAIN) => {
-                return self.shared.report(Event::PortTaken { sandbox, port });
-            }
-            Err(error) => {
-                tracing::warn!(port, %error, "a port cannot be claimed");
-                None
-            }
+        let Ok(claim) = Claim::for_start(port) else {
+            return self.shared.report(Event::PortTaken { sandbox, port });
         };
         let start = match self.plan(&create) {
             Ok(start) => start,

@@ -18,7 +18,6 @@ use dirigent_core::{
     Digest, Pull, SandboxId,
     worker::{Adopted, CreateSandbox},
 };
-use rustix::io::Errno;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinSet, LocalSet},
@@ -347,17 +346,9 @@ impl Driver {
     async fn create(&mut self, create: CreateSandbox) {
         let (sandbox, port) = (create.order.sandbox, create.port);
         let taken = self.world.listeners.borrow_mut().at(port).is_some();
-        let claim = match Claim::port(port) {
-            Ok(claim) => Some(claim),
-            Err(Errno::AGAIN) => None,
-            Err(error) => {
-                tracing::warn!(port, %error, "a port cannot be claimed");
-                None
-            }
-        };
-        if taken || claim.is_none() {
+        let (false, Ok(claim)) = (taken, Claim::for_start(port)) else {
             return self.world.report(Event::PortTaken { sandbox, port }).await;
-        }
+        };
         let (stop, stops) = watch::channel(None);
         self.sandboxes.insert(sandbox, stop);
         let world = Rc::clone(&self.world);
