@@ -9,7 +9,7 @@ use std::{
 use dirigent_core::{StartFailure, worker::Adopted};
 use rustix::event::epoll;
 
-use super::{Alarm, Board, Cell, Source};
+use super::{Board, Cell, Source};
 use crate::keeper::protocol::{
     Ended, FromKeeper, Greeting, Inbox, ToKeeper, VERSION, Welcome, check_version, encode,
 };
@@ -174,8 +174,10 @@ impl Board {
         {
             tracing::debug!(%error, "was not waited for");
         }
-        self.idle_since = None;
-        self.alone_since = Some(Instant::now());
-        self.schedule_once(Duration::ZERO, Alarm::Idle);
+        let now = Instant::now();
+        let nothing_left = self.by_sandbox.is_empty() && self.networks.loans.is_empty();
+        // Not at the next look, which may be half of the time away.
+        self.idle_since = nothing_left.then_some(now);
+        self.alone_since = Some(now);
     }
 }
