@@ -212,6 +212,52 @@ fn what_a_killed_keeper_left_is_removed() {
     drop(other);
 }
 
+/// `nft`, which does not write while `broken` is there, and counts there how often it was to.
+fn fragile_nft(directory: &std::path::Path) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (program, broken) = (directory.join("nft"), directory.join("broken"));
+    let broken = broken.display();
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = -f ] && [ -e {broken} ]; then echo >> {broken}; exit 1; fi\n\
+         PATH=${{PATH#*:}} exec nft \"$@\"\n"
+    );
+    std::fs::write(&program, script).expect("writes");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    format!("PATH={}:{}", directory.display(), std::env::var("PATH").expect("a path"))
+}
+
+#[test]
+fn settings_that_could_not_be_written_are_written_later() {
+    let programs = tempfile::tempdir().expect("a directory");
+    let broken = programs.path().join("broken");
+    let path = fragile_nft(programs.path());
+    let change = move |config: &mut ProcessConfig| {
+        config.keeper_command.splice(0..0, ["/usr/bin/env".to_owned(), path]);
+        config.rules_every = Duration::from_millis(100);
+    };
+    let Some(mut rig) = rig_with(change.clone()) else { return };
+    // The next worker has another control plane.
+    rig.runtime.detach();
+    std::fs::write(&broken, "").expect("writes");
+    let mut config = common::config(rig.directory.path());
+    change(&mut config);
+    config.forbidden = vec![Ipv4Addr::new(192, 0, 2, 77)];
+    let (events, _unheard) = mpsc::channel(64);
+    rig.runtime = ProcessRuntime::start(config, events).expect("connects");
+    // More often than what was under way may have been; one attempt is to write two tables.
+    let tries = || std::fs::metadata(&broken).map_or(0, |found| found.len());
+    let before = tries();
+    until("some attempts to fail", || tries() > before + 4);
+    std::fs::remove_file(&broken).expect("it is there");
+    let names = own_tables(&tables(), rig.directory.path());
+    let name = names.iter().find(|name| !name.ends_with(char::is_numeric)).expect("a table");
+    let name = name.trim_start_matches("table inet ");
+    until("the rules to know it", || {
+        let listed = Command::new("nft").args(["list", "table", "inet", name]).output();
+        String::from_utf8_lossy(&listed.expect("nft runs").stdout).contains("192.0.2.77")
+    });
+}
+
 /// The two tables of a directory's keeper.
 fn own_tables(all: &BTreeSet<String>, directory: &std::path::Path) -> BTreeSet<String> {
     use std::os::unix::fs::MetadataExt as _;

@@ -448,7 +448,10 @@ impl Board {
                 self.renewal = Some(pidfd);
                 self.schedule_once(RENEWAL, Alarm::Renewed);
             }
-            Err(error) => tracing::warn!(%error, "the network rules are not made anew"),
+            Err(error) => {
+                self.networks.doubt();
+                tracing::warn!(%error, "the network rules are not made anew");
+            }
         }
     }
 
@@ -471,8 +474,13 @@ impl Board {
             return true;
         }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        if let Err(error) = waitid(WaitId::PidFd(pidfd.as_fd()), options) {
-            tracing::trace!(%error, "it has been waited for with others");
+        match waitid(WaitId::PidFd(pidfd.as_fd()), options) {
+            Ok(Some(status)) if status.exit_status() == Some(0) => {}
+            Ok(_) => self.networks.doubt(),
+            Err(error) => {
+                tracing::trace!(%error, "it has been waited for with others");
+                self.networks.doubt();
+            }
         }
         self.renewal = None;
         false

@@ -66,6 +66,9 @@ pub(super) struct Networks {
     pub(super) pool: Option<Pool>,
     /// Whether the rules are to be written anew.
     outdated: bool,
+    /// Whether the last attempt to write them failed, or may have: the next look writes them, not
+    /// an attempt at once, which fails as well, perhaps.
+    doubted: bool,
     maker: Option<Maker>,
     /// What sandboxes of other runtimes have of it.
     pub(super) loans: BTreeMap<SandboxId, Loan>,
@@ -73,7 +76,7 @@ pub(super) struct Networks {
 
 impl Networks {
     pub(super) const fn new(pool: Option<Pool>) -> Self {
-        Self { pool, outdated: false, maker: None, loans: BTreeMap::new() }
+        Self { pool, outdated: false, doubted: false, maker: None, loans: BTreeMap::new() }
     }
 
     /// The worker's configuration may be newer than this keeper.
@@ -84,9 +87,14 @@ impl Networks {
     /// The rules to be written, if those that are there are not what they should be.
     pub(super) fn renewal(&mut self) -> Option<Renewal> {
         let pool = self.pool.as_mut()?;
-        let outdated = pool.is_outdated() || self.outdated;
-        self.outdated = false;
+        let outdated = pool.is_outdated() || self.outdated || self.doubted;
+        (self.outdated, self.doubted) = (false, false);
         outdated.then(|| pool.renewal())
+    }
+
+    /// Nobody knows that they were written.
+    pub(super) const fn doubt(&mut self) {
+        self.doubted = true;
     }
 
     /// Somebody has tried to write them; whether they are outdated again.
