@@ -4,14 +4,7 @@
 //! Refused: saying whether an artifact is needed. The records say so: a leader's are in its machine,
 //! who stands by reads them now and then.
 
-use std::{
-    collections::BTreeSet,
-    fmt, io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use dirigent_core::{Digest, office};
@@ -71,8 +64,6 @@ pub struct Artifacts {
 struct Copies {
     chair: Chair,
     others: Arc<dyn Others>,
-    /// Known to be held by a majority.
-    safe: Mutex<BTreeSet<Digest>>,
     /// One artifact at a time is fetched: whoever waits for the same one finds it here then.
     fetching: tokio::sync::Mutex<()>,
 }
@@ -101,11 +92,12 @@ impl Artifacts {
     }
 
     pub(crate) fn shared(blobs: Blobs, chair: Chair, others: Arc<dyn Others>) -> Self {
-        let (safe, fetching) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { blobs, shared: Some(Arc::new(Copies { chair, others, safe, fetching })) }
+        let fetching = tokio::sync::Mutex::default();
+        Self { blobs, shared: Some(Arc::new(Copies { chair, others, fetching })) }
     }
 
-    /// Makes sure that a majority of the control planes holds an artifact that is held here.
+    /// Makes sure that a majority of the control planes holds an artifact that is held here. The others
+    /// are asked each time: what they held an hour ago they may have removed since.
     pub(crate) async fn spread(&self, digest: Digest) -> Result<(), TooFew> {
         match &self.shared {
             Some(shared) => shared.spread(digest).await,
@@ -113,14 +105,8 @@ impl Artifacts {
         }
     }
 
-    /// No longer needed; whether others still hold it is not known after this.
+    /// No longer needed.
     pub(crate) fn discard(&self, digests: &[Digest]) {
-        if let Some(shared) = &self.shared {
-            let mut safe = shared.safe();
-            for digest in digests {
-                safe.remove(digest);
-            }
-        }
         self.blobs.discard(digests);
     }
 
@@ -216,10 +202,6 @@ impl Artifacts {
 }
 
 impl Copies {
-    fn safe(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
-        self.safe.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The other control planes, where they can be reached, and how many there are with this one.
     async fn others(&self) -> Result<(Vec<(Member, SocketAddr)>, usize), String> {
         let members = self.chair.members().await.map_err(|error| error.to_string())?;
@@ -235,9 +217,6 @@ impl Copies {
     }
 
     async fn spread(&self, digest: Digest) -> Result<(), TooFew> {
-        if self.safe().contains(&digest) {
-            return Ok(());
-        }
         let unknown = |why| TooFew { held: 1, all: 1, why };
         let (others, all) = self.others().await.map_err(unknown)?;
         let own = self.chair.member().peers.parse();
@@ -262,11 +241,7 @@ impl Copies {
                 Err(panic) => why = panic.to_string(),
             }
         }
-        if held < needed {
-            return Err(TooFew { held, all, why });
-        }
-        self.safe().insert(digest);
-        Ok(())
+        if held < needed { Err(TooFew { held, all, why }) } else { Ok(()) }
     }
 
     /// From any control plane that holds it.
@@ -307,7 +282,7 @@ impl Copies {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Mutex};
 
     use dirigent_bench::etcd::Etcd;
     use dirigent_core::Write;
@@ -379,9 +354,27 @@ mod tests {
     }
 
     impl House {
+        async fn upload(&self) -> Digest {
+            let digest = Digest(sha2::Sha256::digest(b"files").into());
+            let body = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"files"))]);
+            self.artifacts.blobs.put(digest, body).await.unwrap();
+            digest
+        }
+
         fn holds(&self, digest: Digest) -> bool {
             self.artifacts.blobs.size(digest).is_some()
         }
+    }
+
+    /// Three control planes, of which the first holds what is returned.
+    async fn three(etcd: &Etcd, street: &Arc<Street>) -> ([House; 3], Digest) {
+        let houses = [
+            house(etcd, street, 1).await,
+            house(etcd, street, 2).await,
+            house(etcd, street, 3).await,
+        ];
+        let digest = houses[0].upload().await;
+        (houses, digest)
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -392,12 +385,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(scratch.path(), 1).unwrap();
         let street = Arc::new(Street::default());
-        let one = house(&etcd, &street, 1).await;
-        let two = house(&etcd, &street, 2).await;
-        let three = house(&etcd, &street, 3).await;
-        let digest = Digest(sha2::Sha256::digest(b"files").into());
-        let body = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"files"))]);
-        one.artifacts.blobs.put(digest, body).await.unwrap();
+        let ([one, two, three], digest) = three(&etcd, &street).await;
 
         // Alone it is a minority.
         let dead: Vec<_> = [&two, &three]
@@ -432,5 +420,28 @@ mod tests {
         let lost = Digest([9; 32]);
         let error = one.artifacts.open(lost).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_majority_held_once_is_asked_for_again() {
+        if !Etcd::is_installed() {
+            return println!("skip: etcd is not installed (Debian: etcd-server)");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let etcd = Etcd::start(scratch.path(), 1).unwrap();
+        let street = Arc::new(Street::default());
+        let ([one, two, three], digest) = three(&etcd, &street).await;
+        one.artifacts.spread(digest).await.unwrap();
+        // Another one led meanwhile, and the last revision that needed it was removed.
+        for house in [&one, &two, &three] {
+            house.artifacts.blobs.discard(&[digest]);
+        }
+        one.upload().await;
+        one.artifacts.spread(digest).await.unwrap();
+        assert!(two.holds(digest) || three.holds(digest));
+        // They cannot be asked any more.
+        street.0.lock().unwrap().clear();
+        let error = one.artifacts.spread(digest).await.unwrap_err();
+        assert_eq!((error.held, error.all), (1, 3), "{error}");
     }
 }
