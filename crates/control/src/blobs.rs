@@ -150,6 +150,12 @@ impl Blobs {
         Ok(())
     }
 
+    /// Something refers to these for certain, as records say that have just been read: what of them was
+    /// fetched from another control plane does not go after an hour.
+    pub(crate) fn need(&self, needed: &BTreeSet<Digest>) {
+        self.lock().unreferenced.retain(|digest, _since| !needed.contains(digest));
+    }
+
     /// The size of an artifact, if it is held.
     #[must_use]
     pub fn size(&self, digest: Digest) -> Option<u64> {
@@ -278,6 +284,12 @@ impl Blobs {
 
     fn path(&self, digest: Digest) -> PathBuf {
         self.shared.dir.join(digest.hex())
+    }
+
+    /// Whether it has an hour to live.
+    #[cfg(test)]
+    pub(crate) fn is_unreferenced(&self, digest: Digest) -> bool {
+        self.lock().unreferenced.contains_key(&digest)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -190,13 +190,15 @@ impl Artifacts {
             referred.map_err(|error| error.to_string())?;
             self.collect().await;
         }
-        for digest in needed {
+        for &digest in &needed {
             if self.blobs.size(digest).is_none()
                 && let Err(error) = shared.fetch(&self.blobs, digest).await
             {
                 tracing::warn!(%digest, %error, "an artifact that is needed is lacking here");
             }
         }
+        // What was fetched, now or when it was opened, came as an upload does.
+        self.blobs.need(&needed);
         Ok(())
     }
 }
@@ -414,8 +416,13 @@ mod tests {
         }
         two.artifacts.open(digest).await.unwrap();
         assert!(two.holds(digest));
+        // It stays, also with one that leads and never asks again what nothing refers to.
+        two.artifacts.reconcile(true).await.unwrap();
         three.artifacts.reconcile(false).await.unwrap();
         assert!(three.holds(digest));
+        for house in [&two, &three] {
+            assert!(!house.artifacts.blobs.is_unreferenced(digest));
+        }
         // What no other holds is told.
         let lost = Digest([9; 32]);
         let error = one.artifacts.open(lost).await.unwrap_err();
