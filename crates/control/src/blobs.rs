@@ -123,11 +123,13 @@ impl Blobs {
         Err(io::Error::new(io::ErrorKind::InvalidData, text))
     }
 
-    /// The artifacts that these records refer to.
+    /// The artifacts that these records refer to. Images of registries are none: they stay there, and
+    /// workers have them from there.
     #[must_use]
     pub fn needed(records: &Records) -> BTreeSet<Digest> {
         let revisions = records.functions.iter().flat_map(|function| &function.revisions);
-        revisions.filter_map(|revision| revision.spec.artifact).collect()
+        let sent = revisions.filter(|revision| revision.spec.sandbox.registry_image().is_none());
+        sent.filter_map(|revision| revision.spec.artifact).collect()
     }
 
     /// What these `records`, which have just been read, do not refer to has an hour to live, from the

@@ -338,4 +338,23 @@ mod tests {
         assert!(matches!(error, MigrateError::Store(StoreError::NotEmpty { .. })), "{error}");
         host.source().take_office(Epoch(0)).unwrap();
     }
+
+    #[test]
+    fn an_image_that_a_registry_has_need_not_be_here() {
+        let state = tempfile::tempdir().unwrap();
+        let digest = Digest([7; 32]);
+        let mut record = function(1);
+        let spec = Arc::make_mut(&mut record.revisions[0].spec);
+        spec.artifact = Some(digest);
+        let with = |record: &dirigent_core::FunctionRecord| Records {
+            functions: vec![record.clone().into()],
+            ..Records::default()
+        };
+        let error = check_artifacts(state.path(), &with(&record)).unwrap_err().to_string();
+        assert!(error.contains("it is not there"), "{error}");
+        let spec = Arc::make_mut(&mut record.revisions[0].spec);
+        spec.sandbox.runtime = dirigent_core::RuntimeKind::Container;
+        spec.sandbox.image = Some(format!("registry.test/one@{digest}"));
+        assert_eq!(check_artifacts(state.path(), &with(&record)).unwrap(), (0, 0));
+    }
 }
