@@ -349,26 +349,29 @@ impl Membership {
     ) -> Result<Joined, MembershipError> {
         let signer = self.signer()?;
         let life = self.shared.life;
-        let joined = signer.commit(|record| {
+        let (joined, refused) = signer.commit(|record| {
             let ticket = record.ticket(&digest(secret)).ok_or(MembershipError::Token)?.clone();
             let member = Member::new(ticket.role, name)?;
             let hosts = if member.role == Role::ControlPlane { hosts } else { &[] };
-            match &ticket.name {
+            let refused = match &ticket.name {
                 Some(meant) if meant != name => {
                     return Err(MembershipError::Name { name: meant.clone() });
                 }
                 // Whoever has this token was meant to take the name over.
                 Some(_) => record.refuse(&member),
                 None if record.has(&member) => return Err(MembershipError::Taken { member }),
-                None => {}
-            }
+                None => false,
+            };
             let certificate = sign(&signer.authority, &member, request, hosts, life)?;
             record.enter(&member, &Certificate::of_pem(&certificate)?, hosts)?;
             record.used(&ticket);
             let authority = signer.authority.pem().to_owned();
-            Ok(Joined { member, certificate, authority })
+            Ok((Joined { member, certificate, authority }, refused))
         })?;
-        self.changed();
+        // Everybody who is in is admitted again then: not for each who joins.
+        if refused {
+            self.changed();
+        }
         tracing::info!(member = %joined.member, "joined");
         Ok(joined)
     }
@@ -398,11 +401,8 @@ impl Membership {
     /// If there is none, or it cannot be written down.
     pub fn remove(&self, member: &Member) -> Result<(), MembershipError> {
         self.signer()?.commit(|record| {
-            if !record.has(member) {
-                return Err(MembershipError::Unknown { member: member.clone() });
-            }
-            record.refuse(member);
-            Ok(())
+            let refused = record.refuse(member);
+            refused.then_some(()).ok_or_else(|| MembershipError::Unknown { member: member.clone() })
         })?;
         self.changed();
         tracing::info!(%member, "removed");

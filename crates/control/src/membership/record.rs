@@ -166,12 +166,12 @@ impl Record {
         Ok(())
     }
 
-    /// Nobody with a certificate of this member is one any more.
-    pub(super) fn refuse(&mut self, member: &Member) {
-        if let Some(entry) = self.members.remove(member) {
-            let signed = entry.certificates.into_iter();
-            self.refused.extend(signed.map(|signed| (signed.serial, signed.until_ms)));
-        }
+    /// Nobody with a certificate of this member is one any more; whether there was one.
+    pub(super) fn refuse(&mut self, member: &Member) -> bool {
+        let Some(entry) = self.members.remove(member) else { return false };
+        let signed = entry.certificates.into_iter();
+        self.refused.extend(signed.map(|signed| (signed.serial, signed.until_ms)));
+        true
     }
 
     pub(super) fn refuses(&self, serial: &str) -> bool {

@@ -140,3 +140,17 @@ fn a_certificate_of_ones_own_is_renewed() {
     assert_eq!(first.uri, second.uri);
     assert_ne!(first.serial, second.serial);
 }
+
+#[test]
+fn who_joins_has_nobody_admitted_again_unless_somebody_has_to_leave() {
+    let (_dir, membership) = cluster();
+    let mut changes = membership.changes();
+    let many = membership.invite(Role::Worker, None, HOUR, true).unwrap();
+    join(&membership, &many, "w1").unwrap();
+    for (name, refuses) in [("w2", false), ("w1", true)] {
+        let named = membership.invite(Role::Worker, Some(name), HOUR, false).unwrap();
+        join(&membership, &named, name).unwrap();
+        assert_eq!(changes.has_changed().unwrap(), refuses, "{name}");
+        changes.mark_unchanged();
+    }
+}
