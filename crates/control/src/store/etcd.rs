@@ -81,6 +81,28 @@ impl Place {
             message: error.to_string(),
         }
     }
+
+    /// As many writes as fit into one transaction, from the front, and how many.
+    fn fit(&self, batch: &[Write]) -> Result<(usize, Vec<RequestOp>), String> {
+        let functions = self.keys.functions();
+        let (mut seen, mut bytes, mut changes) = (BTreeSet::new(), 0, Vec::new());
+        for write in batch.iter().take(RECORDS) {
+            let (key, value) = match self.keys.change(write) {
+                Ok(changed) => changed,
+                // Of one that cannot be written down the others learn nothing.
+                Err(why) if changes.is_empty() => return Err(why),
+                Err(_why) => break,
+            };
+            bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+            // etcd takes a key once in a transaction.
+            if (bytes > BYTES && !changes.is_empty()) || !seen.insert(key.clone()) {
+                break;
+            }
+            let counted = key.starts_with(&functions);
+            changes.push(change(key, value, counted));
+        }
+        Ok((changes.len(), changes))
+    }
 }
 
 /// The office of the cluster at `config`, for a control plane.
@@ -156,29 +178,6 @@ impl EtcdStore {
             failure: vec![read(keys.of("leader")), read(keys.of("writes"))],
         };
         (mark, request)
-    }
-
-    /// As many writes as fit into one transaction, from the front, and how many.
-    fn fit(&self, batch: &[Write]) -> Result<(usize, Vec<RequestOp>), String> {
-        let keys = &self.place().keys;
-        let functions = keys.functions();
-        let (mut seen, mut bytes, mut changes) = (BTreeSet::new(), 0, Vec::new());
-        for write in batch.iter().take(RECORDS) {
-            let (key, value) = match keys.change(write) {
-                Ok(changed) => changed,
-                // Of one that cannot be written down the others learn nothing.
-                Err(why) if changes.is_empty() => return Err(why),
-                Err(_why) => break,
-            };
-            bytes += key.len() + value.as_ref().map_or(0, Vec::len);
-            // etcd takes a key once in a transaction.
-            if (bytes > BYTES && !changes.is_empty()) || !seen.insert(key.clone()) {
-                break;
-            }
-            let counted = key.starts_with(&functions);
-            changes.push(change(key, value, counted));
-        }
-        Ok((changes.len(), changes))
     }
 
     /// What became of the transaction whose answer was lost; `Unknown` while etcd cannot be asked.
@@ -291,7 +290,7 @@ impl Store for EtcdStore {
 
     fn apply(&mut self, batch: &[Write]) -> Result<Applied, Deposed> {
         let Some(term) = self.term else { return Err(Deposed) };
-        let (writes, changes) = match self.fit(batch) {
+        let (writes, changes) = match self.place().fit(batch) {
             Ok((writes, changes)) => (writes, changes),
             Err(why) => {
                 tracing::error!(why, "a record cannot be written down");

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
-    BYTES, Chair, Place, RECORDS,
+    Chair, Place,
     client::Answered,
     keys::{change, json, none_changed, put, read, unchanged, unsigned},
     load::load,
     office::{Cluster, Leader, Member},
-    rpc::{KeyValue, TxnRequest},
+    rpc::{KeyValue, RequestOp, TxnRequest},
 };
 use crate::store::StoreError;
 
@@ -112,22 +112,13 @@ impl<'a> Moving<'a> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(), StoreError> {
         let writes = self.writes()?;
-        let (mut done, all) = (0, writes.len());
-        let (mut changes, mut bytes) = (Vec::new(), 0);
-        for write in &writes {
-            let change_of = self.place.keys.change(write);
-            let (key, value) = change_of.map_err(|why| self.place.broken(why))?;
-            let size = key.len() + value.as_ref().map_or(0, Vec::len);
-            if changes.len() >= RECORDS || (bytes + size > BYTES && !changes.is_empty()) {
-                done += self.put(std::mem::take(&mut changes))?;
-                bytes = 0;
-                progress(done, all);
-            }
-            bytes += size;
-            changes.push(change(key, value, false));
+        let mut left = writes.as_slice();
+        while !left.is_empty() {
+            let (count, changes) = self.place.fit(left).map_err(|why| self.place.broken(why))?;
+            self.put(changes)?;
+            left = &left[count..];
+            progress(writes.len() - left.len(), writes.len());
         }
-        done += self.put(changes)?;
-        progress(done, all);
         Ok(())
     }
 
@@ -154,15 +145,14 @@ impl<'a> Moving<'a> {
         Ok(writes)
     }
 
-    fn put(&self, changes: Vec<super::rpc::RequestOp>) -> Result<usize, StoreError> {
-        let count = changes.len();
+    fn put(&self, changes: Vec<RequestOp>) -> Result<(), StoreError> {
         let request = TxnRequest {
             compare: vec![unchanged(self.place.keys.of("migration"), self.revision)],
             success: changes,
             failure: Vec::new(),
         };
         if transact(&self.place, &self.runtime, &request)?.succeeded() {
-            return Ok(count);
+            return Ok(());
         }
         Err(StoreError::NotEmpty { place: self.place.name.clone() })
     }
