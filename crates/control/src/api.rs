@@ -23,6 +23,7 @@ use std::{
 
 use axum::{
     Router,
+    body::{Body, to_bytes},
     extract::{MatchedPath, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
@@ -318,4 +319,12 @@ fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     Query::try_from_uri(uri)
         .map(|Query(query)| query)
         .map_err(|error| ApiError::bad_request(error.body_text()))
+}
+
+/// The body of a request as JSON, of so many bytes at most.
+async fn json<T: DeserializeOwned>(body: Body, limit: usize) -> Result<T, ApiError> {
+    let bytes = to_bytes(body, limit).await;
+    let bytes = bytes.map_err(|_too_large| ApiError::too_large("the body", limit as u64))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))
 }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Path, State},
 };
 use dirigent_core::{Member, MemberError, Role, units};
 use http::StatusCode;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Api, ApiError};
@@ -73,22 +73,15 @@ impl Api {
     }
 }
 
-async fn read<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
-    let bytes = to_bytes(body, BODY).await;
-    let bytes = bytes.map_err(|_too_large| ApiError::too_large("the body", BODY as u64))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))
-}
-
 pub(super) async fn invite(State(api): State<Api>, body: Body) -> Answered {
-    let Invite { role, name, ttl, many } = read(body).await?;
+    let Invite { role, name, ttl, many } = super::json(body, BODY).await?;
     let role: Role = role.parse().map_err(MembershipError::from)?;
     let token = api.members(move |all| all.invite(role, name.as_deref(), ttl, many)).await?;
     Ok(Json(json!({ "token": token })))
 }
 
 pub(super) async fn join(State(api): State<Api>, body: Body) -> Answered {
-    let Join { secret, name, hosts, request } = read(body).await?;
+    let Join { secret, name, hosts, request } = super::json(body, BODY).await?;
     if hosts.len() > HOSTS || hosts.iter().any(|host| host.len() > HOST_BYTES) {
         return Err(ApiError::bad_request(format!(
             "there may be {HOSTS} hosts of {HOST_BYTES} characters at most"

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Path, State},
 };
 use dirigent_core::{
@@ -12,7 +12,7 @@ use dirigent_core::{
 use http::Uri;
 use serde::Deserialize;
 
-use super::{Api, ApiError, query};
+use super::{Api, ApiError, json, query};
 
 /// A body at most: one word.
 const BODY: usize = 4 << 10;
@@ -41,10 +41,7 @@ fn data_plane(name: &str) -> Whom {
 }
 
 async fn order(api: &Api, whom: Whom, body: Body) -> Answered {
-    let bytes = to_bytes(body, BODY).await;
-    let bytes = bytes.map_err(|_too_large| ApiError::too_large("the body", BODY as u64))?;
-    let Order { duty } = serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
+    let Order { duty } = json(body, BODY).await?;
     api.ask(Call::Order { whom, duty }).await.map(Json)
 }
 

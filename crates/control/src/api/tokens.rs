@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Path, State},
 };
 use dirigent_core::{
@@ -39,10 +39,7 @@ struct Make {
 struct Expires(#[serde(with = "units::duration")] Duration);
 
 pub(super) async fn make(State(api): State<Api>, body: Body) -> Result<Json<Value>, ApiError> {
-    let bytes = to_bytes(body, BODY).await;
-    let bytes = bytes.map_err(|_too_large| ApiError::too_large("the body", BODY as u64))?;
-    let Make { role, name, expires } = serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
+    let Make { role, name, expires } = super::json(body, BODY).await?;
     let access: Access = role
         .parse()
         .map_err(|error: dirigent_core::AccessError| ApiError::bad_request(error.to_string()))?;
