@@ -39,8 +39,8 @@ use crate::token::{digest, secret};
 /// authority, short enough that one that was lost is soon worth nothing.
 pub const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The time of day can be set: it is looked at again after this at the latest.
-const LOOK: Duration = Duration::from_secs(60);
+/// When a renewal that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Why somebody gets no certificate, or a cluster has no members.
 #[derive(Debug, thiserror::Error)]
@@ -431,9 +431,7 @@ impl Membership {
 
     async fn keep_renewed(self) {
         loop {
-            let renew_at = self.files().certificate().renew_at();
-            if let Ok(left) = renew_at.duration_since(Clock::wall()) {
-                tokio::time::sleep(left.min(LOOK)).await;
+            if !Clock::step_to(self.files().certificate().renew_at()).await {
                 continue;
             }
             let again = self.clone();
@@ -442,7 +440,7 @@ impl Membership {
                 Ok(Err(error)) => tracing::warn!(%error, "the certificate was not renewed"),
                 Err(error) => tracing::warn!(%error, "the certificate was not renewed"),
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

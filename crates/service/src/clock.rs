@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+
+/// The time of day can be set: who waits for one looks at it again after this at the latest.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A process's clock. Monotonic time comes from tokio, so that tests can pause it.
 #[derive(Clone, Copy, Debug)]
@@ -52,5 +55,27 @@ impl Clock {
     pub fn wall_ms() -> u64 {
         let since = Self::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A step of waiting for a time of day; whether it has come. Whoever waits looks at what it waits for
+    /// before the next step: it may have changed meanwhile. Cancellation safe.
+    pub async fn step_to(wall: SystemTime) -> bool {
+        let Ok(left) = wall.duration_since(Self::wall()) else { return true };
+        sleep(left.min(LOOK)).await;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_of_day_is_waited_for_in_steps() {
+        let begun = Instant::now();
+        assert!(Clock::step_to(UNIX_EPOCH).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert!(!Clock::step_to(Clock::wall() + Duration::from_secs(3600)).await);
+        assert_eq!(begun.elapsed(), LOOK);
     }
 }

@@ -1,6 +1,6 @@
 //! Who may come in.
 
-use std::{fmt, io, pin::Pin, sync::Arc, task, time::Duration};
+use std::{fmt, io, pin::Pin, sync::Arc, task};
 
 use dirigent_core::{Member, Role};
 use dirigent_service::{
@@ -10,7 +10,6 @@ use dirigent_service::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
-    time::sleep,
 };
 use tonic::{Extensions, Status, metadata::MetadataMap, transport::server::Connected};
 
@@ -123,15 +122,15 @@ impl Entrance {
             if let Err(why) = members.admit(certificate) {
                 return why;
             }
-            // It will have another one by then, and comes again with it.
-            let Ok(left) = certificate.not_after.duration_since(Clock::wall()) else {
-                return "its certificate has run out".to_owned();
-            };
             tokio::select! {
+                biased;
+                // It will have another one by then, and comes again with it.
+                over = Clock::step_to(certificate.not_after) => if over {
+                    return "its certificate has run out".to_owned();
+                },
                 changed = changes.changed() => if changed.is_err() {
                     return "this control plane ends".to_owned();
                 },
-                () = sleep(left.min(LOOK)) => {}
             }
         }
     }
@@ -151,9 +150,6 @@ impl Entrance {
         signed.map_err(Status::permission_denied)
     }
 }
-
-/// The time of day can be set: it is looked at again after this at the latest.
-const LOOK: Duration = Duration::from_secs(60);
 
 fn shown(extensions: &Extensions) -> Result<&Certificate, Status> {
     let shown = extensions.get::<Option<Arc<Certificate>>>().and_then(Option::as_deref);

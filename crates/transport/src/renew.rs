@@ -18,8 +18,6 @@ use crate::{
 
 /// Until a control plane has signed: it writes to its disk.
 const WITHIN: Duration = Duration::from_secs(10);
-/// The time of day can be set: it is looked at again after this at the latest.
-const LOOK: Duration = Duration::from_secs(60);
 /// A renewal that failed is tried again after a tenth of what is left, within these bounds.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
@@ -32,11 +30,10 @@ impl Reach {
             let grievance = Grievance::default();
             loop {
                 let certificate = files.certificate();
-                let now = Clock::wall();
-                if let Ok(left) = certificate.renew_at().duration_since(now) {
-                    sleep(left.min(LOOK)).await;
+                if !Clock::step_to(certificate.renew_at()).await {
                     continue;
                 }
+                let now = Clock::wall();
                 match this.renewed(&files).await {
                     Ok(()) => tracing::info!(serial = files.certificate().serial, "renewed"),
                     Err(why) => {
