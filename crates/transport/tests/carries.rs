@@ -12,15 +12,15 @@ use dirigent_core::{
     frame::{FromWorker, ToDataPlane, ToWorker},
     office::Event,
 };
-use dirigent_service::{Acceptor, End, OnCancel, Tasks, acceptor};
-use dirigent_transport::{Doors, Entrance, Reach, serve};
+use dirigent_service::{Acceptor, End, OnCancel, Tasks};
+use dirigent_transport::{Entrance, Reach, serve};
 use futures_util::TryStreamExt as _;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
 
-use shelf::{HELD, Shelf};
+use shelf::HELD;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -47,17 +47,8 @@ impl Rig {
 
     async fn leading(epoch: Option<Epoch>) -> Self {
         let tasks = Tasks::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, doors, workers) = shelf::doors().await;
         let address = listener.local_addr().unwrap();
-        let (to_workers, workers) = acceptor("worker");
-        // Nobody accepts at the other doors.
-        let doors = Doors {
-            workers: to_workers,
-            workers_bulk: acceptor("worker").0,
-            data_planes: acceptor("data plane").0,
-            data_planes_bulk: acceptor("data plane").0,
-            depot: Arc::new(Shelf),
-        };
         let (leads, led) = watch::channel(epoch);
         serve(listener, doors, led, Entrance::Token(Arc::new(|token| token == TOKEN)), &tasks);
         Self { tasks, address, workers, leads }

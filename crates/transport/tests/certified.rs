@@ -19,17 +19,14 @@ use dirigent_core::{
     frame::{FromWorker, ToWorker},
 };
 use dirigent_service::{
-    Acceptor, End, Tasks, acceptor,
+    Acceptor, End, Tasks,
     tls::{Authority, Certificate, Files, Issue, Trust, connect, request},
 };
-use dirigent_transport::{Doors, Entrance, Members, Reach, serve};
+use dirigent_transport::{Entrance, Members, Reach, serve};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
+use tokio::{net::TcpStream, sync::watch};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -89,17 +86,8 @@ impl Rig {
             life: HOUR,
         });
         let tasks = Tasks::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, doors, workers) = shelf::doors().await;
         let address = listener.local_addr().unwrap();
-        let (to_workers, workers) = acceptor("worker");
-        // Nobody accepts at the other doors.
-        let doors = Doors {
-            workers: to_workers,
-            workers_bulk: acceptor("worker").0,
-            data_planes: acceptor("data plane").0,
-            data_planes_bulk: acceptor("data plane").0,
-            depot: Arc::new(shelf::Shelf),
-        };
         let rig = Self { dir, tasks, address, book, workers };
         let files = rig.files("control-plane/c1", SystemTime::now(), HOUR);
         let members = Arc::clone(&rig.book);

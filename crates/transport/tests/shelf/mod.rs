@@ -1,11 +1,30 @@
-//! A control plane's artifacts: one is held, and kept.
+//! A control plane's doors, and its artifacts: one is held, and kept.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use dirigent_core::Digest;
-use dirigent_transport::{Answer, Depot, Pieces};
+use dirigent_core::{
+    Digest,
+    frame::{FromWorker, ToWorker},
+};
+use dirigent_service::{Acceptor, acceptor};
+use dirigent_transport::{Answer, Depot, Doors, Pieces};
 use futures_util::StreamExt as _;
+use tokio::net::TcpListener;
+
+/// Where a control plane listens, and its doors. Only those of workers are answered.
+pub(crate) async fn doors() -> (TcpListener, Doors, Acceptor<ToWorker, FromWorker>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (to_workers, workers) = acceptor("worker");
+    let doors = Doors {
+        workers: to_workers,
+        workers_bulk: acceptor("worker").0,
+        data_planes: acceptor("data plane").0,
+        data_planes_bulk: acceptor("data plane").0,
+        depot: Arc::new(Shelf),
+    };
+    (listener, doors, workers)
+}
 
 /// See the module.
 #[derive(Debug)]
