@@ -123,6 +123,13 @@ pub(crate) struct ApiArgs {
     #[arg(long, value_name = "FILE", env = "DIRIGENT_CA")]
     #[arg(hide_env_values = true, display_order = 800)]
     ca: Option<PathBuf>,
+    #[command(flatten)]
+    place: WhereArgs,
+}
+
+/// Which cluster is meant, and what opens it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WhereArgs {
     /// A cluster from `dirigent context list`, if neither --server nor --state is given [default: the one chosen by `context use`]
     #[arg(long, value_name = "NAME", env = "DIRIGENT_CONTEXT")]
     #[arg(hide_env_values = true, display_order = 800)]
@@ -131,7 +138,7 @@ pub(crate) struct ApiArgs {
     state: StateArgs,
     /// Set by the environment only: a flag could be read by anybody who lists processes
     #[arg(long, env = "DIRIGENT_TOKEN", hide = true, hide_env_values = true)]
-    token: Option<String>,
+    pub(crate) token: Option<String>,
 }
 
 /// Where state is.
@@ -155,17 +162,43 @@ impl StateArgs {
     }
 }
 
+impl WhereArgs {
+    /// The context that counts, if one does.
+    pub(crate) fn context(&self) -> Result<Option<Context>> {
+        self.state.context(self.context.as_deref())
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.state.dir()
+    }
+
+    /// Where functions are called, if the context or a local `up` says so.
+    pub(crate) fn functions_url(&self) -> Result<String> {
+        self.functions_of(self.context()?)
+    }
+
+    fn functions_of(&self, context: Option<Context>) -> Result<String> {
+        match context {
+            Some(context) => context.functions.ok_or_else(|| {
+                Fail::config("the context does not say where functions are called")
+                    .hint("name it with --functions, here or at `dirigent context add`")
+            }),
+            None => Ok(read_state(&self.dir(), "functions")?.trim().to_owned()),
+        }
+    }
+}
+
 impl ApiArgs {
     pub(crate) fn client(&self) -> Result<Client> {
         let trust = self.ca.as_deref().map(Trust::file).transpose();
         let trust = trust.or_fail(Kind::Config, || "--ca")?;
-        let token = self.token.clone();
+        let token = self.place.token.clone();
         let client = match self.context()? {
             Some(context) => {
                 let place = Place::parse(&context.server)?;
                 Client::new(place, context.trust()?, token.or(context.token))
             }
-            None => Client::find(self.api.as_deref(), &self.state.dir(), token)?,
+            None => Client::find(self.api.as_deref(), &self.place.dir(), token)?,
         };
         Ok(match trust {
             Some(trust) => client.trusting(trust),
@@ -173,16 +206,14 @@ impl ApiArgs {
         })
     }
 
+    /// None where the API is named itself.
     fn context(&self) -> Result<Option<Context>> {
-        if self.api.is_some() { Ok(None) } else { self.state.context(self.context.as_deref()) }
+        if self.api.is_some() { Ok(None) } else { self.place.context() }
     }
 
     /// Where functions are called, if the context or a local `up` says so.
     pub(crate) fn functions_url(&self) -> Result<String> {
-        if let Some(context) = self.context()? {
-            return context.functions.ok_or_else(|| Fail::config("the context does not say so"));
-        }
-        Ok(read_state(&self.state.dir(), "functions")?.trim().to_owned())
+        self.place.functions_of(self.context()?)
     }
 }
 
@@ -305,14 +336,11 @@ pub(crate) struct InvokeArgs {
     /// Path and query
     #[arg(long, default_value = "/")]
     pub(crate) path: String,
-    /// Where functions are called, as HOST:PORT or URL [default: the running `up`]
+    /// Where functions are called, as HOST:PORT or URL [default: what the context in use says, else the running `up`]
     #[arg(long, env = "DIRIGENT_FUNCTIONS", hide_env_values = true)]
     pub(crate) functions: Option<String>,
     #[command(flatten)]
-    pub(crate) state: StateArgs,
-    /// As of the API: for functions that ask for one
-    #[arg(long, env = "DIRIGENT_TOKEN", hide = true, hide_env_values = true)]
-    pub(crate) token: Option<String>,
+    pub(crate) place: WhereArgs,
 }
 
 #[derive(Debug, Args)]

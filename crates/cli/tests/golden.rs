@@ -115,6 +115,30 @@ fn without_a_running_up_the_verbs_say_how_to_start_one() {
 }
 
 #[test]
+fn a_function_is_called_where_the_context_in_use_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let contexts = dir.path().join("contexts.toml");
+    let text = "current = \"bare\"\n[contexts.bare]\nserver = \"http://127.0.0.1:1\"\n\
+                [contexts.served]\nserver = \"http://127.0.0.1:1\"\nfunctions = \"http://127.0.0.1:2\"\n";
+    fs::write(&contexts, text).unwrap();
+    let invoke = |args: &[&str], context: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "60", DIRIGENT, "invoke", "x"]).args(args).env_clear();
+        command.env("DIRIGENT_CONTEXTS", &contexts).env("DIRIGENT_CONTEXT", context);
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, err) = invoke(&[], "bare");
+    assert!(code == 2 && err.contains("name it with --functions"), "{code} {err}");
+    for (args, context) in [(&[][..], "served"), (&["--context", "served"], "bare")] {
+        let (code, err) = invoke(args, context);
+        assert!(code == 3 && err.contains("127.0.0.1:2"), "{code} {err}");
+    }
+    let (code, err) = invoke(&[], "none");
+    assert!(code == 2 && err.contains("no context `none`"), "{code} {err}");
+}
+
+#[test]
 fn with_json_errors_are_json_too() {
     let (code, out, err) = run(&["list", "--json"], Path::new("/"));
     assert_eq!((code, out.as_str()), (3, ""));

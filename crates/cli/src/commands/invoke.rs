@@ -11,22 +11,16 @@ use hyper::body::Incoming;
 
 use crate::{
     args::InvokeArgs,
-    client::{Place, full, header_text, read_state, read_token, send},
-    context::Context,
+    client::{Place, full, header_text, read_token, send},
     fail::{Fail, Kind, OrFail as _, Result},
     format::duration,
     printer::Printer,
 };
 
 pub(super) async fn invoke(args: &InvokeArgs, printer: Printer) -> Result {
-    let place = match (&args.functions, args.state.context(None)?) {
-        (Some(text), _) => Place::parse(text)?,
-        (None, Some(Context { functions: Some(text), .. })) => Place::parse(&text)?,
-        (None, Some(_)) => {
-            return Err(Fail::config("the context does not say where functions are called")
-                .hint("name it with --functions, here or at `dirigent context add`"));
-        }
-        (None, None) => Place::parse(read_state(&args.state.dir(), "functions")?.trim())?,
+    let place = match &args.functions {
+        Some(text) => Place::parse(text)?,
+        None => Place::parse(&args.place.functions_url()?)?,
     };
     let request = request(args, &place)?;
     let begin = Instant::now();
@@ -97,10 +91,10 @@ async fn call(
     if !wants_token || request.headers().contains_key(header::AUTHORIZATION) {
         return Ok(response);
     }
-    let token = match (&args.token, args.state.context(None)?) {
+    let token = match (&args.place.token, args.place.context()?) {
         (Some(token), _) => Some(token.clone()),
         (None, Some(context)) => context.token,
-        (None, None) => read_token(&args.state.dir())?,
+        (None, None) => read_token(&args.place.dir())?,
     };
     let Some(token) = token else { return Ok(response) };
     if place.is_open() {
