@@ -18,10 +18,11 @@ mod top;
 
 pub(crate) use self::{bench::BenchArgs, demo::DemoArgs};
 
-use std::future::Future;
+use std::{fmt, future::Future};
 
 use clap::CommandFactory as _;
 use dirigent_core::{Duty, FunctionName, control::Answer, name::DEFAULT_NAMESPACE};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{
     apart,
@@ -90,6 +91,14 @@ fn busy(verb: impl Future<Output = Result>) -> Result {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(verb)
 }
 
+/// What needs no escape in a path.
+const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// What a user has typed, as one segment of a path.
+fn segment(text: &str) -> impl fmt::Display {
+    utf8_percent_encode(text, IN_PATH)
+}
+
 /// A function's place in the API.
 pub(crate) fn path(name: &FunctionName) -> String {
     format!("/v1/functions/{}/{}", name.namespace(), name.name())
@@ -115,4 +124,15 @@ pub(crate) fn function_url(base: &str, name: &FunctionName) -> Option<String> {
 fn unexpected(answer: &Answer) -> Fail {
     Fail::internal(format!("the API gave an answer to another question: {answer:?}"))
         .hint("is the API of the same version? `dirigent version` prints this one's")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_typed_stays_one_segment_of_a_path() {
+        assert_eq!(segment("rack-1_a.b~c").to_string(), "rack-1_a.b~c");
+        assert_eq!(segment("w/0?x#%2F \u{e9}").to_string(), "w%2F0%3Fx%23%252F%20%C3%A9");
+    }
 }

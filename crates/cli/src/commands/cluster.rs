@@ -116,7 +116,7 @@ async fn members(args: &ApiArgs, printer: Printer) -> Result {
 
 async fn remove(args: &RemoveMemberArgs, printer: Printer) -> Result {
     let (role, name) = (Role::from(args.role), &args.name);
-    let path = format!("/v1/members/{role}/{name}");
+    let path = format!("/v1/members/{role}/{}", super::segment(name));
     let gone: serde_json::Value =
         args.api.client()?.call(Method::DELETE, &path, None::<&()>).await?;
     if printer.is_json() {

@@ -7,7 +7,6 @@ use dirigent_service::Clock;
 use http::Method;
 use http_body_util::BodyExt as _;
 use owo_colors::OwoColorize as _;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use super::path;
@@ -98,7 +97,7 @@ async fn record(args: &LogsArgs, id: &str, printer: Printer) -> Result {
             .hint("it is the value of the response's header X-Dirigent-Request-Id"));
     }
     let client = args.api.client()?;
-    let place = format!("/v1/invocations/{}", utf8_percent_encode(id, NON_ALPHANUMERIC));
+    let place = format!("/v1/invocations/{}", super::segment(id));
     let found: Found = client.call(Method::GET, &place, None::<&()>).await?;
     if printer.is_json() {
         return printer.json(&found);

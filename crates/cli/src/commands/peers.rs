@@ -12,10 +12,9 @@ use dirigent_core::{
     control::{Answer, DataPlaneSummary, WorkerDescription, WorkerSummary},
 };
 use http::{Method, StatusCode};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::unexpected;
+use super::{segment, unexpected};
 use crate::{
     args::{ApiArgs, DrainArgs, PeerArgs, PeerRole, RemoveArgs},
     client::{Client, full, refused, succeeded},
@@ -28,8 +27,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(250);
 /// Sandboxes told of when a drain takes too long.
 const TOLD: usize = 10;
-/// What needs no escape in a path.
-const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 pub(super) async fn workers(args: &ApiArgs, printer: Printer) -> Result {
     let workers = all_workers(&args.client()?).await?;
@@ -92,7 +89,7 @@ async fn all_data_planes(client: &Client) -> Result<Vec<DataPlaneSummary>> {
 }
 
 fn path(whom: &Whom) -> String {
-    let name = utf8_percent_encode(whom.name(), IN_PATH);
+    let name = segment(whom.name());
     match whom {
         Whom::Worker(_) => format!("/v1/workers/{name}"),
         Whom::DataPlane(_) => format!("/v1/data-planes/{name}"),
@@ -309,7 +306,7 @@ async fn refuse_certificate(client: &Client, whom: &Whom) -> Result {
     if whom.name().contains('/') {
         return Ok(());
     }
-    let name = utf8_percent_encode(whom.name(), IN_PATH);
+    let name = segment(whom.name());
     let path = format!("/v1/members/{}/{name}", whom.role());
     let response = client.try_send(Method::DELETE, &path, full(Bytes::new())).await?;
     match response.status() {

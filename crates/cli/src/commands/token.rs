@@ -75,7 +75,7 @@ async fn list(args: &ApiArgs, printer: Printer) -> Result {
 }
 
 async fn revoke(args: &RevokeTokenArgs, printer: Printer) -> Result {
-    let path = format!("/v1/tokens/{}", args.name);
+    let path = format!("/v1/tokens/{}", super::segment(&args.name));
     let gone: Value = args.api.client()?.call(Method::DELETE, &path, None::<&()>).await?;
     if printer.is_json() {
         return printer.json(&gone);
