@@ -7,6 +7,7 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
 };
 
+use indicatif::ProgressBar;
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
@@ -32,6 +33,11 @@ impl Printer {
     /// Whether a person watches standard output.
     pub(crate) fn is_live(&self) -> bool {
         !self.json && io::stdout().is_terminal()
+    }
+
+    /// How far something is, for a person who watches.
+    pub(crate) fn bar(&self, length: u64) -> ProgressBar {
+        if self.is_live() { ProgressBar::new(length) } else { ProgressBar::hidden() }
     }
 
     /// A line of data.

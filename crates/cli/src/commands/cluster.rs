@@ -1,6 +1,6 @@
 //! `cluster` and `join`: who belongs to a cluster of machines.
 
-use std::{path::Path, time::SystemTime};
+use std::path::Path;
 
 use dirigent_control::membership::{self, MembershipError};
 use dirigent_core::Role;
@@ -17,6 +17,7 @@ use crate::{
     args::{ApiArgs, ClusterCommand, InitArgs, JoinArgs, JoinTokenArgs, RemoveMemberArgs},
     client::{Client, Place},
     fail::{Fail, Kind, OrFail as _, Result},
+    format::wall,
     printer::Printer,
     roles::own_name,
 };
@@ -106,11 +107,9 @@ async fn members(args: &ApiArgs, printer: Printer) -> Result {
     if printer.is_json() {
         return members.iter().try_for_each(|member| printer.json(member));
     }
-    let rows = members.into_iter().map(|member| {
-        let until = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(member.until_ms);
-        let until = humantime::format_rfc3339_seconds(until).to_string();
-        vec![member.role.to_string(), member.name, until]
-    });
+    let rows = members
+        .into_iter()
+        .map(|member| vec![member.role.to_string(), member.name, wall(member.until_ms)]);
     printer.table(&["ROLE", "NAME", "VALID UNTIL"], rows.collect())
 }
 

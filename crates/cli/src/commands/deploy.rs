@@ -17,6 +17,7 @@ use futures_util::stream;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use indicatif::ProgressBar;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
@@ -272,11 +273,8 @@ async fn upload(client: &Client, archive: Archive, printer: Printer) -> Result {
         _ => return Err(refused(known).await),
     }
     printer.note(&format_args!("sending {}", format::bytes(archive.bytes)));
-    let bar = if printer.is_live() && archive.bytes > 8 << 20 {
-        indicatif::ProgressBar::new(archive.bytes)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let is_long = archive.bytes > 8 << 20;
+    let bar = if is_long { printer.bar(archive.bytes) } else { ProgressBar::hidden() };
     let file = tokio::fs::File::from_std(archive.file);
     let shown = bar.clone();
     client.send(Method::PUT, &place, pieces(file, shown)).await?;
@@ -284,8 +282,8 @@ async fn upload(client: &Client, archive: Archive, printer: Printer) -> Result {
     Ok(())
 }
 
-fn pieces(file: tokio::fs::File, bar: indicatif::ProgressBar) -> Body {
-    let next = |(mut file, bar): (tokio::fs::File, indicatif::ProgressBar)| async move {
+fn pieces(file: tokio::fs::File, bar: ProgressBar) -> Body {
+    let next = |(mut file, bar): (tokio::fs::File, ProgressBar)| async move {
         let mut piece = bytes::BytesMut::with_capacity(PIECE);
         match file.read_buf(&mut piece).await {
             Ok(0) => None,

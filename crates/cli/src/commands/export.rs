@@ -101,11 +101,7 @@ pub(super) async fn export(args: &ExportArgs, printer: Printer) -> Result {
     let folder = &args.folder;
     with_values(&described, args)?;
     make(folder)?;
-    let bar = if printer.is_live() {
-        indicatif::ProgressBar::new(u64::try_from(described.len()).unwrap_or_default())
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let bar = printer.bar(u64::try_from(described.len()).unwrap_or_default());
     let (mut artifacts, mut exported) = (BTreeMap::<Digest, u64>::new(), Vec::new());
     for (description, revision) in &described {
         let name = &description.summary.name;

@@ -25,11 +25,7 @@ fn run(args: &MigrateArgs, printer: Printer) -> Result {
     let config = EtcdConfig { members: args.etcd.clone(), prefix: args.etcd_prefix.clone() };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let bar = if printer.is_live() {
-        indicatif::ProgressBar::new(0)
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
+    let bar = printer.bar(0);
     let mut progress = |done: usize, all: usize| {
         bar.set_length(u64::try_from(all).unwrap_or_default());
         bar.set_position(u64::try_from(done).unwrap_or_default());

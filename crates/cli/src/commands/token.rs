@@ -1,7 +1,5 @@
 //! `token`: who may use the API, and for what.
 
-use std::time::{Duration, SystemTime};
-
 use dirigent_core::Access;
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -10,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     args::{ApiArgs, CreateTokenArgs, RevokeTokenArgs, TokenCommand},
     fail::Result,
+    format::wall,
     printer::Printer,
 };
 
@@ -63,13 +62,9 @@ async fn list(args: &ApiArgs, printer: Printer) -> Result {
     if printer.is_json() {
         return tokens.iter().try_for_each(|token| printer.json(token));
     }
-    let time = |ms| {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
-        humantime::format_rfc3339_seconds(at).to_string()
-    };
     let rows = tokens.into_iter().map(|Shown { name, role, made_ms, expires_ms }| {
-        let expires = expires_ms.map_or_else(|| "-".to_owned(), time);
-        vec![name, role.to_string(), time(made_ms), expires]
+        let expires = expires_ms.map_or_else(|| "-".to_owned(), wall);
+        vec![name, role.to_string(), wall(made_ms), expires]
     });
     printer.table(&["NAME", "ROLE", "MADE", "EXPIRES"], rows.collect())
 }
