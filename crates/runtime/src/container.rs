@@ -71,6 +71,8 @@ pub struct ContainerConfig {
     pub registries: BTreeMap<String, Registry>,
     /// Where sandboxes listen: an address of this machine that data planes reach.
     pub address: Ipv4Addr,
+    /// Nothing is offered if containers give less: see [`GIVEN`](Self::GIVEN).
+    pub min_isolation: Isolation,
     /// Processes in one sandbox.
     pub processes: u32,
     /// Of one log file; a function has two.
@@ -82,6 +84,9 @@ pub struct ContainerConfig {
 }
 
 impl ContainerConfig {
+    /// The isolation that containers give as it is promised.
+    pub const GIVEN: Isolation = Isolation::Plain;
+
     /// The defaults, for a directory.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
@@ -94,6 +99,7 @@ impl ContainerConfig {
             program: None,
             registries: BTreeMap::new(),
             address: Ipv4Addr::LOCALHOST,
+            min_isolation: Isolation::Plain,
             processes: 1024,
             log_file: Bytes::mib(8),
             log_total: Bytes::mib(512),
@@ -112,6 +118,9 @@ const RECOVERY: Duration = Duration::from_secs(60);
 pub struct ContainerRuntime {
     logs: PathBuf,
     images: Arc<Mutex<Vec<Digest>>>,
+    /// Whether containerd answered, so that what is left there can be taken stock of.
+    is_connected: bool,
+    /// Why nothing is offered; empty if something is.
     missing: Vec<String>,
     orders: mpsc::Sender<Order>,
     events: mpsc::Sender<Event>,
@@ -136,6 +145,7 @@ impl ContainerRuntime {
         let logs = directory.join("logs");
         crate::keeper::private_directory(&logs)?;
         let config = ContainerConfig { directory, ..config };
+        let demanded = config.min_isolation;
         let (orders, inbox) = mpsc::channel(ORDERS);
         let (started, start) = std_mpsc::channel();
         let images = Arc::new(Mutex::new(Vec::new()));
@@ -147,9 +157,20 @@ impl ContainerRuntime {
         let missing = start
             .recv()
             .unwrap_or_else(|_dropped| Err(io::Error::other("the runtime's thread ended")))?;
+        let is_connected = missing.is_empty();
+        let given = ContainerConfig::GIVEN;
+        let missing = if demanded > given {
+            vec![format!(
+                "container: isolation `{given}` is less than the `{demanded}` that this worker \
+                 demands: lower `min_isolation`, or deploy what need not be an image"
+            )]
+        } else {
+            missing
+        };
         Ok(Arc::new(Self {
             logs,
             images,
+            is_connected,
             missing,
             orders,
             events,
@@ -193,7 +214,7 @@ impl Runtime for ContainerRuntime {
         }
         Facts {
             kind: RuntimeKind::Container,
-            best: Some(Isolation::Plain),
+            best: Some(ContainerConfig::GIVEN),
             usual: Some(Isolation::Basic),
             missing: vec![
                 "container: network: it is the host's, and no rules keep a sandbox from other ports"
@@ -203,7 +224,8 @@ impl Runtime for ContainerRuntime {
     }
 
     fn recover(&self) -> io::Result<Vec<Adopted>> {
-        if !self.missing.is_empty() {
+        // What an earlier life was let start goes on, as processes do.
+        if !self.is_connected {
             return Ok(Vec::new());
         }
         let (answer, found) = std_mpsc::channel();

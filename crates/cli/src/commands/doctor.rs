@@ -25,6 +25,9 @@ use crate::{
 /// A connection and a sandbox cost a few each.
 const WANTED_FILES: u64 = 65_536;
 
+/// What is looked at of containers.
+const OCI_IMAGES: &str = "OCI images";
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -243,19 +246,25 @@ fn isolation(demanded: Option<Isolation>) -> Finding {
 
 /// Whether functions may be OCI images; only those who want that need it.
 fn oci_images(config: &Config) -> Finding {
-    const WHAT: &str = "OCI images";
     if !config.containerd.enabled {
-        return Finding::ok(WHAT, "switched off by `containerd.enabled`");
+        return Finding::ok(OCI_IMAGES, "switched off by `containerd.enabled`");
     }
-    let socket = config.containerd.socket.display();
     match crate::roles::oci::tried(config) {
-        Ok(missing) => match missing.first().and_then(|line| line.split_once(": ")) {
-            None => Finding::ok(WHAT, format!("containerd answers at {socket}")),
-            // The rest of the line says what to do.
-            Some((_kind, why)) => Finding::warn(WHAT, "functions cannot be OCI images", why),
-        },
-        Err(error) => Finding::warn(WHAT, "cannot be tried", error.to_string()),
+        Ok(facts) => containers(&facts, &config.containerd.socket),
+        Err(error) => Finding::warn(OCI_IMAGES, "cannot be tried", error.to_string()),
     }
+}
+
+/// What the container runtime says of itself. Something is always missing of it: it may work all the
+/// same.
+fn containers(facts: &Facts, socket: &Path) -> Finding {
+    if facts.best.is_some() {
+        return Finding::ok(OCI_IMAGES, format!("containerd answers at {}", socket.display()));
+    }
+    let why = facts.missing.join("; ");
+    // The rest of the line says what to do.
+    let why = why.strip_prefix("container: ").unwrap_or(&why);
+    Finding::warn(OCI_IMAGES, "functions cannot be OCI images", why)
 }
 
 /// What a keeper finds out that is started here for nothing else.
@@ -388,5 +397,21 @@ mod tests {
         let finding = port("port", held.local_addr().unwrap(), "--listen");
         assert_eq!(finding.level, Level::Warn);
         assert!(finding.advice.unwrap().contains("--listen"));
+    }
+
+    #[test]
+    fn containers_that_work_are_no_warning_though_something_is_missing() {
+        let facts = |best| Facts {
+            kind: dirigent_core::RuntimeKind::Container,
+            best,
+            usual: best,
+            missing: vec!["container: network: it is the host's".to_owned()],
+        };
+        let socket = Path::new("/run/containerd.sock");
+        let finding = containers(&facts(Some(Isolation::Plain)), socket);
+        assert_eq!((finding.level, finding.advice), (Level::Ok, None));
+        let finding = containers(&facts(None), socket);
+        assert_eq!(finding.level, Level::Warn);
+        assert_eq!(finding.advice.as_deref(), Some("network: it is the host's"));
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use dirigent_core::RuntimeKind;
-use dirigent_runtime::{Event, Runtime, absent::AbsentRuntime};
+use dirigent_runtime::{Event, Facts, Runtime, absent::AbsentRuntime};
 use tokio::sync::mpsc;
 
 use super::EVENTS;
@@ -64,6 +64,7 @@ async fn built(config: &Config, dir: &Path) -> Result<(Reports, Kept)> {
         (name, Registry { user, password_file, ca, plain_http })
     });
     let (sender, events) = mpsc::channel(EVENTS);
+    let usual = ContainerConfig::new(&dir.join("worker/oci"));
     let own = ContainerConfig {
         socket,
         namespace,
@@ -72,7 +73,8 @@ async fn built(config: &Config, dir: &Path) -> Result<(Reports, Kept)> {
         program,
         registries: registries.collect(),
         address: config.address,
-        ..ContainerConfig::new(&dir.join("worker/oci"))
+        min_isolation: config.min_isolation.unwrap_or(usual.min_isolation),
+        ..usual
     };
     // It may wait for a containerd that is starting too.
     let started = tokio::task::spawn_blocking(move || ContainerRuntime::start(own, sender));
@@ -83,21 +85,50 @@ async fn built(config: &Config, dir: &Path) -> Result<(Reports, Kept)> {
 
 /// What works of it on this machine, found out by trying; for `doctor`.
 #[cfg(not(feature = "containerd"))]
-pub(crate) fn tried(_config: &Config) -> std::io::Result<Vec<String>> {
-    Ok(vec![NOT_BUILT.to_owned()])
+pub(crate) fn tried(_config: &Config) -> std::io::Result<Facts> {
+    let missing = vec![NOT_BUILT.to_owned()];
+    Ok(Facts { kind: RuntimeKind::Container, best: None, usual: None, missing })
 }
 
-/// What does not work of it on this machine, found out by trying; for `doctor`.
+/// What works of it on this machine, found out by trying; for `doctor`.
 #[cfg(feature = "containerd")]
-pub(crate) fn tried(config: &Config) -> std::io::Result<Vec<String>> {
+pub(crate) fn tried(config: &Config) -> std::io::Result<Facts> {
     use dirigent_runtime::container::{ContainerConfig, ContainerRuntime};
 
     let directory = tempfile::tempdir()?;
     let (events, _nothing_comes) = mpsc::channel(1);
     let crate::config::ContainerdConfig { socket, namespace, .. } = config.containerd.clone();
     let own = ContainerConfig { socket, namespace, ..ContainerConfig::new(directory.path()) };
-    let runtime = ContainerRuntime::start(own, events)?;
-    let missing = runtime.facts().missing;
+    let min_isolation = config.min_isolation.unwrap_or(own.min_isolation);
+    let runtime = ContainerRuntime::start(ContainerConfig { min_isolation, ..own }, events)?;
+    let facts = runtime.facts();
     runtime.detach();
-    Ok(missing)
+    Ok(facts)
+}
+
+#[cfg(feature = "containerd")]
+#[cfg(test)]
+mod tests {
+    use dirigent_core::Isolation;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_worker_demands_its_containers_must_give() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        // Whether or not there is a containerd.
+        config.containerd.socket = dir.path().join("nobody.sock");
+        for demanded in [Isolation::Basic, Isolation::Strict] {
+            config.min_isolation = Some(demanded);
+            let ((runtime, _events), kept) = start(&config, dir.path()).await.unwrap();
+            for facts in [runtime.facts(), tried(&config).unwrap()] {
+                assert_eq!((facts.best, facts.usual), (None, None));
+                let why = facts.missing.join("; ");
+                assert!(why.starts_with("container: ") && why.contains("min_isolation"), "{why}");
+                assert!(why.contains(&format!("`{demanded}`")), "{why}");
+            }
+            kept.unwrap().detach();
+        }
+    }
 }
