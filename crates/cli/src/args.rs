@@ -558,8 +558,7 @@ pub(crate) struct WorkerArgs {
     /// Stop all sandboxes at the end, instead of leaving them to the next start
     #[arg(long)]
     pub(crate) stop_sandboxes: bool,
-    /// Where sandboxes listen: an address of this machine that data planes reach [default:
-    /// 127.0.0.1]
+    /// Where data planes reach sandboxes: an address of this machine [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
     pub(crate) address: Option<Ipv4Addr>,
     /// Other hosts that may connect to sandboxes, such as 10.1.2.3 or 10.1.0.0/16; may be repeated

@@ -87,7 +87,7 @@ pub(crate) struct Config {
     pub(crate) emulate: u32,
     /// Whether a worker that runs apart stops its sandboxes at its end.
     pub(crate) stop_sandboxes: bool,
-    /// Where sandboxes listen: an address of this machine that data planes reach.
+    /// Where data planes reach sandboxes: an address of this machine. They listen there, unless they have a network of their own.
     pub(crate) address: Ipv4Addr,
     /// Other hosts that may connect to sandboxes: addresses, or networks such as `10.1.0.0/16`. As
     /// an ordinary user, any may.
