@@ -16,7 +16,7 @@ const FILE_LINES_MAX: usize = 1000;
 const CRATES_MAX: usize = 300;
 
 /// Which crates of the workspace each may name: the direction of the architecture.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("core", &[]),
     ("containerd", &[]),
     ("proto", &["core"]),
@@ -29,6 +29,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("trace", &[]),
     ("sim", &["core", "trace"]),
     ("bench", &["core", "trace"]),
+    ("rig", &["service", "bench"]),
     ("cli", &["core", "service", "transport", "runtime", "control", "proxy", "worker", "bench"]),
 ];
 

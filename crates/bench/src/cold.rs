@@ -76,7 +76,7 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
     }
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
     let load = Load::http1(cluster.functions());
-    let calls = (0..options.starts).flat_map(|number| pair(number, gap)).collect();
+    let calls: Vec<Call> = (0..options.starts).flat_map(|number| pair(number, gap)).collect();
     let (samples, bare) =
         tokio::try_join!(load.run(calls, Arc::default()), bare_starts(options, gap))?;
     for number in 0..options.starts {

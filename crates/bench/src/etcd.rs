@@ -149,13 +149,8 @@ impl Etcd {
         let member = self.members.get_mut(number).context("there is no such member")?;
         std::fs::create_dir_all(&member.dir)?;
         let log = File::create(member.dir.join("log"))?;
-        let (client, peer) =
-            (format!("http://{}", member.client), format!("http://{}", member.peer));
         let child = Command::new("etcd")
-            .args(["--name", &format!("m{number}"), "--initial-cluster", &member.cluster])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--logger", "zap", "--log-level", "warn", "--data-dir"])
+            .args(arguments(number, &member.cluster, member.client, member.peer))
             .arg(member.dir.join("data"))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -176,6 +171,25 @@ impl Etcd {
         });
         logs.collect::<Vec<_>>().join("\n")
     }
+}
+
+/// The arguments of a member that is known to the others as `mNUMBER`, but for its directory, which
+/// is the last one. All that has to be known from outside is where it listens.
+#[must_use]
+pub fn arguments(
+    number: usize,
+    cluster: &str,
+    client: SocketAddr,
+    peer: SocketAddr,
+) -> Vec<String> {
+    let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
+    let name = format!("m{number}");
+    let args = ["--name", &name, "--initial-cluster", cluster];
+    let clients = ["--listen-client-urls", &client, "--advertise-client-urls", &client];
+    let peers = ["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer];
+    let rest = ["--logger", "zap", "--log-level", "warn", "--data-dir"];
+    let all = [&args[..], &clients, &peers, &rest].concat();
+    all.into_iter().map(str::to_owned).collect()
 }
 
 impl Drop for Etcd {

@@ -156,12 +156,18 @@ impl Load {
         Self { target, protocol: Protocol::Http1, deadline, open_max: 8000 }
     }
 
-    /// Makes the calls at their times (in order) and waits for all of them.
+    /// Makes the calls at their times (in order) and waits for all of them. Each is asked for when
+    /// the one before was due, so that a load may go on for as long as somebody likes.
     ///
     /// # Errors
     /// If the pacing thread cannot be started, or the target cannot be reached by HTTP/2 at all.
-    pub async fn run(&self, calls: Vec<Call>, progress: Arc<Progress>) -> Result<Vec<Sample>> {
-        let total = calls.len();
+    pub async fn run<Calls>(&self, calls: Calls, progress: Arc<Progress>) -> Result<Vec<Sample>>
+    where
+        Calls: IntoIterator<Item = Call>,
+        Calls::IntoIter: Send + 'static,
+    {
+        let calls = calls.into_iter();
+        let total = calls.size_hint().0;
         let begun = Instant::now();
         let client = Arc::new(Client::connect(self.target, self.protocol).await?);
         let mut due = pace(begun, calls)?;
@@ -205,10 +211,13 @@ impl Load {
 
 /// Calls as they become due. A thread of its own: timers of the async runtime are exact to a
 /// millisecond only, which is longer than what is measured here.
-fn pace(begun: Instant, calls: Vec<Call>) -> Result<mpsc::Receiver<(usize, Call)>> {
+fn pace(
+    begun: Instant,
+    calls: impl Iterator<Item = Call> + Send + 'static,
+) -> Result<mpsc::Receiver<(usize, Call)>> {
     let (tx, rx) = mpsc::channel(4096);
     let pacer = move || {
-        for (index, call) in calls.into_iter().enumerate() {
+        for (index, call) in calls.enumerate() {
             while let Some(early) = call.at.checked_sub(begun.elapsed()).filter(|d| !d.is_zero()) {
                 let Ok(request) = rustix::thread::Timespec::try_from(early) else { break };
                 // An early return (a signal) is seen by the loop.

@@ -1,8 +1,10 @@
-//! `hello`: answers with a greeting and who answered, and prints one line for each call. The query
-//! bends the answer for tests: `sleep_ms`, `status`, `bytes`, `stream_ms`, `echo=1`, `exit`.
+//! `hello`: answers with a greeting and who answered, and prints one line for each call, with how
+//! many others go on. The query bends the answer for tests: `sleep_ms`, `status`, `bytes`,
+//! `stream_ms`, `echo=1`, `exit`.
 
 use std::{
     env, io,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -11,9 +13,24 @@ use super::http::{Request, Responder};
 /// How often a streamed answer gets another line.
 const STREAM_STEP: Duration = Duration::from_millis(100);
 
+/// Calls that are being answered.
+static GOING_ON: AtomicUsize = AtomicUsize::new(0);
+
+/// One of them, until it is dropped.
+struct GoingOn;
+
+impl Drop for GoingOn {
+    fn drop(&mut self) {
+        GOING_ON.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 pub(super) fn answer(request: &Request, responder: &mut Responder<'_>) -> io::Result<()> {
+    let others = GOING_ON.fetch_add(1, Ordering::Relaxed);
+    let _mine = GoingOn;
     let id = request.header("x-request-id").unwrap_or("none");
-    super::say(&format!("{} {} request {id}", request.method, request.path));
+    let beside = if others > 0 { format!(", beside {others}") } else { String::new() };
+    super::say(&format!("{} {} request {id}{beside}", request.method, request.path));
     if let Some(code) = request.number("exit") {
         exit(code);
     }

@@ -1,0 +1,7 @@
+//! Clusters on hosts that the tests make, while their parts die. Each case is a file that reads as
+//! its script.
+
+#![cfg(test)]
+
+mod leader;
+mod stage;

@@ -1,0 +1,17 @@
+//! Clusters of real processes on hosts that a test makes, and what is done to them.
+//!
+//! - [`net`]: hosts, each a network namespace with an address, and the links between them.
+//! - [`wire`]: how a link is: cut, late, lossy, slow.
+//! - [`part`]: a program on a host, killed and started again.
+//! - [`cluster`]: control planes on an etcd, data planes, workers, and callers behind HAProxy.
+//! - [`load`]: steady calls whose outcomes are told apart.
+//! - [`witness`]: what was executed, as functions tell it.
+
+mod ask;
+pub mod cluster;
+pub mod load;
+pub mod net;
+pub mod part;
+mod switch;
+pub mod wire;
+pub mod witness;

@@ -1,0 +1,188 @@
+//! A program of the cluster: started on a host, killed, ended, started again.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::net::{Host, Net};
+
+/// No condition takes that long on a working system; it only ends what hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds, looking often; how long that took.
+///
+/// # Errors
+/// If it does not within [`PATIENCE`].
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
+    let begun = Instant::now();
+    while !condition() {
+        if begun.elapsed() > PATIENCE {
+            bail!("waited in vain until {what}");
+        }
+        thread::park_timeout(PAUSE);
+    }
+    Ok(begun.elapsed())
+}
+
+/// What a program is and where.
+#[derive(Debug)]
+pub struct Part {
+    /// A name that no other one of the cluster has.
+    pub name: String,
+    /// Its host.
+    pub host: Host,
+    /// Its own directory.
+    pub state: PathBuf,
+    program: PathBuf,
+    args: Vec<String>,
+    /// Variables besides.
+    env: Vec<(String, String)>,
+    child: Option<Child>,
+}
+
+impl Part {
+    /// One that does not run yet.
+    ///
+    /// # Errors
+    /// If its directory cannot be made.
+    pub fn new(name: &str, host: Host, scratch: &Path, program: &Path) -> Result<Self> {
+        let state = scratch.join(name);
+        fs::create_dir_all(&state)?;
+        let (name, program) = (name.to_owned(), program.to_owned());
+        Ok(Self { name, host, state, program, args: Vec::new(), env: Vec::new(), child: None })
+    }
+
+    /// With these arguments.
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl Into<String>>) {
+        self.args = args.into_iter().map(Into::into).collect();
+    }
+
+    /// With this variable.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(other, _)| other != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    fn out(&self) -> PathBuf {
+        self.state.with_extension("out")
+    }
+
+    /// Where what it says is kept, of all its lives.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.state.with_extension("log")
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If it runs already, or cannot be started.
+    pub fn start(&mut self, net: &Net) -> Result<()> {
+        if self.is_running() {
+            bail!("{} runs already", self.name);
+        }
+        let said = File::options().create(true).append(true).open(self.log())?;
+        let child = net
+            .command(self.host, &self.program)
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdout(File::create(self.out())?)
+            .stderr(said)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.name))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until it has printed a line of JSON, as roles do once they are ready.
+    ///
+    /// # Errors
+    /// If it ends before, or says nothing.
+    pub fn ready(&mut self) -> Result<Value> {
+        let begun = Instant::now();
+        loop {
+            let text = fs::read_to_string(self.out())?;
+            if let Some((line, _)) = text.split_once('\n') {
+                return serde_json::from_str(line).with_context(|| line.to_owned());
+            }
+            if !self.is_running() || begun.elapsed() > PATIENCE {
+                bail!("{} is not ready:\n{}", self.name, self.last_words());
+            }
+            thread::park_timeout(PAUSE);
+        }
+    }
+
+    /// The last lines that it said.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let said = fs::read_to_string(self.log()).unwrap_or_default();
+        let mut lines: Vec<&str> = said.lines().rev().take(10).collect();
+        lines.reverse();
+        lines.join("\n")
+    }
+
+    /// Whether it was started and has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.child.as_ref()?.id()).ok()?)
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// Kills it as a crash would: `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may be gone already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    /// Ends it in order and waits for that.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn end(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let mut child = self.child.take().context("it runs")?;
+        let mut status = None;
+        let ended = until(&format!("{} ends", self.name), || {
+            status = child.try_wait().ok().flatten();
+            status.is_some()
+        });
+        if ended.is_err() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        ended?;
+        status.context("it ended")
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
