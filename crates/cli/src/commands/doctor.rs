@@ -25,7 +25,7 @@ use crate::{
 /// A connection and a sandbox cost a few each.
 const WANTED_FILES: u64 = 65_536;
 
-/// What is looked at of containers.
+/// What is looked at of the runtime of OCI images.
 const OCI_IMAGES: &str = "OCI images";
 
 /// How bad a finding is.
@@ -250,20 +250,20 @@ fn oci_images(config: &Config) -> Finding {
         return Finding::ok(OCI_IMAGES, "switched off by `containerd.enabled`");
     }
     match crate::roles::oci::tried(config) {
-        Ok(facts) => containers(&facts, &config.containerd.socket),
+        Ok(facts) => images_run(&facts, &config.containerd.socket),
         Err(error) => Finding::warn(OCI_IMAGES, "cannot be tried", error.to_string()),
     }
 }
 
 /// What the container runtime says of itself. Something is always missing of it: it may work all the
 /// same.
-fn containers(facts: &Facts, socket: &Path) -> Finding {
+fn images_run(facts: &Facts, socket: &Path) -> Finding {
     if facts.best.is_some() {
         return Finding::ok(OCI_IMAGES, format!("containerd answers at {}", socket.display()));
     }
-    let why = facts.missing.join("; ");
+    let (why, runtime) = (facts.missing.join("; "), format!("{}: ", facts.kind));
     // The rest of the line says what to do.
-    let why = why.strip_prefix("container: ").unwrap_or(&why);
+    let why = why.strip_prefix(&runtime).unwrap_or(&why);
     Finding::warn(OCI_IMAGES, "functions cannot be OCI images", why)
 }
 
@@ -366,6 +366,8 @@ fn state(dir: &Path) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use dirigent_core::RuntimeKind;
+
     use super::*;
 
     #[test]
@@ -400,17 +402,17 @@ mod tests {
     }
 
     #[test]
-    fn containers_that_work_are_no_warning_though_something_is_missing() {
+    fn images_that_run_are_no_warning_though_something_is_missing() {
         let facts = |best| Facts {
-            kind: dirigent_core::RuntimeKind::Container,
+            kind: RuntimeKind::Container,
             best,
             usual: best,
-            missing: vec!["container: network: it is the host's".to_owned()],
+            missing: vec![format!("{}: network: it is the host's", RuntimeKind::Container)],
         };
         let socket = Path::new("/run/containerd.sock");
-        let finding = containers(&facts(Some(Isolation::Plain)), socket);
+        let finding = images_run(&facts(Some(Isolation::Plain)), socket);
         assert_eq!((finding.level, finding.advice), (Level::Ok, None));
-        let finding = containers(&facts(None), socket);
+        let finding = images_run(&facts(None), socket);
         assert_eq!(finding.level, Level::Warn);
         assert_eq!(finding.advice.as_deref(), Some("network: it is the host's"));
     }

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_worker_demands_its_containers_must_give() {
+    async fn what_a_worker_demands_images_must_be_given() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         // Whether or not there is a containerd.
@@ -125,7 +125,8 @@ mod tests {
             for facts in [runtime.facts(), tried(&config).unwrap()] {
                 assert_eq!((facts.best, facts.usual), (None, None));
                 let why = facts.missing.join("; ");
-                assert!(why.starts_with("container: ") && why.contains("min_isolation"), "{why}");
+                assert!(why.starts_with(&format!("{}: ", facts.kind)), "{why}");
+                assert!(why.contains("min_isolation"), "{why}");
                 assert!(why.contains(&format!("`{demanded}`")), "{why}");
             }
             kept.unwrap().detach();
