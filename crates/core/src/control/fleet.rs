@@ -435,6 +435,11 @@ impl Fleet {
         Some(self.workers.get(self.names.get(name)?)?.summary())
     }
 
+    /// The name of a worker that was recorded when this leader took office and has not attached.
+    pub(crate) fn awaited(&self) -> Option<&str> {
+        self.awaited.iter().find_map(|id| Some(&*self.workers.get(id)?.record.name))
+    }
+
     /// Whether every worker that was recorded when this leader took office has attached.
     pub(crate) fn all_recorded_attached(&self) -> bool {
         self.awaited.is_empty()

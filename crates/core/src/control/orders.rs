@@ -152,6 +152,13 @@ impl Control {
                  machine"
             ));
         }
+        if let Some(worker) = self.cluster.fleet.awaited().filter(|_| !peer.heard) {
+            return Some(format!(
+                "data plane {name} has not attached since this leader took office, and may hold slots \
+                 on worker {worker}, which has not either: start one of them, or, if the worker's \
+                 machine is gone for good, `dirigent remove {worker} --force`"
+            ));
+        }
         let (slots, unknown) = (self.slots_of(id), self.is_unknown(peer));
         (slots > 0 || unknown).then(|| {
             let slots = if unknown { "slots".to_owned() } else { format!("{slots} slots") };

@@ -425,3 +425,19 @@ fn a_record_that_is_to_be_written_again_waits_for_the_change_that_is_on_its_way(
         }));
     }
 }
+
+#[test]
+fn a_data_plane_that_was_not_heard_stays_while_a_worker_may_bring_sandboxes_of_its_slots() {
+    let workers = vec![WorkerRecord::new(WorkerId(1), "local".into())];
+    let data_planes = vec![DataPlaneRecord::new(DataPlaneId(1), "a".into())];
+    let mut world = World::with(Records { workers, data_planes, ..Records::default() });
+    // Whoever took office has waited for long enough.
+    world.pass(Duration::from_secs(10));
+    let Err(Refusal::InUse { message }) = world.answer(remove(data_plane("a"))) else {
+        panic!("it may be attached to the leader before, and call")
+    };
+    assert!(message.contains("remove local --force"), "{message}");
+    world.attach_worker();
+    let removed = Ok(Answer::Removed { whom: data_plane("a") });
+    assert_eq!(world.answer(remove(data_plane("a"))), removed);
+}
