@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use dirigent_core::{
-    FunctionId, FunctionName, InvocationId, SandboxId, Time,
+    Auth, FunctionId, FunctionName, InvocationId, SandboxId, Time,
     frame::FromDataPlane,
     gate::{self, Attempt, Binding, Finish, Refusal, Verdict},
 };
@@ -140,10 +140,14 @@ impl World {
 
     fn enter(&mut self, at: Attempted, function: FunctionId) {
         let now = self.now;
-        let gate = self.planes.get(at.plane).and_then(|p| p.gates.get(&function));
-        let Some(queue_timeout) = gate.map(|f| f.gate.view().settings.queue_timeout) else {
+        let Some(settings) = self.gate_settings(at.plane, function) else {
             return self.answer(at, Answered::NotFound);
         };
+        let knows_tokens = self.planes.get(at.plane).is_some_and(|p| p.knows_tokens);
+        if settings.auth == Auth::Token && !knows_tokens {
+            return self.answer(at, Answered::NoControlPlane);
+        }
+        let queue_timeout = settings.queue_timeout;
         let Some(call) = self.current(at) else { return };
         call.function = Some(function);
         call.queue_until = now.after(queue_timeout);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 21] = [
+pub const FAULTS: [&str; 23] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
@@ -25,6 +25,8 @@ pub const FAULTS: [&str; 21] = [
     "mumbling store",
     "partition",
     "pause",
+    "program downgraded",
+    "program upgraded",
     "refusing store",
     "sandbox crashes",
     "sandbox out of memory",
@@ -69,7 +71,7 @@ impl World {
                 _ => 14_000,
             } + u64::from(self.random.draw() % 1000),
         );
-        let kind = match self.random.below(17) {
+        let kind = match self.random.below(18) {
             0 => self.cut_one_way(lasts),
             1 => self.partition(lasts),
             2 => self.slow_link(lasts),
@@ -84,6 +86,7 @@ impl World {
             12 => self.restore_store(),
             13 => self.lose_some_disks(lasts),
             14 => self.read_slowly(lasts),
+            15 => self.replace_program(),
             _ => self.kill_sandbox(),
         };
         if self.plant == Some(Plant::SettledAtOnce) {
@@ -95,7 +98,7 @@ impl World {
         }
     }
 
-    fn any_host(&mut self) -> Host {
+    pub(crate) fn any_host(&mut self) -> Host {
         let (c, p, w) = (self.controls.len(), self.planes.len(), self.workers.len());
         match self.random.below(c + p + w) {
             n if n < c => Host::Control(n),
@@ -190,14 +193,19 @@ impl World {
         if !self.is_up(host) {
             return None;
         }
+        self.kill(host, silently);
+        self.after(lasts, What::Restart { host });
+        Some(word)
+    }
+
+    /// A process dies; `silently` with its host.
+    pub(crate) fn kill(&mut self, host: Host, silently: bool) {
         match host {
             Host::Control(c) => self.crash_control(c, silently),
             Host::Plane(p) => self.crash_plane(p, silently),
             Host::Worker(w) => self.crash_worker(w, silently),
             Host::Store => {}
         }
-        self.after(lasts, What::Restart { host });
-        Some(word)
     }
 
     /// One more host.
@@ -211,6 +219,7 @@ impl World {
             self.workers.push(WorkerHost::new(now, memory, self.plant));
             (Host::Worker(self.workers.len() - 1), "worker joins")
         };
+        self.install_some_version(host);
         self.after(Duration::from_millis(5), What::Dial { host, life: 1 });
         if let Host::Worker(worker) = host {
             self.arm_worker(worker);

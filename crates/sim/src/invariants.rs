@@ -22,6 +22,7 @@ mod right_sandbox;
 mod slot_leak;
 mod started_once;
 mod to_zero;
+mod understood;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +31,7 @@ use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 22] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -52,6 +53,7 @@ pub const NAMES: [&str; 21] = [
     slot_leak::NAME,
     started_once::NAME,
     to_zero::NAME,
+    understood::NAME,
 ];
 
 /// An invariant that did not hold.

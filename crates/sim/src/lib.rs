@@ -26,6 +26,7 @@ mod run;
 pub mod scale;
 mod store;
 mod users;
+mod versions;
 mod worker;
 mod world;
 

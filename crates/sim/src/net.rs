@@ -257,6 +257,7 @@ impl World {
             return;
         }
         let (from, to) = s.ends(up);
+        let Some(packet) = self.as_understood(stream, (from, to), packet) else { return };
         for packet in self.tamper(stream, up, packet) {
             let delay = self.delay(from, to);
             let now = self.now;

@@ -67,7 +67,7 @@ impl World {
             all += 1;
             away += usize::from(self.recorded_duty(*other).is_some_and(|d| d != Duty::InUse));
         }
-        let duty = match self.random.draw() % 8 {
+        let duty = match self.random.draw() % 9 {
             0..3 => Duty::InUse,
             3..5 => Duty::Cordoned,
             5..7 => Duty::Draining,

@@ -11,7 +11,7 @@ use dirigent_core::{
     ClusterId, Duty, Epoch, FunctionId, FunctionName, FunctionView, InvocationId, SandboxId,
     StreamId, Time,
     frame::{
-        DUTY, DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, ToDataPlane,
+        DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, ToDataPlane,
         WhyReturned,
     },
     gate::{self, Gate},
@@ -22,6 +22,7 @@ use crate::{
     calls::Call,
     net::Packet,
     plant::Plant,
+    versions,
     world::World,
 };
 
@@ -56,7 +57,7 @@ impl Durable {
         Hello {
             cluster: self.cluster,
             protocol: (PROTOCOL, PROTOCOL),
-            features: vec![DUTY.to_owned()],
+            features: versions::features(),
             incarnation: Incarnation { boot: format!("{}", self.boot).into(), start: self.starts },
             highest_epoch: self.epoch,
         }
@@ -76,6 +77,8 @@ pub(crate) struct PlaneHost {
     pub(crate) attached: bool,
     /// What operators want of it.
     pub(crate) duty: Duty,
+    /// It was told which tokens count.
+    pub(crate) knows_tokens: bool,
     /// What it held when the store was restored from a copy that does not know it, or was granted
     /// since by a leader who had not noticed, and has not given back: no later leader can wait for
     /// that.
@@ -102,6 +105,7 @@ impl PlaneHost {
             stream: None,
             attached: false,
             duty: Duty::InUse,
+            knows_tokens: false,
             forgotten: BTreeSet::new(),
             attached_since: now,
             waiting: Vec::new(),
@@ -282,7 +286,12 @@ impl World {
                 self.tell_gate(plane, function, gate::Event::StatusChanged(status));
             }
             ToDataPlane::Duty { duty } => self.plane_ordered(plane, duty),
-            ToDataPlane::Tokens { .. } | ToDataPlane::Unsupported { .. } => {}
+            ToDataPlane::Tokens { .. } => {
+                if let Some(p) = self.planes.get_mut(plane) {
+                    p.knows_tokens = true;
+                }
+            }
+            ToDataPlane::Unsupported { .. } => {}
         }
     }
 

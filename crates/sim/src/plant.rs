@@ -11,7 +11,7 @@ use dirigent_core::{
     gate,
 };
 
-use crate::{agenda::Host, net::Packet, plane::Durable, world::World};
+use crate::{agenda::Host, net::Packet, plane::Durable, versions, world::World};
 
 /// When sandboxes end unseen: nobody calls any more.
 const EXIT_UNSEEN: Time = Time(150_000_000_000);
@@ -77,11 +77,13 @@ pub enum Plant {
     CordonForgotten,
     /// An order to drain a worker arrives as one to cordon it.
     DrainAsCordon,
+    /// Data planes of the version before say that they can what those of today can.
+    FeaturesInvented,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -111,6 +113,7 @@ impl Plant {
         Self::OtherLeaderIgnored,
         Self::CordonForgotten,
         Self::DrainAsCordon,
+        Self::FeaturesInvented,
     ];
 
     /// The invariant that must notice it.
@@ -141,6 +144,7 @@ impl Plant {
             Self::EpochsCounted => "epoch_given_once",
             Self::CordonForgotten => "cordoned_gets_nothing",
             Self::DrainAsCordon => "drains_end",
+            Self::FeaturesInvented => "understood",
         }
     }
 }
@@ -157,6 +161,10 @@ impl World {
         match (plant, packet) {
             (Plant::GrantUnclaimed, Packet::FromPlane(FromDataPlane::Hello(mut hello))) => {
                 hello.holdings.clear();
+                vec![Packet::FromPlane(FromDataPlane::Hello(hello))]
+            }
+            (Plant::FeaturesInvented, Packet::FromPlane(FromDataPlane::Hello(mut hello))) => {
+                hello.hello.features = versions::features();
                 vec![Packet::FromPlane(FromDataPlane::Hello(hello))]
             }
             (Plant::OldEpochObeyed, Packet::FromPlane(FromDataPlane::Hello(mut hello))) => {

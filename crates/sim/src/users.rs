@@ -7,8 +7,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, Duty, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol, RequestId,
-    Resources, RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
+    Auth, Bytes, Duty, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol,
+    RequestId, Resources, RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
     control::{Answer, Call, Event, Refusal},
 };
 
@@ -150,7 +150,7 @@ impl World {
             grace: Duration::from_secs(1),
             max_queue: 60,
             retry: true,
-            auth: Default::default(),
+            auth: if (drawn >> 16).is_multiple_of(4) { Auth::Token } else { Auth::None },
         })
     }
 

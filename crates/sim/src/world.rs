@@ -135,6 +135,8 @@ pub(crate) struct World {
     pub(crate) witness: Witness,
     /// Hosts that died for good.
     pub(crate) left: BTreeSet<Host>,
+    /// Hosts whose program is one version older.
+    pub(crate) older: BTreeSet<Host>,
     pub(crate) plant: Option<Plant>,
     pub(crate) planted_order: Option<Box<StartSandbox>>,
     pub(crate) planted_streams: u64,
@@ -170,11 +172,13 @@ impl World {
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, log: log.then(String::new) },
             witness: Witness::default(),
             left: BTreeSet::new(),
+            older: BTreeSet::new(),
             plant,
             planted_order: None,
             planted_streams: 0,
             planted_grants: BTreeMap::new(),
         };
+        world.begin_mixed();
         for control in 0..controls {
             world.after(Duration::from_millis(1), What::Office { control, life: 1 });
         }

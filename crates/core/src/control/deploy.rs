@@ -325,6 +325,7 @@ impl Function {
 
     /// A data plane binds nothing to other revisions than those of this version any more.
     pub(crate) fn applied(&mut self, c: &mut Cluster, by: DataPlaneId, heard: Option<u64>) {
+        self.counts_again(c, by, heard);
         let Some(rollout) = self.active.as_deref_mut().and_then(|a| a.rollout.as_mut()) else {
             return;
         };

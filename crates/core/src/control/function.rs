@@ -362,12 +362,17 @@ impl Function {
     }
 
     /// Tells everybody who asked for its name what it is now.
-    pub(crate) fn publish(&self, c: &mut Cluster) {
+    pub(crate) fn publish(&mut self, c: &mut Cluster) {
         let function = (!self.is_deleted()).then(|| self.view());
         let auth = self.record.settings.auth;
         let told: Vec<_> = c.peers.subscribed(&self.record.name).collect();
         for data_plane in told {
             let may_serve = c.peers.may_serve(data_plane, auth);
+            if may_serve {
+                self.show(data_plane);
+            } else {
+                self.hide(c, data_plane);
+            }
             c.tell(
                 data_plane,
                 ToDataPlane::Resolved {

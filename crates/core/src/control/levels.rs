@@ -192,6 +192,9 @@ pub(crate) struct Level {
     pub(crate) settling: bool,
     /// What it was told last; `None` if what it believes is not known.
     pub(crate) told: Option<Status>,
+    /// What it says counts from when it has applied this version. Until it hears that there is no
+    /// such function for it, it speaks of invocations that it then refuses, and says no more of them.
+    pub(crate) counts_from: u64,
 }
 
 impl Level {
@@ -208,6 +211,7 @@ impl Level {
             rest_until: Time::ZERO,
             settling: false,
             told: Some(Status::Flowing),
+            counts_from: 0,
         }
     }
 

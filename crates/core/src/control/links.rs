@@ -647,8 +647,39 @@ impl Function {
     /// A data plane attached: only what it says now counts.
     fn hear_anew(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         self.hush(c, data_plane);
+        let serves = c.peers.may_serve(data_plane, self.record.settings.auth);
         if let Some(active) = self.active.as_deref_mut() {
-            active.levels.change(data_plane, |level| level.demand = nothing(level.demand.function));
+            active.levels.change(data_plane, |level| {
+                level.demand = nothing(level.demand.function);
+                level.counts_from = if serves { 0 } else { u64::MAX };
+            });
+        }
+    }
+
+    /// For this data plane there is no such function: what it asked for it has refused by now.
+    pub(crate) fn hide(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
+        self.level(c, data_plane, |_| ());
+        self.hear_anew(c, data_plane);
+    }
+
+    /// A data plane that was told again has applied it: only what it says from now on counts.
+    pub(crate) fn counts_again(&mut self, c: &mut Cluster, by: DataPlaneId, heard: Option<u64>) {
+        let level = self.active.as_deref().and_then(|active| active.levels.get(by));
+        let from = level.map_or(0, |level| level.counts_from);
+        if from > 0 && heard.is_some_and(|heard| heard >= from) {
+            self.hear_anew(c, by);
+        }
+    }
+
+    /// It is told of the function, perhaps again.
+    pub(crate) fn show(&mut self, data_plane: DataPlaneId) {
+        let version = self.version;
+        if let Some(active) = self.active.as_deref_mut() {
+            active.levels.change(data_plane, |level| {
+                if level.counts_from == u64::MAX {
+                    level.counts_from = version;
+                }
+            });
         }
     }
 

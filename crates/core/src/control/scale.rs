@@ -45,6 +45,11 @@ impl Function {
         fresh: bool,
     ) {
         let (now, heard) = (c.now, c.heard);
+        let level = self.active.as_deref().and_then(|active| active.levels.get(from));
+        let is_hidden = level.is_some_and(|level| level.counts_from > 0);
+        if is_hidden || !c.peers.may_serve(from, self.record.settings.auth) {
+            return;
+        }
         let before = self.level(c, from, |level| {
             let first = level.demand.elapsed == 0;
             if fresh || (first && demand.elapsed > NEWBORN) {

@@ -114,3 +114,38 @@ fn a_deploy_does_not_wait_for_who_may_not_serve_it() {
         "{settled:?}"
     );
 }
+
+#[test]
+fn what_is_said_of_a_function_that_is_hidden_by_now_counts_no_more() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    // One of an older version, which must not serve functions that are called with a token.
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.demand(OTHER_PLANE, demand(function, 0, 1, 1));
+    world.deploy("hello", &spec("a", 1), &asks(), false);
+    assert_eq!(is_there(&told(&mut world, OTHER_PLANE)), Some(false));
+    // Said before it heard that; its gate is gone then, and says nothing of it again.
+    world.demand(OTHER_PLANE, demand(function, 2, 1, 1));
+    world.plane(OTHER_PLANE, FromDataPlane::Kept { function, n: 1 });
+    assert_eq!(world.started(), []);
+    assert_eq!(world.describe("hello").summary.queued, 0);
+
+    world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    let frames = told(&mut world, OTHER_PLANE);
+    assert_eq!(is_there(&frames), Some(true));
+    let version = |frame: &ToDataPlane| match frame {
+        ToDataPlane::Resolved { version, .. } => Some(*version),
+        _ => None,
+    };
+    let version = frames.iter().rev().find_map(version).unwrap();
+    // Still from before.
+    world.demand(OTHER_PLANE, demand(function, 3, 1, 1));
+    assert_eq!(world.started(), []);
+    world.plane(OTHER_PLANE, FromDataPlane::Applied { function, version });
+    world.give_back(OTHER_PLANE, sandbox, WhyReturned::Drained);
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    assert_eq!(world.describe("hello").summary.queued, 1);
+    assert_eq!(world.started().len(), 1);
+}
