@@ -69,17 +69,18 @@ pub(crate) enum End {
 /// Ends what is no task of a worker: the runtimes' threads and the keeper.
 pub(crate) async fn leave(kept: Kept, how: End) {
     let left = tokio::task::spawn_blocking(move || {
-        if let Some(process) = &kept.process {
-            match how {
-                End::Close => process.close(),
-                End::Detach => process.detach(),
-            }
-        }
+        // First: it gives back what the other's keeper has lent.
         #[cfg(feature = "containerd")]
         if let Some(oci) = &kept.oci {
             match how {
                 End::Close => oci.close(),
                 End::Detach => oci.detach(),
+            }
+        }
+        if let Some(process) = &kept.process {
+            match how {
+                End::Close => process.close(),
+                End::Detach => process.detach(),
             }
         }
     });
@@ -167,7 +168,7 @@ pub(crate) async fn runtimes(config: &Config, dir: &Path, protected: Vec<u16>) -
     let started = started.await.or_fail(Kind::Internal, || "the runtime panicked")?;
     let process = started.or_fail(Kind::Internal, || "the process runtime does not start")?;
     let mut kept = Kept { process: Some(Arc::clone(&process)), ..Kept::default() };
-    match oci::start(config, dir).await {
+    match oci::start(config, dir, Some(process.spaces())).await {
         Ok((reports, oci)) => {
             kept.oci = oci;
             Ok(Started { runtimes: vec![(process, events), reports], kept })

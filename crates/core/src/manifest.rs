@@ -353,8 +353,9 @@ impl Sandbox {
             return broken("sandbox.listen", "can be `fd` for processes only: use `port`");
         }
         if self.network.is_some() {
-            if runtime != RuntimeKind::Process {
-                return broken("sandbox.network", "can be said of processes only: leave it out");
+            if !matches!(runtime, RuntimeKind::Process | RuntimeKind::Container) {
+                let problem = "is for containers and processes: leave it out";
+                return broken("sandbox.network", problem);
             }
             if self.isolation.is_some_and(|level| level < Isolation::Strict) {
                 return broken(
@@ -591,6 +592,10 @@ mod tests {
         assert!(validated("network = [\"10.0.0.5:5432\"]\nisolation = \"strict\"").is_ok());
         let error = validated("network = \"internet\"\nisolation = \"basic\"").unwrap_err();
         assert!(error.contains("sandbox.network") && error.contains("strict"), "{error}");
+        let image = "runtime = \"container\"\nimage = \"docker-archive:x.tar\"\nnetwork = \"none\"";
+        assert_eq!(validated(image).unwrap().isolation, Some(Isolation::Strict));
+        let error = validated("runtime = \"microvm\"\nnetwork = \"none\"").unwrap_err();
+        assert!(error.contains("is for containers and processes"), "{error}");
         let error = validated("network = [\"db:5432\"]").unwrap_err();
         assert!(error.contains("names are not looked up"), "{error}");
     }

@@ -19,6 +19,7 @@ mod image;
 mod images;
 mod life;
 mod made;
+mod network;
 mod output;
 mod recover;
 mod registry;
@@ -43,13 +44,16 @@ use dirigent_core::{
 };
 use tokio::sync::mpsc;
 
-use crate::{Event, Facts, Runtime, logs};
+use crate::{Event, Facts, Runtime, logs, process::Spaces};
 use driver::{Order, Start};
+use network::Offer;
 
 /// The label of everything that is ours in containerd; its value tells workers of one machine apart.
 const DIRECTORY: &str = "dirigent.worker";
 /// The label of a sandbox with what is known of it.
 const SANDBOX: &str = "dirigent.sandbox";
+/// The label of one that has a network of its own.
+const NETWORK: &str = "dirigent.network";
 
 /// How the container runtime works.
 #[derive(Clone, Debug)]
@@ -69,9 +73,12 @@ pub struct ContainerConfig {
     pub program: Option<String>,
     /// How registries are spoken to, by their names with port, as references have them.
     pub registries: BTreeMap<String, Registry>,
-    /// Where sandboxes listen: an address of this machine that data planes reach.
+    /// Where sandboxes listen that have the machine's network: an address of this machine that data
+    /// planes reach.
     pub address: Ipv4Addr,
-    /// Nothing is offered if containers give less: see [`GIVEN`](Self::GIVEN).
+    /// Where sandboxes get networks of their own from; without it they have the machine's.
+    pub spaces: Option<Spaces>,
+    /// Sandboxes with less are refused, and nothing is offered if all containers give less.
     pub min_isolation: Isolation,
     /// Processes in one sandbox.
     pub processes: u32,
@@ -84,9 +91,6 @@ pub struct ContainerConfig {
 }
 
 impl ContainerConfig {
-    /// The isolation that containers give as it is promised.
-    pub const GIVEN: Isolation = Isolation::Plain;
-
     /// The defaults, for a directory.
     #[must_use]
     pub fn new(directory: &Path) -> Self {
@@ -99,12 +103,18 @@ impl ContainerConfig {
             program: None,
             registries: BTreeMap::new(),
             address: Ipv4Addr::LOCALHOST,
+            spaces: None,
             min_isolation: Isolation::Plain,
             processes: 1024,
             log_file: Bytes::mib(8),
             log_total: Bytes::mib(512),
             removals: 4,
         }
+    }
+
+    fn offer(&self) -> Offer {
+        let Self { spaces, min_isolation: least, address, .. } = self;
+        Offer { spaces: spaces.clone(), least: *least, address: *address }
     }
 }
 
@@ -122,6 +132,7 @@ pub struct ContainerRuntime {
     is_connected: bool,
     /// Why nothing is offered; empty if something is.
     missing: Vec<String>,
+    offer: Offer,
     orders: mpsc::Sender<Order>,
     events: mpsc::Sender<Event>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -145,7 +156,7 @@ impl ContainerRuntime {
         let logs = directory.join("logs");
         crate::keeper::private_directory(&logs)?;
         let config = ContainerConfig { directory, ..config };
-        let demanded = config.min_isolation;
+        let offer = config.offer();
         let (orders, inbox) = mpsc::channel(ORDERS);
         let (started, start) = std_mpsc::channel();
         let images = Arc::new(Mutex::new(Vec::new()));
@@ -158,20 +169,13 @@ impl ContainerRuntime {
             .recv()
             .unwrap_or_else(|_dropped| Err(io::Error::other("the runtime's thread ended")))?;
         let is_connected = missing.is_empty();
-        let given = ContainerConfig::GIVEN;
-        let missing = if demanded > given {
-            vec![format!(
-                "container: isolation `{given}` is less than the `{demanded}` that this worker \
-                 demands: lower `min_isolation`, or deploy what need not be an image"
-            )]
-        } else {
-            missing
-        };
+        let missing = offer.falls_short().map_or(missing, |why| vec![why]);
         Ok(Arc::new(Self {
             logs,
             images,
             is_connected,
             missing,
+            offer,
             orders,
             events,
             thread: Mutex::new(Some(thread)),
@@ -212,15 +216,7 @@ impl Runtime for ContainerRuntime {
             let missing = self.missing.clone();
             return Facts { kind: RuntimeKind::Container, best: None, usual: None, missing };
         }
-        Facts {
-            kind: RuntimeKind::Container,
-            best: Some(ContainerConfig::GIVEN),
-            usual: Some(Isolation::Basic),
-            missing: vec![
-                "container: network: it is the host's, and no rules keep a sandbox from other ports"
-                    .to_owned(),
-            ],
-        }
+        self.offer.facts()
     }
 
     fn recover(&self) -> io::Result<Vec<Adopted>> {

@@ -335,7 +335,8 @@ impl Pool {
     pub(crate) fn rest_over(&mut self, now: Instant) -> bool {
         for _ in 0..self.resting.len() {
             let Some((space, since)) = self.resting.pop_front() else { break };
-            match link::within(space.namespace(), self.home.as_fd(), link::sockets) {
+            let look = || link::sockets(space.address);
+            match link::within(space.namespace(), self.home.as_fd(), look) {
                 Ok(0) if self.ready.len() < MOST_READY => self.ready.push_back(space),
                 Ok(1..) if now.duration_since(since) < LONGEST_REST => {
                     self.resting.push_back((space, since));

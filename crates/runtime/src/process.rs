@@ -364,7 +364,7 @@ const fn usual(abilities: &Abilities) -> Isolation {
 
 /// What a function finds in its environment: defaults, then the user's, then the contract.
 fn environment(create: &CreateSandbox, address: Ipv4Addr) -> Vec<(String, String)> {
-    let StartSandbox { revision, name, spec, .. } = &create.order;
+    let spec = &create.order.spec;
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
     set("PATH", PATH.to_owned());
@@ -372,15 +372,25 @@ fn environment(create: &CreateSandbox, address: Ipv4Addr) -> Vec<(String, String
     for (name, value) in &spec.env {
         set(name, value.clone());
     }
-    set("PORT", create.port.to_string());
-    set("HOST", address.to_string());
-    set("K_SERVICE", name.name().to_owned());
-    set("K_REVISION", format!("{}-{:05}", name.name(), revision.number));
-    set("K_CONFIGURATION", name.name().to_owned());
+    for (name, value) in contract(create, address) {
+        set(name, value);
+    }
     if spec.sandbox.listen == Listen::Fd {
         set("LISTEN_FDS", "1".to_owned());
     }
     all.into_iter().collect()
+}
+
+/// What every function is told, whatever runs it.
+pub(crate) fn contract(create: &CreateSandbox, host: Ipv4Addr) -> [(&'static str, String); 5] {
+    let StartSandbox { revision, name, .. } = &create.order;
+    [
+        ("PORT", create.port.to_string()),
+        ("HOST", host.to_string()),
+        ("K_SERVICE", name.name().to_owned()),
+        ("K_REVISION", format!("{}-{:05}", name.name(), revision.number)),
+        ("K_CONFIGURATION", name.name().to_owned()),
+    ]
 }
 
 impl Runtime for ProcessRuntime {

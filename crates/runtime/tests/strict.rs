@@ -289,7 +289,11 @@ fn served(namespace: &std::path::Path, port: u16) {
 fn networks_are_lent_to_other_runtimes_and_outlive_the_worker() {
     let Some(mut rig) = rig_with(|_| {}) else { return };
     let sandbox = SandboxId::new(Epoch(7), 1);
-    let lend = |rig: &Rig| rig.runtime.spaces().lend(sandbox, &Outbound::None, (20_001, 8080));
+    let ask = |rig: &Rig, sandbox, outbound: &Outbound, ports| {
+        let waits = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        waits.expect("a runtime").block_on(rig.runtime.spaces().lend(sandbox, outbound, ports))
+    };
+    let lend = |rig: &Rig| ask(rig, sandbox, &Outbound::None, (20_001, 8080));
     let lent = lend(&rig).expect("a network");
     assert_eq!(lent.reached_at, dirigent_core::Address::Tcp((lent.address, 8080).into()));
     served(&lent.namespace, 8080);
@@ -306,7 +310,8 @@ fn networks_are_lent_to_other_runtimes_and_outlive_the_worker() {
     rig.runtime =
         ProcessRuntime::start(common::config(rig.directory.path()), events).expect("connects");
     assert_eq!(rig.runtime.spaces().lent(), std::slice::from_ref(&lent));
-    let other = rig.runtime.spaces().lend(SandboxId::new(Epoch(7), 2), &Outbound::Internet, (1, 1));
+    assert!(rig.runtime.spaces().is_lent(sandbox));
+    let other = ask(&rig, SandboxId::new(Epoch(7), 2), &Outbound::Internet, (1, 1));
     assert_ne!(other.expect("another").address, lent.address);
     rig.runtime.spaces().give_back(sandbox);
     assert_eq!(rig.runtime.spaces().lent().len(), 1);

@@ -67,14 +67,15 @@ impl Finding {
 pub(super) fn doctor(args: &DoctorArgs, printer: Printer) -> Result {
     let is_root = rustix::process::geteuid().is_root();
     let config = config::read(&*args.up)?.value;
+    let processes = tried();
     let findings = [
         kernel(),
         user(is_root),
         cgroups(is_root, Path::new("/sys/fs/cgroup")),
         user_namespaces(is_root),
         seccomp(),
-        isolation(config.min_isolation),
-        oci_images(&config),
+        isolation(&processes, config.min_isolation),
+        oci_images(&config, &processes),
         nft(is_root),
         overlapping_ports(config.first_port..=config.last_port),
         port("functions' port", config.listen, "--listen"),
@@ -211,9 +212,9 @@ fn seccomp() -> Finding {
     }
 }
 
-fn isolation(demanded: Option<Isolation>) -> Finding {
+fn isolation(processes: &io::Result<Facts>, demanded: Option<Isolation>) -> Finding {
     const WHAT: &str = "isolation";
-    let facts = match tried() {
+    let facts = match processes {
         Ok(facts) => facts,
         Err(error) => {
             let advice = "`dirigent up` will fail the same way; mend what is named here";
@@ -227,7 +228,7 @@ fn isolation(demanded: Option<Isolation>) -> Finding {
     match facts.best {
         Some(Isolation::Strict) => Finding::ok(WHAT, Isolation::Strict.to_string()),
         Some(Isolation::Basic) => {
-            let why = facts.missing.into_iter().find(|line| line.starts_with("strict"));
+            let why = facts.missing.iter().find(|line| line.starts_with("strict"));
             let why = why.map(|why| format!("; {why}")).unwrap_or_default();
             Finding::ok(WHAT, format!("{}{why}", Isolation::Basic))
         }
@@ -237,19 +238,31 @@ fn isolation(demanded: Option<Isolation>) -> Finding {
         }
         best => {
             let level = best.unwrap_or(Isolation::Plain);
-            let why = facts.missing.into_iter().find(|line| line.starts_with("basic"));
+            let why = facts.missing.iter().find(|line| line.starts_with("basic"));
             let found = format!("{level}: functions run as programs of this user");
-            Finding::warn(WHAT, found, why.unwrap_or_default())
+            Finding::warn(WHAT, found, why.cloned().unwrap_or_default())
         }
     }
 }
 
 /// Whether functions may be OCI images; only those who want that need it.
-fn oci_images(config: &Config) -> Finding {
+fn oci_images(config: &Config, processes: &io::Result<Facts>) -> Finding {
     if !config.containerd.enabled {
         return Finding::ok(OCI_IMAGES, "switched off by `containerd.enabled`");
     }
     match crate::roles::oci::tried(config) {
+        Ok(facts) if facts.best.is_some() => {
+            let best = processes.as_ref().ok().and_then(|facts| facts.best);
+            match config.min_isolation.filter(|demanded| *demanded > Isolation::Plain) {
+                // Both have their networks from one pool.
+                Some(demanded) if best < Some(Isolation::Strict) => {
+                    let found = format!("less than the `{demanded}` of `min_isolation`: none run");
+                    let advice = "without `strict` sandboxes from images have the host's network";
+                    Finding::warn(OCI_IMAGES, found, advice)
+                }
+                _ => images_run(&facts, &config.containerd.socket),
+            }
+        }
         Ok(facts) => images_run(&facts, &config.containerd.socket),
         Err(error) => Finding::warn(OCI_IMAGES, "cannot be tried", error.to_string()),
     }

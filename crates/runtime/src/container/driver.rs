@@ -29,6 +29,7 @@ use super::{
     images::Images,
     life::{self, Stop},
     made::Place,
+    network::Offer,
     recover::{self, Found},
 };
 use crate::{
@@ -92,6 +93,7 @@ pub(super) struct World {
     /// What everything of ours in containerd begins with.
     pub(super) mark: String,
     pub(super) images: Images,
+    pub(super) offer: Offer,
     pub(super) logs: RefCell<Logs>,
     pub(super) listeners: RefCell<Listeners>,
     /// How many may be removed at once.
@@ -116,6 +118,7 @@ impl World {
             client,
             mark,
             images,
+            offer: config.offer(),
             logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
             listeners: RefCell::new(Listeners::new(config.address)),
             removals: Semaphore::new(config.removals.max(1)),
@@ -301,7 +304,7 @@ impl Driver {
                 match one {
                     Found::Runs(_, running) => life::serve(world, *running, stops).await,
                     Found::Ended(_, place, failure) => {
-                        life::bury(&world, &place, Event::Gone { sandbox, failure }).await;
+                        life::bury(&world, &place, sandbox, failure).await;
                     }
                 }
                 Some(sandbox)

@@ -3,7 +3,7 @@
 //! Its first process is held by a pidfd. When that ends everything in it has ended, as the process is
 //! the first of its pid namespace; what containerd says of it afterwards is only how.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use dirigent_core::{
     Address, Cause, Fault, FunctionId, SandboxId, StartFailure,
@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     driver::World,
     made::{Made, Place},
+    network::Network,
     output::Reader,
     spec::Plan,
 };
@@ -27,7 +28,11 @@ use crate::{
     Event,
     claim::Claim,
     keeper::output::Output,
-    process::{driver::never_listened, listeners::Owner},
+    process::{
+        Spaces,
+        driver::never_listened,
+        listeners::{Listeners, Owner},
+    },
     sys::watch as watched,
 };
 
@@ -56,16 +61,28 @@ pub(super) type Stop = Option<Instant>;
 pub(super) struct Running {
     pub(super) sandbox: SandboxId,
     pub(super) place: Place,
-    pub(super) port: u16,
     pub(super) stop_signal: i32,
     pub(super) limit: dirigent_core::Bytes,
     pub(super) pid: Pid,
     pub(super) held: AsyncFd<OwnedFd>,
     pub(super) output: Reader,
-    /// Since when it runs and until when it must listen; `None` once it does.
-    pub(super) starting: Option<(Instant, Duration)>,
+    /// Whether its network is its own.
+    pub(super) has_network: bool,
+    /// `None` once it listens, or nobody waits for that any more.
+    pub(super) starting: Option<Starting>,
     /// Keeps the port from others until it is gone.
     pub(super) _claim: Option<Claim>,
+}
+
+/// A sandbox that does not listen yet.
+#[derive(Debug)]
+pub(super) struct Starting {
+    pub(super) since: Instant,
+    /// How long that may take.
+    pub(super) timeout: Duration,
+    pub(super) network: Network,
+    /// Who listens in its own network.
+    pub(super) listeners: Option<Listeners>,
 }
 
 /// What is reported of a sandbox after a restart, as far as its order says it.
@@ -105,7 +122,7 @@ pub(super) async fn live(
             {
                 world.lost(digest).await;
             }
-            bury(&world, &place, Event::Gone { sandbox, failure }).await;
+            bury(&world, &place, sandbox, failure).await;
         }
     }
 }
@@ -135,33 +152,42 @@ async fn make(
             return Err(missing(format!("image `{image}` was not sent with the deploy")));
         }
     };
+    let [stdout, stderr] = place.pipes()?;
+    let output = world.output(create.order.revision.function, create.order.sandbox, stdout, stderr);
+    let output = output.map_err(|error| missing(error.to_string()))?;
+    let network = world.offer.give(create).await?;
+    let names = network.names(&place.directory, create.order.name.name());
     let plan = Plan {
         create,
         program: &image.program,
         group: place.group(),
-        address: world.config.address,
+        network: &network,
+        names: names.map_err(|error| missing(error.to_string()))?,
         processes: world.config.processes,
         read_only: spec.sandbox.read_only,
     };
-    let [stdout, stderr] = place.pipes()?;
-    let output = world.output(create.order.revision.function, create.order.sandbox, stdout, stderr);
-    let output = output.map_err(|error| missing(error.to_string()))?;
-    let address = Address::Tcp((world.config.address, create.port).into());
-    let record = adopted(create, Some(address));
+    let record = adopted(create, Some(network.reached_at.clone()));
     let (pid, held) = place.create(&world.config, &image, &plan, &record).await?;
     let held = watched::readable(held).map_err(|error| missing(error.to_string()))?;
     wanted()?;
     place.start().await?;
+    let init = pid.as_raw_nonzero().get();
+    let listeners = network.lent.as_ref().map(|lent| Listeners::of(init, lent.address));
     Ok(Running {
         sandbox: create.order.sandbox,
         place: place.clone(),
-        port: create.port,
         stop_signal: image.program.stop_signal,
         limit: spec.resources.memory,
         pid,
         held,
         output,
-        starting: Some((Instant::now(), create.order.start_timeout)),
+        has_network: network.lent.is_some(),
+        starting: Some(Starting {
+            since: Instant::now(),
+            timeout: create.order.start_timeout,
+            network,
+            listeners,
+        }),
         _claim: claim,
     })
 }
@@ -186,6 +212,7 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
     let mut signalled = false;
     // Kept over the turns: one that writes often ends them sooner than it is looked at.
     let mut look_at = Instant::now() + LOOK;
+    let mut keepers = world.offer.spaces.as_ref().filter(|_| one.has_network).map(Spaces::keepers);
     loop {
         let stop = *stops.borrow_and_update();
         if stop.is_some() && !signalled {
@@ -208,6 +235,13 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
                     std::future::pending::<()>().await;
                 }
             }
+            () = another(&mut keepers) => {
+                if !world.offer.is_lent(one.sandbox) {
+                    verdict = Some(failure(Cause::WorkerLost, Fault::Worker));
+                    one.starting = None;
+                    one.signal(libc::SIGKILL).await;
+                }
+            }
             () = until(stop), if stop.is_some() => {
                 one.signal(libc::SIGKILL).await;
                 if one.held.readable().await.is_ok() {
@@ -217,7 +251,7 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
             () = sleep_until(look_at), if one.starting.is_some() => {
                 look_at = Instant::now() + LOOK;
                 if let Some(late) = one.look(&world).await {
-                    verdict = Some(late);
+                    verdict = Some(failure(late, Fault::Function));
                     one.starting = None;
                     one.signal(libc::SIGKILL).await;
                 }
@@ -226,6 +260,18 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
         }
     }
     end(&world, one, verdict, signalled).await;
+}
+
+/// There is another keeper; never, if there is none.
+async fn another(keepers: &mut Option<watch::Receiver<u64>>) {
+    if let Some(changes) = keepers {
+        if changes.changed().await.is_ok() {
+            return;
+        }
+        // The worker ends, and what is lent stays so.
+        *keepers = None;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn until(at: Option<Instant>) {
@@ -238,23 +284,32 @@ async fn until(at: Option<Instant>) {
 impl Running {
     /// Whether it listens by now; the cause of its end if it took too long.
     async fn look(&mut self, world: &World) -> Option<Cause> {
-        let (since, timeout) = self.starting?;
+        let Starting { since, timeout, network, listeners } = self.starting.as_mut()?;
         let owner = Owner { init: self.pid.as_raw_nonzero().get(), uid: None };
-        let listener = world.listeners.borrow_mut().at(self.port);
-        let place = SocketAddr::from((world.config.address, self.port));
-        if listener.is_some_and(|listener| owner.owns(&listener)) {
+        let port = network.listens_at.port();
+        let listens = match listeners {
+            // Nobody else can listen there.
+            Some(own) => own.at(port).is_some(),
+            None => {
+                let listener = world.listeners.borrow_mut().at(port);
+                listener.is_some_and(|listener| owner.owns(&listener))
+            }
+        };
+        let init = since.elapsed();
+        if listens {
+            let address = network.reached_at.clone();
             self.starting = None;
             // First: should this process die now, the next one must not take it for half made.
             self.place.note(LISTENS);
-            let (sandbox, address) = (self.sandbox, Address::Tcp(place));
-            world.report(Event::Listening { sandbox, address, init: since.elapsed() }).await;
+            let sandbox = self.sandbox;
+            world.report(Event::Listening { sandbox, address, init }).await;
             return None;
         }
-        if since.elapsed() < timeout {
+        if init < *timeout {
             return None;
         }
-        let SocketAddr::V4(place) = place else { return None };
-        let message = never_listened(place, timeout, &owner.listens_at(false));
+        let places = owner.listens_at(self.has_network);
+        let message = never_listened(network.listens_at, *timeout, &places);
         Some(Cause::NeverListened { message })
     }
 
@@ -283,16 +338,16 @@ impl Running {
     }
 }
 
-async fn end(world: &World, one: Running, verdict: Option<Cause>, stopped: bool) {
+async fn end(world: &World, one: Running, verdict: Option<StartFailure>, stopped: bool) {
     let (sandbox, place, limit) = (one.sandbox, one.place.clone(), one.limit);
     let known = tokio::time::timeout(PATIENCE, exit_status(&place)).await.ok().flatten();
     let failure = match verdict {
-        Some(cause) => failure(cause, Fault::Function),
+        Some(verdict) => verdict,
         None => judge(known, stopped, place.out_of_memory(), limit),
     };
     let log_tail = one.last_words().await;
     let failure = StartFailure { log_tail, ..failure };
-    bury(world, &place, Event::Gone { sandbox, failure }).await;
+    bury(world, &place, sandbox, failure).await;
 }
 
 /// How it ended; `None` if nobody knows, as after the death of its shim.
@@ -341,10 +396,10 @@ pub(super) fn failure(cause: Cause, fault: Fault) -> StartFailure {
 
 /// Removes what there is of it in containerd, as often as it takes, and tells its end when that is done:
 /// or before, if containerd does not answer.
-pub(super) async fn bury(world: &World, place: &Place, gone: Event) {
-    let mut told = Some(gone);
+pub(super) async fn bury(world: &World, place: &Place, sandbox: SandboxId, failure: StartFailure) {
+    let mut told = Some(Event::Gone { sandbox, failure });
     let early = Instant::now() + PATIENCE;
-    let removed = remove(world, place);
+    let removed = remove(world, place, sandbox);
     tokio::pin!(removed);
     loop {
         tokio::select! {
@@ -362,7 +417,7 @@ pub(super) async fn bury(world: &World, place: &Place, gone: Event) {
     }
 }
 
-async fn remove(world: &World, place: &Place) {
+async fn remove(world: &World, place: &Place, sandbox: SandboxId) {
     let mut pause = RETRY.0;
     loop {
         // Released while it waits for containerd: others may be luckier.
@@ -370,7 +425,7 @@ async fn remove(world: &World, place: &Place) {
         let removed = place.remove().await;
         drop(permit);
         match removed {
-            Ok(()) => return,
+            Ok(()) => return world.offer.take_back(sandbox),
             Err(error) => tracing::debug!(id = place.id, %error, "not removed yet"),
         }
         sleep(pause).await;
@@ -398,6 +453,8 @@ mod tests {
         let world = Rc::new(World::new(config, events, std::sync::Arc::default()).unwrap());
         // This process stands for the sandbox.
         let listener = TcpListener::bind((world.config.address, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let network = Network::of_machine(world.config.address, port);
         let (pid, held) = first(std::process::id()).unwrap();
         let sandbox = SandboxId::new(Epoch(1), 1);
         let place = world.place(sandbox);
@@ -407,13 +464,18 @@ mod tests {
         let function = FunctionId::new(Epoch(1), 1);
         let one = Running {
             sandbox,
-            port: listener.local_addr().unwrap().port(),
             stop_signal: libc::SIGTERM,
             limit: Bytes::mib(64),
             pid,
             held: watched::readable(held).unwrap(),
             output: world.output(function, sandbox, stdout, stderr).unwrap(),
-            starting: Some((Instant::now(), Duration::from_secs(60))),
+            has_network: false,
+            starting: Some(Starting {
+                since: Instant::now(),
+                timeout: Duration::from_secs(60),
+                network,
+                listeners: None,
+            }),
             place,
             _claim: None,
         };

@@ -29,7 +29,7 @@ use prost::Message as _;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{
-    ContainerConfig, DIRECTORY, SANDBOX,
+    ContainerConfig, DIRECTORY, NETWORK, SANDBOX,
     image::Image,
     images::absent,
     output,
@@ -152,12 +152,16 @@ impl Place {
             value: Options { binary_name: program.clone(), ..Options::default() }.encode_to_vec(),
         });
         let record = serde_json::to_string(adopted).map_err(|error| ours(&error.into()))?;
+        let mut labels = HashMap::from([
+            (DIRECTORY.to_owned(), self.mark.clone()),
+            (SANDBOX.to_owned(), record),
+        ]);
+        if plan.network.lent.is_some() {
+            labels.insert(NETWORK.to_owned(), "own".to_owned());
+        }
         let container = Container {
             id: self.id.clone(),
-            labels: HashMap::from([
-                (DIRECTORY.to_owned(), self.mark.clone()),
-                (SANDBOX.to_owned(), record),
-            ]),
+            labels,
             runtime: Some(container::Runtime { name: handler.clone(), options }),
             spec: Some(prost_types::Any { type_url: spec::TYPE.to_owned(), value: plan.bytes() }),
             snapshotter: self.snapshotter.clone(),

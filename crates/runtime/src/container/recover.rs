@@ -16,7 +16,7 @@ use dirigent_core::{Cause, Fault, StartFailure, worker::Adopted};
 use rustix::process::Pid;
 
 use super::{
-    DIRECTORY, SANDBOX,
+    DIRECTORY, NETWORK, SANDBOX,
     driver::World,
     life::{LISTENS, Running, STOPPING, exit_status, failure, judge},
     made::{Place, first, remove_directory},
@@ -56,12 +56,15 @@ pub(super) async fn recover(world: &Rc<World>) -> Result<Vec<Found>, Failure> {
             continue;
         };
         let place = world.place(adopted.report.sandbox);
-        match take(world, adopted, place.clone()).await? {
+        let has_network = container.labels.contains_key(NETWORK);
+        match take(world, adopted, place.clone(), has_network).await? {
             Some(one) => found.push(one),
             None => place.remove().await?,
         }
     }
     leftovers(world, filters, &found).await?;
+    let kept: Vec<_> = found.iter().map(|one| one.adopted().report.sandbox).collect();
+    world.offer.keep(&kept);
     Ok(found)
 }
 
@@ -70,11 +73,17 @@ async fn take(
     world: &Rc<World>,
     mut adopted: Adopted,
     place: Place,
+    has_network: bool,
 ) -> Result<Option<Found>, Failure> {
     if !place.is_noted(LISTENS) {
         return Ok(None);
     }
     adopted.report.stopping = place.is_noted(STOPPING);
+    if has_network && !world.offer.is_lent(adopted.report.sandbox) {
+        // Its keeper is dead, and nothing keeps it from others any more.
+        let lost = failure(Cause::WorkerLost, Fault::Worker);
+        return Ok(Some(Found::Ended(adopted, Box::new(place), lost)));
+    }
     let get = GetRequest { container_id: place.id.clone(), exec_id: String::new() };
     let process = match world.client.tasks().get(get).await {
         Ok(task) => task.into_inner().process,
@@ -91,7 +100,7 @@ async fn take(
         _ => None,
     };
     if let Some(held) = held {
-        match running(world, &adopted, place.clone(), held) {
+        match running(world, &adopted, place.clone(), held, has_network) {
             Ok(running) => return Ok(Some(Found::Runs(adopted, Box::new(running)))),
             Err(error) => {
                 tracing::warn!(id = place.id, %error, "a sandbox cannot be taken over");
@@ -114,6 +123,7 @@ fn running(
     adopted: &Adopted,
     place: Place,
     (pid, held): (Pid, OwnedFd),
+    has_network: bool,
 ) -> std::io::Result<Running> {
     let [stdout, stderr] = output::open_both(&place.directory)?;
     let report = &adopted.report;
@@ -124,12 +134,12 @@ fn running(
     Ok(Running {
         sandbox: report.sandbox,
         place,
-        port: adopted.port.unwrap_or(0),
         stop_signal,
         limit: report.memory,
         pid,
         held: watch::readable(held)?,
         output: world.output(report.revision.function, report.sandbox, stdout, stderr)?,
+        has_network,
         starting: None,
         _claim: adopted.port.and_then(|port| Claim::port(port).ok()),
     })

@@ -6,14 +6,21 @@
 //! `io_uring` and `ptrace`. Of the host nothing is mounted but two files that say how names are
 //! resolved.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
-use dirigent_core::{frame::StartSandbox, worker::CreateSandbox};
+use dirigent_core::worker::CreateSandbox;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
-use super::image::config::{Program, User};
-use crate::keeper::launch::PATH;
+use super::{
+    image::config::{Program, User},
+    network::Network,
+};
+use crate::{keeper::launch::PATH, process::contract};
 
 /// What containerd calls a specification's form.
 pub(super) const TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -41,7 +48,9 @@ pub(super) struct Plan<'a> {
     pub(super) program: &'a Program,
     /// Its place in the control groups.
     pub(super) group: String,
-    pub(super) address: Ipv4Addr,
+    pub(super) network: &'a Network,
+    /// Files of this machine, by where they are in the sandbox.
+    pub(super) names: Vec<(&'static str, PathBuf)>,
     pub(super) processes: u32,
     pub(super) read_only: bool,
 }
@@ -91,10 +100,8 @@ impl Plan<'_> {
             "linux": {
                 "resources": self.resources(),
                 "cgroupsPath": self.group,
-                "namespaces": [
-                    { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-                ],
-                "seccomp": seccomp(),
+                "namespaces": self.namespaces(),
+                "seccomp": *SECCOMP,
                 "maskedPaths": [
                     "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
                     "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
@@ -105,6 +112,15 @@ impl Plan<'_> {
                 ],
             },
         })
+    }
+
+    fn namespaces(&self) -> Vec<Value> {
+        let mut all: Vec<Value> =
+            ["pid", "ipc", "uts", "mount"].iter().map(|kind| json!({ "type": kind })).collect();
+        if let Some(lent) = &self.network.lent {
+            all.push(json!({ "type": "network", "path": lent.namespace }));
+        }
+        all
     }
 
     fn resources(&self) -> Value {
@@ -149,28 +165,23 @@ impl Plan<'_> {
             let options = format!("nosuid,nodev,mode=1777,size={half}");
             mounts.push(mount("/tmp", "tmpfs", "tmpfs", &options));
         }
-        for file in ["/etc/resolv.conf", "/etc/hosts"] {
-            if Path::new(file).is_file() {
-                mounts.push(mount(file, "bind", file, "bind,ro,nosuid,nodev,noexec"));
-            }
+        for (name, file) in &self.names {
+            let file = file.to_string_lossy();
+            mounts.push(mount(name, "bind", &file, "bind,ro,nosuid,nodev,noexec"));
         }
         mounts
     }
 
     /// The image's, then the user's, then the contract's.
     fn environment(&self) -> Vec<String> {
-        let StartSandbox { revision, name, spec, .. } = &self.create.order;
+        let order = &self.create.order;
         let mut all: BTreeMap<&str, String> = BTreeMap::new();
         all.insert("PATH", PATH.to_owned());
-        all.insert("HOSTNAME", name.name().to_owned());
-        for (name, value) in self.program.env.iter().chain(&spec.env) {
+        all.insert("HOSTNAME", order.name.name().to_owned());
+        for (name, value) in self.program.env.iter().chain(&order.spec.env) {
             all.insert(name, value.clone());
         }
-        all.insert("PORT", self.create.port.to_string());
-        all.insert("HOST", self.address.to_string());
-        all.insert("K_SERVICE", name.name().to_owned());
-        all.insert("K_REVISION", format!("{}-{:05}", name.name(), revision.number));
-        all.insert("K_CONFIGURATION", name.name().to_owned());
+        all.extend(contract(self.create, self.network.host()));
         all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 }
@@ -182,7 +193,7 @@ fn swap_is_counted() -> bool {
 }
 
 /// The profile, for this machine's processors.
-fn seccomp() -> Value {
+static SECCOMP: LazyLock<Value> = LazyLock::new(|| {
     let mut profile: Value =
         serde_json::from_str(include_str!("seccomp.json")).expect("it is checked in");
     profile["architectures"] = if cfg!(target_arch = "aarch64") {
@@ -191,7 +202,7 @@ fn seccomp() -> Value {
         json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
     };
     profile
-}
+});
 
 #[cfg(test)]
 mod tests {
@@ -199,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_profile_lets_through_no_more_than_containerds() {
-        let profile = seccomp();
+        let profile = &*SECCOMP;
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
         let text = profile.to_string();
         for refused in ["mount", "setns", "unshare", "bpf", "ptrace", "keyctl", "io_uring_setup"] {

@@ -112,7 +112,11 @@ fn outside_socket() -> io::Result<OwnedFd> {
 }
 
 /// How many sockets there are in the namespace of this thread, those that end included.
-pub(super) fn sockets() -> io::Result<u64> {
+///
+/// # Errors
+/// Also if the address is not there any more: runtimes that bring a network stack of their own take
+/// it away, and leave nothing to be lent again.
+pub(super) fn sockets(address: Ipv4Addr) -> io::Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/sockstat")?;
     let words: Vec<&str> = text.split_whitespace().collect();
     let after = |word: &str| {
@@ -120,6 +124,8 @@ pub(super) fn sockets() -> io::Result<u64> {
         words.get(at + 1)?.parse::<u64>().ok()
     };
     let used = after("used").ok_or(io::ErrorKind::InvalidData)?;
+    // After the count, in which it would be for a moment more.
+    drop(std::net::UdpSocket::bind((address, 0))?);
     Ok(used + after("tw").unwrap_or(0))
 }
 

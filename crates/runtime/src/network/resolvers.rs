@@ -23,8 +23,12 @@ fn usable_file() -> Option<String> {
 
 /// What a sandbox finds as its `resolv.conf`, if that is not the machine's.
 pub(crate) fn instead() -> Option<String> {
-    let own = fs::read_to_string(FILES[0]).ok();
-    usable_file().filter(|text| Some(text) != own.as_ref())
+    let [first, others @ ..] = FILES.map(|file| fs::read_to_string(file).ok());
+    let usable = |text: &String| !reachable(text).is_empty();
+    if first.as_ref().is_some_and(usable) {
+        return None;
+    }
+    others.into_iter().flatten().find(usable)
 }
 
 /// Whether sandboxes can have names resolved.

@@ -400,3 +400,24 @@ fn a_thousand_loans_leave_nothing_behind() {
         }
     });
 }
+
+/// As runtimes do that bring a network stack of their own.
+#[test]
+fn one_whose_address_was_taken_away_is_not_lent_again() {
+    machine(|world| {
+        let mut pool = Pool::open(NAME, settings()).unwrap();
+        let [spent, fine] = [(); 2].map(|()| pool.lend(&Outbound::Internet, None).unwrap());
+        let (gone, kept) = (spent.address(), fine.address());
+        world.inside(&spent, || ip("-4 addr flush dev eth0"));
+        pool.give_back(spent);
+        pool.give_back(fine);
+        // The kernel takes its time with the socket by which that was done.
+        let deadline = Instant::now() + PATIENCE;
+        while pool.rest_over(Instant::now()) {
+            assert!(Instant::now() < deadline, "some rest for ever");
+        }
+        let ready: Vec<Ipv4Addr> = pool.ready.iter().map(Space::address).collect();
+        assert!(ready.contains(&kept) && !ready.contains(&gone), "{ready:?}");
+        pool.close();
+    });
+}

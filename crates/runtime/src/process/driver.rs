@@ -27,7 +27,7 @@ use crate::{
     claim::Claim,
     keeper::{
         Options,
-        protocol::{Ended, FromKeeper, Inbox, Start, ToKeeper, Welcome},
+        protocol::{Ended, FromKeeper, Inbox, Lent, Start, ToKeeper, Welcome},
     },
 };
 
@@ -223,7 +223,7 @@ impl Driver {
                     return;
                 }
                 tracing::warn!(%error, "the keeper is gone");
-                self.shared.spaces.found(Vec::new());
+                self.shared.spaces.unanswered();
                 self.stream = None;
                 self.shared.link.close();
             }
@@ -342,12 +342,22 @@ impl Driver {
                 FromKeeper::Created { sandbox, init, uid, place, at_ns } => {
                     self.created(sandbox, Owner { init, uid }, place, at_ns);
                 }
-                FromKeeper::Lent { sandbox, lent } => self.shared.spaces.answered(sandbox, lent),
+                FromKeeper::Lent { sandbox, lent } => self.lent(sandbox, lent),
                 FromKeeper::Gone { sandbox, failure } => ends.push((sandbox, failure)),
             }
         }
         self.all_gone(ends);
         Ok(())
+    }
+
+    fn lent(&self, sandbox: SandboxId, lent: Result<Lent, String>) {
+        let was_lent = lent.is_ok();
+        if !self.shared.spaces.answered(sandbox, lent)
+            && was_lent
+            && let Err(error) = self.shared.link.send(&ToKeeper::GiveBack { sandbox })
+        {
+            tracing::debug!(%sandbox, %error, "there is no keeper");
+        }
     }
 
     /// The keeper told of these, and forgets them once it knows that they were heard of.

@@ -4,11 +4,12 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    sync::{Arc, Mutex, Weak, mpsc},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
-use dirigent_core::{Outbound, SandboxId};
+use dirigent_core::{Isolation, Outbound, SandboxId};
+use tokio::sync::{oneshot, watch};
 
 use super::{Shared, lock};
 pub use crate::keeper::protocol::Lent;
@@ -21,26 +22,36 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     lent: Mutex<HashMap<SandboxId, Lent>>,
-    waiting: Mutex<HashMap<SandboxId, mpsc::SyncSender<Result<Lent, String>>>>,
+    waiting: Mutex<HashMap<SandboxId, oneshot::Sender<Result<Lent, String>>>>,
+    /// Which keeper that is: the first, the second.
+    keepers: watch::Sender<u64>,
 }
 
 impl Ledger {
     /// A keeper says what it has lent; another one than before has nothing of what was.
     pub(super) fn found(&self, all: Vec<Lent>) {
         *lock(&self.lent) = all.into_iter().map(|lent| (lent.sandbox, lent)).collect();
+        self.unanswered();
+        self.keepers.send_modify(|number| *number += 1);
+    }
+
+    /// A keeper that is not heard any more answers nothing; what it has lent it may still lend.
+    pub(super) fn unanswered(&self) {
         lock(&self.waiting).clear();
     }
 
-    pub(super) fn answered(&self, sandbox: SandboxId, answer: Result<Lent, String>) {
+    /// Whether somebody waits for it; else it is to be given back, if it was lent.
+    pub(super) fn answered(&self, sandbox: SandboxId, answer: Result<Lent, String>) -> bool {
+        let Some(waiting) = lock(&self.waiting).remove(&sandbox) else { return false };
         if let Ok(lent) = &answer {
+            // First: who has the answer may ask what is lent.
             lock(&self.lent).insert(sandbox, lent.clone());
         }
-        let waiting = lock(&self.waiting).remove(&sandbox);
-        if let Some(waiting) = waiting
-            && waiting.send(answer).is_err()
-        {
-            tracing::debug!(%sandbox, "whoever asked has given up waiting");
+        let heard = waiting.send(answer).is_ok();
+        if !heard {
+            lock(&self.lent).remove(&sandbox);
         }
+        heard
     }
 }
 
@@ -68,27 +79,26 @@ impl Spaces {
 
     /// A network for a sandbox that listens at port `inside` of its address, which for data planes on
     /// other machines is `port` of this one's; where it is reached is in the answer. Asked again for
-    /// the same sandbox, the answer is the same. Blocking.
+    /// the same sandbox, the answer is the same. If this is cancelled, it may be lent all the same.
     ///
     /// # Errors
     /// If there is no keeper, or no sandbox has a network of its own here; then with the reason that
     /// [`crate::Facts::missing`] gives too.
-    pub fn lend(
+    pub async fn lend(
         &self,
         sandbox: SandboxId,
         outbound: &Outbound,
         (port, inside): (u16, u16),
     ) -> io::Result<Lent> {
         let shared = self.shared()?;
-        // Room for the one answer that there is.
-        let (sender, answer) = mpsc::sync_channel(1);
+        let (sender, answer) = oneshot::channel();
         lock(&shared.spaces.waiting).insert(sandbox, sender);
         let outbound = outbound.clone();
         shared.link.send(&ToKeeper::Lend { sandbox, outbound, port, inside })?;
-        match answer.recv_timeout(PATIENCE) {
-            Ok(answer) => answer.map_err(io::Error::other),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::ErrorKind::NotConnected.into()),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(answer)) => answer.map_err(io::Error::other),
+            Ok(Err(_dropped)) => Err(io::ErrorKind::NotConnected.into()),
+            Err(_elapsed) => {
                 lock(&shared.spaces.waiting).remove(&sandbox);
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the keeper does not answer"))
             }
@@ -102,6 +112,34 @@ impl Spaces {
         if let Err(error) = shared.link.send(&ToKeeper::GiveBack { sandbox }) {
             // With the keeper its loans end.
             tracing::debug!(%sandbox, %error, "there is no keeper");
+        }
+    }
+
+    /// Whether sandboxes can have networks of their own here.
+    ///
+    /// # Errors
+    /// Why not, with what to do.
+    pub fn works(&self) -> Result<(), String> {
+        let shared = self.shared().map_err(|_gone| "the worker ends".to_owned())?;
+        if shared.config.max_isolation < Isolation::Strict {
+            return Err("switched off by configuration".to_owned());
+        }
+        let lacks = lock(&shared.abilities).no_strict.clone();
+        lacks.map_or(Ok(()), Err)
+    }
+
+    /// Whether a sandbox has a network lent.
+    #[must_use]
+    pub fn is_lent(&self, sandbox: SandboxId) -> bool {
+        self.shared().is_ok_and(|shared| lock(&shared.spaces.lent).contains_key(&sandbox))
+    }
+
+    /// Tells of another keeper than before: it may have lent less.
+    #[must_use]
+    pub fn keepers(&self) -> watch::Receiver<u64> {
+        match self.shared() {
+            Ok(shared) => shared.spaces.keepers.subscribe(),
+            Err(_gone) => watch::channel(0).1,
         }
     }
 

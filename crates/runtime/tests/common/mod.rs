@@ -26,6 +26,8 @@ use dirigent_runtime::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::sync::mpsc;
 
+pub(crate) mod host;
+
 /// No wait is longer: a machine may be slow, a test must end.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,11 @@ static PLACES: Mutex<BTreeMap<u16, SocketAddr>> = Mutex::new(BTreeMap::new());
 pub(crate) fn place(port: u16) -> SocketAddr {
     let known = PLACES.lock().expect("no panic").get(&port).copied();
     known.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into())
+}
+
+/// From now on.
+pub(crate) fn listens_at(at: SocketAddr) {
+    PLACES.lock().expect("no panic").insert(at.port(), at);
 }
 
 pub(crate) struct Rig {
@@ -107,7 +114,7 @@ impl Rig {
             panic!("{event:?}")
         };
         assert_eq!(s, sandbox);
-        PLACES.lock().expect("no panic").insert(at.port(), at);
+        listens_at(at);
     }
 
     pub(crate) fn gone(&mut self, sandbox: SandboxId) -> StartFailure {

@@ -146,11 +146,23 @@ impl Shared {
     }
 }
 
+/// With networks of their own, as a worker has it where the machine can do that.
 #[cfg(feature = "containerd")]
-fn by_containerd(dir: &Path, sender: mpsc::Sender<Event>) -> Arc<ContainerRuntime> {
+fn by_containerd(
+    dir: &Path,
+    sender: mpsc::Sender<Event>,
+) -> (Arc<ContainerRuntime>, Arc<ProcessRuntime>) {
     let socket = Shared::with(|shared| shared.daemon.socket());
-    let config = ContainerConfig { socket, ..ContainerConfig::new(&dir.join("oci")) };
-    ContainerRuntime::start(config, sender).unwrap()
+    let (unheard, _no_processes) = mpsc::channel(1);
+    let processes =
+        ProcessConfig { parked: 0, spaces: 2, ..config(&dir.join("pool"), Isolation::Strict) };
+    let processes = ProcessRuntime::start(processes, unheard).unwrap();
+    let config = ContainerConfig {
+        socket,
+        spaces: Some(processes.spaces()),
+        ..ContainerConfig::new(&dir.join("oci"))
+    };
+    (ContainerRuntime::start(config, sender).unwrap(), processes)
 }
 
 /// A runtime at work.
@@ -167,7 +179,7 @@ enum Owned {
     Fake(Arc<FakeRuntime>),
     Process(Arc<ProcessRuntime>),
     #[cfg(feature = "containerd")]
-    Container(Arc<ContainerRuntime>),
+    Container(Arc<ContainerRuntime>, Arc<ProcessRuntime>),
 }
 
 impl Harness {
@@ -185,7 +197,10 @@ impl Harness {
                 Owned::Process(ProcessRuntime::start(config, sender).unwrap())
             }
             #[cfg(feature = "containerd")]
-            Subject::Container => Owned::Container(by_containerd(dir.path(), sender)),
+            Subject::Container => {
+                let (oci, processes) = by_containerd(dir.path(), sender);
+                Owned::Container(oci, processes)
+            }
         };
         #[cfg_attr(not(feature = "containerd"), expect(unused_mut, reason = "for images"))]
         let mut harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
@@ -231,10 +246,12 @@ impl Harness {
                 Owned::Fake(after)
             }
             #[cfg(feature = "containerd")]
-            (Owned::Container(before), _) => {
+            (Owned::Container(before, processes), _) => {
                 before.detach();
+                processes.detach();
                 meanwhile.await;
-                Owned::Container(by_containerd(self.dir.path(), sender))
+                let (oci, processes) = by_containerd(self.dir.path(), sender);
+                Owned::Container(oci, processes)
             }
             (Owned::Process(_), _) => unreachable!("it is what it was made as"),
         };
@@ -416,7 +433,7 @@ impl Owned {
             Self::Fake(fake) => Arc::clone(fake) as _,
             Self::Process(process) => Arc::clone(process) as _,
             #[cfg(feature = "containerd")]
-            Self::Container(oci) => Arc::clone(oci) as _,
+            Self::Container(oci, _) => Arc::clone(oci) as _,
         }
     }
 }
@@ -427,7 +444,10 @@ impl Drop for Harness {
             Owned::Fake(_) => {}
             Owned::Process(runtime) => runtime.close(),
             #[cfg(feature = "containerd")]
-            Owned::Container(runtime) => runtime.close(),
+            Owned::Container(runtime, processes) => {
+                runtime.close();
+                processes.close();
+            }
         }
     }
 }

@@ -1,0 +1,235 @@
+//! Containers with networks of their own: what they do not reach, what a policy lets through, and what
+//! becomes of a network when somebody dies.
+
+#![cfg(test)]
+
+mod common;
+#[path = "oci/daemon.rs"]
+mod daemon;
+#[path = "oci/images.rs"]
+mod images;
+#[path = "oci/rig.rs"]
+mod rig;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt as _,
+    time::Duration,
+};
+
+use common::{
+    ask,
+    host::{Host, possible},
+    next, place, refused, run, with,
+};
+use dirigent_core::{Cause, Digest, Fault, Isolation, Outbound, worker::CreateSandbox};
+use dirigent_runtime::{Event, Runtime as _};
+use images::{Image, Layer};
+use rig::{Rig, order, rig_with};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Where networks of their own can be had.
+fn rig() -> Option<(Rig, Digest)> {
+    let mut rig = rig_with(|_config| {})?;
+    let facts = rig.runtime.facts();
+    if facts.best != Some(Isolation::Strict) {
+        println!("skip: containers with networks of their own: {:?}", facts.missing);
+        return None;
+    }
+    assert_eq!((facts.usual, facts.missing), (Some(Isolation::Strict), Vec::new()));
+    let image = function(&rig);
+    let image = rig.take(&image);
+    Some((rig, image))
+}
+
+/// The function that does what it is told, with a shell.
+fn function(rig: &Rig) -> Image {
+    let mut layer = Layer::new();
+    layer.busybox().directory("tmp", 0o1777);
+    let program = images::stripped(common::helper().as_ref(), &rig.dir.path().join("function"));
+    layer.program("function", &program);
+    Image::new(layer, serde_json::json!({ "Entrypoint": ["/function"], "Cmd": ["serve"] }))
+}
+
+fn v4(port: u16) -> Ipv4Addr {
+    match place(port).ip() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address}"),
+    }
+}
+
+fn limited(create: CreateSandbox, policy: Outbound) -> CreateSandbox {
+    with(create, |spec| spec.sandbox.network = Some(policy))
+}
+
+#[test]
+fn nobody_but_the_public_is_reached() {
+    let Some((mut rig, image)) = rig() else { return };
+    let machine = TcpListener::bind("[::]:0").unwrap();
+    let api = machine.local_addr().unwrap().port();
+    let ((one, port), (two, other)) = (rig.serve(order(image)), rig.serve(order(image)));
+    assert_ne!(v4(port), v4(other));
+    let [a, b, c, _] = v4(port).octets();
+    let gateway = Ipv4Addr::new(a, b, c, 0);
+    let forbidden: [SocketAddr; 7] = [
+        place(other),
+        (Ipv4Addr::LOCALHOST, api).into(),
+        (Ipv6Addr::LOCALHOST, api).into(),
+        (gateway, api).into(),
+        (Ipv4Addr::new(169, 254, 169, 254), 80).into(),
+        ("fd00:ec2::254".parse::<IpAddr>().unwrap(), 80).into(),
+        ("fe80::1".parse::<IpAddr>().unwrap(), api).into(),
+    ];
+    for address in forbidden {
+        let answer = ask(port, &format!("connect {address}"));
+        assert!(answer.starts_with("refused"), "{address}: {answer}");
+    }
+    // What was asked for would have been there.
+    drop(TcpStream::connect((gateway, api)).unwrap());
+    drop(machine);
+    assert_eq!(run(other, "echo alive"), "alive\n");
+    for sandbox in [one, two] {
+        rig.end(sandbox);
+    }
+    rig.nothing_left();
+}
+
+#[test]
+fn it_is_alone_in_its_network_and_cannot_change_it() {
+    let Some((mut rig, image)) = rig() else { return };
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(ask(port, "raw"), "", "sockets that see others' packets");
+    let links = run(port, "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '");
+    assert!(links.contains("eth0") && !links.contains("dg"), "{links}");
+    for setting in ["ip_forward", "conf/eth0/rp_filter", "ip_unprivileged_port_start"] {
+        refused(port, &format!("echo 1 > /proc/sys/net/ipv4/{setting}"));
+    }
+    refused(port, "ip addr add 10.213.0.9/32 dev eth0");
+    refused(port, "ip link set eth0 down");
+    refused(port, "ip route add 192.0.2.0/24 dev eth0");
+    // It finds itself by its name, and everybody else as the machine does.
+    let name = run(port, "hostname");
+    let hosts = run(port, "cat /etc/hosts");
+    assert!(hosts.contains(&format!("{}\t{name}", v4(port))), "{hosts}");
+    refused(port, "echo > /etc/hosts");
+    refused(port, "echo > /etc/resolv.conf");
+    rig.end(sandbox);
+}
+
+#[test]
+fn it_connects_where_its_policy_lets_it() {
+    if !possible() {
+        return;
+    }
+    let Some((mut rig, image)) = rig() else { return };
+    let host = Host::new(4);
+    for port in [7000, 7001] {
+        host.listens(port);
+    }
+    let listed = Outbound::Only(vec![format!("{}:7000", host.there).parse().unwrap()]);
+    for (policy, reached) in [
+        (Outbound::Internet, [true, true]),
+        (Outbound::None, [false, false]),
+        (listed, [true, false]),
+    ] {
+        let (sandbox, port) = rig.serve(limited(order(image), policy.clone()));
+        let connects = |to: u16| ask(port, &format!("connect {}:{to}", host.there)) == "connected";
+        assert_eq!([connects(7000), connects(7001)], reached, "{policy:?}");
+        rig.end(sandbox);
+    }
+    rig.nothing_left();
+}
+
+#[test]
+fn who_listens_on_loopback_is_told_what_to_do() {
+    let Some((mut rig, image)) = rig() else { return };
+    let mut create = common::mode(order(image), "loopback");
+    create.order.start_timeout = Duration::from_secs(1);
+    let (sandbox, port) = (create.order.sandbox, create.port);
+    rig.runtime.create(create);
+    let failure = rig.gone(sandbox);
+    let Cause::NeverListened { message } = failure.cause else { panic!("{failure:?}") };
+    assert!(message.contains(&format!("127.0.0.1:{port} instead")), "{message}");
+    rig.nothing_left();
+}
+
+/// The network namespace of a sandbox, asked of the kernel by what it was told.
+fn namespace(port: u16) -> u64 {
+    let text = run(port, "readlink /proc/self/ns/net");
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+#[test]
+fn its_network_is_its_own_until_it_is_gone_whoever_restarts() {
+    let Some((mut rig, image)) = rig() else { return };
+    let (lives, port) = rig.serve(order(image));
+    let own = namespace(port);
+    let ours = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
+    assert_ne!(own, ours);
+    // One that was lent to somebody who was never made.
+    let nobody = order(image).order.sandbox;
+    let lend = rig.processes.spaces();
+    let waits = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    waits.block_on(lend.lend(nobody, &Outbound::Internet, (port, port))).unwrap();
+    rig.restart();
+    let adopted = rig.runtime.recover().unwrap();
+    assert_eq!(adopted.len(), 1);
+    let spaces = rig.processes.spaces();
+    assert!(spaces.is_lent(lives) && !spaces.is_lent(nobody));
+    let (other, second) = rig.serve(order(image));
+    assert_ne!(namespace(second), own);
+    assert_eq!(namespace(port), own);
+    rig.end(other);
+    rig.end(lives);
+    rig.nothing_left();
+}
+
+#[test]
+fn with_a_keeper_that_is_killed_go_those_whom_it_lent_networks() {
+    let Some((mut rig, image)) = rig() else { return };
+    let (sandbox, _) = rig.serve(order(image));
+    let mark = format!("\"directory\":\"{}\"", rig.dir.path().join("pool").display());
+    let mut killed = 0;
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(&mark) {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            // Forks of it end with it, or have ended.
+            let pid = pid.and_then(Pid::from_raw).unwrap();
+            killed += u32::from(kill_process(pid, Signal::KILL).is_ok());
+        }
+    }
+    assert!(killed > 0, "no keeper");
+    let failure = rig.gone(sandbox);
+    assert_eq!((failure.cause, failure.fault), (Cause::WorkerLost, Fault::Worker));
+    rig.nothing_left();
+    let (again, port) = rig.serve(order(image));
+    assert_eq!(run(port, "echo again"), "again\n");
+    rig.end(again);
+}
+
+/// As an operator may demand it of a function, to find out what is in its way.
+#[test]
+fn the_machines_network_is_had_by_who_demands_no_more() {
+    let Some((mut rig, image)) = rig() else { return };
+    let create = with(order(image), |spec| spec.sandbox.isolation = Some(Isolation::Plain));
+    let (sandbox, port) = rig.serve(create);
+    assert_eq!(namespace(port), std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    assert_eq!(v4(port), Ipv4Addr::LOCALHOST);
+    assert_eq!(rig.processes.spaces().lent(), []);
+    rig.end(sandbox);
+    // And by all, where there are no others: but not by who demands one.
+    let Some(mut rig) = rig_with(|config| config.spaces = None) else { return };
+    let image = function(&rig);
+    let image = rig.take(&image);
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(v4(port), Ipv4Addr::LOCALHOST);
+    rig.end(sandbox);
+    let create = limited(order(image), Outbound::None);
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    let Event::Gone { failure, .. } = next(&mut rig.events) else { panic!() };
+    assert!(failure.cause.to_string().contains("`strict` does not work here"), "{failure:?}");
+    assert!(!rig.processes.spaces().is_lent(sandbox));
+}

@@ -1,0 +1,248 @@
+//! A container runtime with a containerd and a pool of networks, and what tests ask of them.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use dirigent_core::{
+    Address, Cause, Digest, RuntimeKind, SandboxId, StartFailure,
+    worker::{ArtifactFailure, CreateSandbox},
+};
+use dirigent_runtime::{
+    Event, Runtime as _,
+    container::{ContainerConfig, ContainerRuntime},
+    process::{ProcessConfig, ProcessRuntime},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    common::{self, DEADLINE, create, next, until, with},
+    daemon::{self, Daemon},
+    images::{Image, Layer},
+};
+
+/// A runtime with a containerd, and the process runtime whose keeper lends networks, as a worker
+/// has both.
+pub(crate) struct Rig {
+    // In this order: the runtime removes what it has while its containerd is there.
+    pub(crate) runtime: Arc<ContainerRuntime>,
+    pub(crate) processes: Arc<ProcessRuntime>,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) daemon: Daemon,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// Where there can be none that is said, and counted.
+pub(crate) fn rig() -> Option<Rig> {
+    rig_with(|_config| {})
+}
+
+pub(crate) fn rig_with(change: impl FnOnce(&mut ContainerConfig)) -> Option<Rig> {
+    if let Some(why) = daemon::missing() {
+        println!("skip: containers: {why}");
+        return None;
+    }
+    let daemon = Daemon::start();
+    let dir = tempfile::tempdir().unwrap();
+    let processes = keeper(dir.path(), |_config| {});
+    let (runtime, events) = start(&daemon, dir.path(), &processes, change);
+    assert_eq!(runtime.recover().unwrap(), []);
+    Some(Rig { runtime, processes, events, daemon, dir })
+}
+
+/// Lends networks.
+pub(crate) fn keeper(dir: &Path, change: impl FnOnce(&mut ProcessConfig)) -> Arc<ProcessRuntime> {
+    let (unheard, _no_processes) = mpsc::channel(1);
+    let mut config = ProcessConfig { parked: 0, spaces: 4, ..common::config(&dir.join("pool")) };
+    change(&mut config);
+    ProcessRuntime::start(config, unheard).unwrap()
+}
+
+pub(crate) fn start(
+    daemon: &Daemon,
+    dir: &Path,
+    processes: &ProcessRuntime,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> (Arc<ContainerRuntime>, mpsc::Receiver<Event>) {
+    let (sender, events) = mpsc::channel(1024);
+    let mut config = ContainerConfig::new(&dir.join("oci"));
+    config.socket = daemon.socket();
+    config.spaces = Some(processes.spaces());
+    change(&mut config);
+    let runtime = ContainerRuntime::start(config, sender).unwrap();
+    assert!(runtime.facts().best.is_some(), "{:?}", runtime.facts().missing);
+    (runtime, events)
+}
+
+/// What the rest of a machine sees of sandboxes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    containers: usize,
+    pub(crate) tasks: usize,
+    active_snapshots: usize,
+    shims: usize,
+    groups: usize,
+    pipes: usize,
+    mounts: usize,
+    networks: usize,
+}
+
+pub(crate) const NOTHING: Left = Left {
+    containers: 0,
+    tasks: 0,
+    active_snapshots: 0,
+    shims: 0,
+    groups: 0,
+    pipes: 0,
+    mounts: 0,
+    networks: 0,
+};
+
+impl Rig {
+    pub(crate) fn take(&mut self, image: &Image) -> Digest {
+        let path = self.dir.path().join("archive");
+        let digest = image.docker_archive(&path);
+        self.unpack(digest, path).unwrap();
+        digest
+    }
+
+    pub(crate) fn unpack(&mut self, digest: Digest, path: PathBuf) -> Result<(), ArtifactFailure> {
+        self.runtime.unpack(digest, path);
+        match next(&mut self.events) {
+            Event::Unpacked { digest: unpacked, result } if unpacked == digest => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn serve(&mut self, create: CreateSandbox) -> (SandboxId, u16) {
+        let (sandbox, port) = (create.order.sandbox, create.port);
+        self.runtime.create(create);
+        let event = next(&mut self.events);
+        assert_eq!(event, Event::Created { sandbox });
+        let event = next(&mut self.events);
+        let Event::Listening { sandbox: listens, address: Address::Tcp(at), .. } = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!((listens, at.port()), (sandbox, port));
+        common::listens_at(at);
+        (sandbox, port)
+    }
+
+    pub(crate) fn gone(&mut self, sandbox: SandboxId) -> StartFailure {
+        loop {
+            match next(&mut self.events) {
+                Event::Gone { sandbox: s, failure } if s == sandbox => return failure,
+                Event::Created { .. } | Event::Listening { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn end(&mut self, sandbox: SandboxId) {
+        self.runtime.destroy(sandbox, Duration::ZERO);
+        assert_eq!(self.gone(sandbox).cause, Cause::Stopped);
+    }
+
+    /// The worker's process is gone, and another one comes.
+    pub(crate) fn restart(&mut self) {
+        self.runtime.detach();
+        self.processes.detach();
+        self.processes = keeper(self.dir.path(), |_config| {});
+        (self.runtime, self.events) =
+            start(&self.daemon, self.dir.path(), &self.processes, |_config| {});
+    }
+
+    pub(crate) fn left(&self) -> Left {
+        let lines = |args: &[&str]| {
+            let (fine, said) = self.daemon.ctr(args);
+            assert!(fine, "{said}");
+            said.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mark = self.mark();
+        let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let groups = groups.flat_map(|controller| {
+            fs::read_dir(controller.path().join("dirigent-containers")).into_iter().flatten()
+        });
+        let groups = groups.flatten().filter(|g| g.file_name().to_string_lossy().contains(&mark));
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.daemon.pid())).unwrap();
+        Left {
+            containers: lines(&["containers", "list"]).len(),
+            tasks: lines(&["tasks", "list"]).len(),
+            active_snapshots: lines(&["snapshots", "list"])
+                .iter()
+                .filter(|line| line.contains("Active"))
+                .count(),
+            shims: self.daemon.shims().len(),
+            groups: groups.count(),
+            pipes: fs::read_dir(self.dir.path().join("oci/sandboxes")).map_or(0, Iterator::count),
+            mounts: mounts.lines().filter(|line| line.contains("/state/")).count(),
+            networks: self.processes.spaces().lent().len(),
+        }
+    }
+
+    /// What our names in containerd begin with, read from a lease.
+    pub(crate) fn mark(&self) -> String {
+        let (_, said) = self.daemon.ctr(&["leases", "list"]);
+        let lease = said.lines().nth(1).unwrap_or_default();
+        lease.split("-image-").next().unwrap_or_default().to_owned()
+    }
+
+    pub(crate) fn nothing_left(&self) {
+        until("nothing is left", || self.left() == NOTHING || self.daemon.shims().len() > 50);
+        assert_eq!(self.left(), NOTHING);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.runtime.close();
+        self.processes.close();
+    }
+}
+
+pub(crate) fn order(image: Digest) -> CreateSandbox {
+    with(create(&[], None), |spec| {
+        spec.sandbox.runtime = RuntimeKind::Container;
+        spec.sandbox.image = Some("docker-archive:test.tar".to_owned());
+        spec.artifact = Some(image);
+    })
+}
+
+pub(crate) fn shell(image: Digest, script: &str) -> CreateSandbox {
+    with(order(image), |spec| {
+        spec.sandbox.command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    })
+}
+
+/// A static server, and a shell.
+pub(crate) fn busybox() -> Image {
+    let mut layer = Layer::new();
+    layer.busybox().directory("tmp", 0o1777).file("www/index.html", 0o644, b"from an image\n");
+    layer.file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n");
+    Image::new(layer, serde_json::json!({ "Cmd": ["/bin/sh", "-c", SERVE] }))
+}
+
+pub(crate) const SERVE: &str = "exec httpd -f -h /www -p $HOST:$PORT";
+
+pub(crate) fn get(port: u16) -> String {
+    let mut stream = TcpStream::connect(common::place(port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.rsplit("\r\n\r\n").next().unwrap_or_default().to_owned()
+}
+
+/// What a command says in a sandbox of its own, and its status.
+pub(crate) fn run(rig: &mut Rig, create: CreateSandbox) -> (Cause, String) {
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    let failure = rig.gone(sandbox);
+    (failure.cause, failure.log_tail.join("\n"))
+}
