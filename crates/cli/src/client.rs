@@ -362,6 +362,12 @@ pub(crate) async fn refused(response: Response<Incoming>) -> Fail {
                     "the token is in the state directory of `dirigent up`: name it with --state, \
                      or set DIRIGENT_TOKEN",
                 ),
+                "no_authority" => {
+                    return fail.hint(
+                        "name the control plane that has the cluster's authority with --server",
+                    );
+                }
+                "untold" => return fail.hint("nothing has to be repeated"),
                 _ => fail,
             }
         }

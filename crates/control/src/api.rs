@@ -54,6 +54,7 @@ use crate::{
     metrics::{Metrics, PageSource},
     office::Stand,
     owner::{Handle, PATIENCE, Sitting},
+    refusals::Refusals,
     store::etcd::Leader,
     streams::Offers,
     token::{Token, hash},
@@ -83,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) functions: Arc<OnceLock<SocketAddr>>,
     pub(crate) compat: Option<Images>,
     pub(crate) membership: Option<Membership>,
+    /// Where several control planes refuse whom one refuses.
+    pub(crate) refusals: Option<Refusals>,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -19,6 +19,7 @@ mod metrics;
 pub mod office;
 mod owner;
 mod recorder;
+mod refusals;
 pub mod store;
 mod streams;
 mod term;
@@ -59,6 +60,7 @@ use crate::{
     metrics::Metrics,
     office::{Contest, Shared, Stand},
     owner::{Handle, Sitting},
+    refusals::Refusals,
     store::{
         Counts, MemoryStore, RedbStore, SCHEMA, Store, StoreError,
         etcd::{self, Chair, Member},
@@ -248,6 +250,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     let blobs = Blobs::open(&dir.join("blobs"), config.artifact_limit).map_err(unusable)?;
 
     let seat = seat(&config, address)?;
+    let refusals = refusals(membership.as_ref(), seat.as_ref(), tasks).await;
     let artifacts = artifacts(blobs, seat.as_ref());
     let counts = Counts::default();
     let metrics = Arc::new(Metrics::new(counts.clone()));
@@ -275,8 +278,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
     };
     sit(&config, seat, chambers, stand, tasks).await?;
 
-    let owner = Handle::new(sitting);
-    let (bulk, offers) = (Bulk::default(), Offers::default());
+    let (owner, bulk, offers) = (Handle::new(sitting), Bulk::default(), Offers::default());
     let doors = Doors::open(&owner, &offers, &bulk, &artifacts, tasks);
     let tending = copies::tend(artifacts.clone(), owner.clone());
     tasks.run("tend artifacts", OnCancel::Abort, tending);
@@ -298,6 +300,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> Result<Running, StartError>
             stand: matches!(config.store, StoreKind::Etcd(_)).then_some(stands),
         },
         membership: membership.clone(),
+        refusals,
         functions: Arc::clone(&functions),
         compat: config.compat.map(Images::new),
         shutdown: tasks.shutdown().clone(),
@@ -363,6 +366,16 @@ fn artifacts(blobs: Blobs, seat: Option<&Seat>) -> Artifacts {
         Some(Seat { chair, others }) => Artifacts::shared(blobs, chair.clone(), Arc::clone(others)),
         None => Artifacts::alone(blobs),
     }
+}
+
+/// What several control planes with certificates tell each other.
+async fn refusals(
+    membership: Option<&Membership>,
+    seat: Option<&Seat>,
+    tasks: &Tasks,
+) -> Option<Refusals> {
+    let (membership, chair) = (membership?.clone(), seat?.chair.clone());
+    Some(Refusals::start(membership, chair, tasks).await)
 }
 
 /// Take office, or begin to stand by.

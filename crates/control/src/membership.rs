@@ -10,11 +10,16 @@
 //! members.json       what it has signed, join tokens as hashes, refused certificates; beside the key
 //! ```
 //!
+//! Where several control planes share a store, whose certificates are refused is in there too, for all
+//! of them (`refusals`).
+//!
 //! A certificate is handed out only when it is on disk that it was.
 
 mod record;
+mod refused;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,7 +37,10 @@ use dirigent_service::{
 use tokio::sync::watch;
 
 pub use self::record::Listed;
-use self::record::{Record, Ticket};
+use self::{
+    record::{Record, Ticket},
+    refused::Refused,
+};
 use crate::token::{digest, secret};
 
 /// How long a certificate is valid if nothing else is said: long enough for a holiday without its
@@ -98,6 +106,11 @@ pub enum MembershipError {
         /// Whose.
         member: Member,
     },
+    /// Others may have refused it.
+    #[error(
+        "this control plane has not heard yet whose certificates are refused: it cannot reach its etcd"
+    )]
+    Unheard,
     /// The request cannot be signed.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -133,6 +146,7 @@ struct Shared {
     cluster: String,
     life: Duration,
     signer: Option<Signer>,
+    refused: Mutex<Refused>,
     changes: watch::Sender<u64>,
 }
 
@@ -251,22 +265,25 @@ impl Membership {
     pub fn open(state: &Path, life: Duration) -> Result<Option<Self>, MembershipError> {
         let Some(files) = files(state, Role::ControlPlane)? else { return Ok(None) };
         let dir = folder(state);
+        let path = dir.join("members.json");
+        // It counts where the key was taken elsewhere, too.
+        let record = Record::read(&path)?;
+        let refused = Mutex::new(Refused::new(record.refused()));
         let signer = match fs::read_to_string(dir.join("ca.key")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error.into()),
             Ok(key) => {
                 let pem = fs::read_to_string(authority(state))?;
-                let path = dir.join("members.json");
-                let record = Mutex::new(Record::read(&path)?);
                 let authority = Authority::load(pem, &key)?;
-                Some(Signer { authority, path, writing: Mutex::new(()), record })
+                let (writing, record) = (Mutex::new(()), Mutex::new(record));
+                Some(Signer { authority, path, writing, record })
             }
         };
         let uri = files.certificate().uri.unwrap_or_default();
         // `dirigent://CLUSTER/ROLE/NAME`, as it was made.
         let cluster = uri.rsplitn(3, '/').last().unwrap_or_default().to_owned();
         let changes = watch::Sender::new(0);
-        let shared = Shared { files, cluster, life, signer, changes };
+        let shared = Shared { files, cluster, life, signer, refused, changes };
         Ok(Some(Self { shared: Arc::new(shared) }))
     }
 
@@ -299,12 +316,14 @@ impl Membership {
     pub fn admit(&self, certificate: &Certificate) -> Result<Member, MembershipError> {
         let uri = certificate.uri.as_deref().unwrap_or_default();
         let member = Member::of(uri, &self.shared.cluster)?;
-        match &self.shared.signer {
-            Some(signer) if signer.lock().refuses(&certificate.serial) => {
-                Err(MembershipError::Refused { member })
-            }
-            _ => Ok(member),
+        let refused = self.refused();
+        if refused.holds(&certificate.serial) {
+            return Err(MembershipError::Refused { member });
         }
+        if refused.is_partial() {
+            return Err(MembershipError::Unheard);
+        }
+        Ok(member)
     }
 
     /// A token with which somebody may join in this role, for so long; once, unless it is for
@@ -360,7 +379,7 @@ impl Membership {
                 // Whoever has this token was meant to take the name over.
                 Some(_) => record.refuse(&member),
                 None if record.has(&member) => return Err(MembershipError::Taken { member }),
-                None => false,
+                None => None,
             };
             let certificate = sign(&signer.authority, &member, request, hosts, life)?;
             record.enter(&member, &Certificate::of_pem(&certificate)?, hosts)?;
@@ -369,8 +388,8 @@ impl Membership {
             Ok((Joined { member, certificate, authority }, refused))
         })?;
         // Everybody who is in is admitted again then: not for each who joins.
-        if refused {
-            self.changed();
+        if let Some(refused) = refused {
+            self.refuse(&refused);
         }
         tracing::info!(member = %joined.member, "joined");
         Ok(joined)
@@ -400,11 +419,9 @@ impl Membership {
     /// # Errors
     /// If there is none, or it cannot be written down.
     pub fn remove(&self, member: &Member) -> Result<(), MembershipError> {
-        self.signer()?.commit(|record| {
-            let refused = record.refuse(member);
-            refused.then_some(()).ok_or_else(|| MembershipError::Unknown { member: member.clone() })
-        })?;
-        self.changed();
+        let unknown = || MembershipError::Unknown { member: member.clone() };
+        let refused = self.signer()?.commit(|record| record.refuse(member).ok_or_else(unknown))?;
+        self.refuse(&refused);
         tracing::info!(%member, "removed");
         Ok(())
     }
@@ -417,8 +434,50 @@ impl Membership {
         Ok(self.signer()?.lock().list())
     }
 
+    fn refused(&self) -> MutexGuard<'_, Refused> {
+        self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, serials: &BTreeMap<String, u64>) {
+        self.refused().add(serials);
+        self.changed();
+    }
+
     fn changed(&self) {
         self.shared.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Others may have refused certificates: until they are heard nobody is let in.
+    pub(crate) fn awaits_others(&self) {
+        self.refused().awaits_others();
+    }
+
+    /// Whether the others were not heard yet.
+    pub(crate) fn awaits(&self) -> bool {
+        self.refused().is_partial()
+    }
+
+    /// The store that the control planes share has these refused certificates, and no others.
+    pub(crate) fn heard(&self, all: &BTreeMap<String, u64>) {
+        let is_news = self.refused().heard(all);
+        if is_news {
+            self.changed();
+        }
+    }
+
+    /// Refused certificates that the store is to be told.
+    pub(crate) fn untold(&self) -> Vec<(String, u64)> {
+        self.refused().untold(Clock::wall_ms())
+    }
+
+    /// The store was told these.
+    pub(crate) fn told(&self, these: &[(String, u64)]) {
+        self.refused().told(these);
+    }
+
+    /// Forgets refused certificates that have run out for good; those of them that the store has.
+    pub(crate) fn forget(&self) -> Vec<String> {
+        self.refused().forget(Clock::wall_ms())
     }
 
     /// This control plane's own certificate, which it renews in time where it signs itself.

@@ -112,7 +112,12 @@ impl Porter {
         door: &Dialer<In::Frame, Out::Frame>,
     ) -> Result<Response<Batches<Out>>, Status> {
         let guest = self.admit(&request, role)?;
-        let epoch = self.leading().await?;
+        let epoch = tokio::select! {
+            biased;
+            // Called anew it hears why.
+            why = self.entrance.over(&guest) => return Err(Status::unavailable(why)),
+            epoch = self.leading() => epoch?,
+        };
         let (speak, words) = oneshot::channel();
         let (answer, answers) = answers();
         let (door, entrance) = (door.named(&guest.name), self.entrance.clone());
@@ -120,12 +125,14 @@ impl Porter {
             let name = guest.name.as_str();
             let conversation = converse::<In, Out>(request.into_inner(), &door, speak, answer);
             tokio::select! {
+                // Who may have been removed while it waited is not heard before that is known.
+                biased;
+                // Its end is dropped, and whoever is behind the door closes the other one.
+                why = entrance.over(&guest) => tracing::info!(name, why, "a peer has to leave"),
                 over = conversation => match over {
                     Ok(()) => tracing::debug!(name, "a peer's stream ended"),
                     Err(status) => tracing::info!(name, %status, "a peer's stream broke"),
                 },
-                // Its end is dropped, and whoever is behind the door closes the other one.
-                why = entrance.over(&guest) => tracing::info!(name, why, "a peer has to leave"),
             }
         });
         let batches: Batches<Out> = Box::pin(outgoing::<Out>(words, answers).map(Ok));

@@ -312,10 +312,9 @@ async fn refuse_certificate(client: &Client, whom: &Whom) -> Result {
     match response.status() {
         // There are no certificates here, or none of this one.
         StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(()),
-        StatusCode::SERVICE_UNAVAILABLE => Err(refused(response).await.hint(
-            "name the control plane that has the cluster's authority with --server, or leave the \
-             certificate good with --keep-certificate",
-        )),
+        StatusCode::SERVICE_UNAVAILABLE => Err(refused(response)
+            .await
+            .hint("with --keep-certificate the certificate is left good")),
         _ => succeeded(response).await.map(|_| ()),
     }
 }

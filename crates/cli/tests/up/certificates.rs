@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use dirigent_bench::etcd::Etcd;
 use dirigent_service::tls::{Authority, Certificate, Issue, request};
 
 use crate::{
@@ -139,6 +140,54 @@ fn members_of_a_cluster_work_together_off_loopback_and_nobody_else_is_let_in() {
     until("it is back", || cluster.workers() == 1);
     assert_eq!(get(&plane, "one").unwrap().status, 200);
     assert!(worker.end().success() && plane.end().success() && cluster.control.end().success());
+}
+
+#[test]
+fn who_was_removed_is_refused_by_every_control_plane_and_by_its_next_life() {
+    if !Etcd::is_installed() {
+        return println!("skip: etcd is not installed (Debian: etcd-server)");
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(scratch.path(), 1).unwrap();
+    let members = etcd.addresses().join(",");
+    let env = [("DIRIGENT_ETCD", members.as_str())];
+    let first = Cluster::on("127.0.0.1", &env);
+    until("it leads", || verb(first.state.path(), &["list"]).0 == 0);
+    let other = first.machine("control-plane", "c2");
+    let stand_by = || {
+        let listen = ["--api", "127.0.0.1:0", "--peers", "127.0.0.1:0"];
+        Part::with(command("control-plane", &other).args(listen).envs(env), &other)
+    };
+    let second = stand_by();
+    let (removed, good) = (first.machine("worker", "w1"), first.machine("worker", "w2"));
+    // To both, and to the second one alone, which does not lead.
+    let to = |state: &Arc<State>, control: &[&str]| {
+        let control: Vec<_> = control.iter().flat_map(|at| ["--control", at]).collect();
+        Part::start("worker", state, &[&["--emulate", "1"], &control[..]].concat())
+    };
+    let worker = to(&removed, &[&first.peers, &second.told("peers")]);
+    until("it is there", || first.workers() == 1);
+    ok(&first.state, &["cluster", "remove", "worker", "w1"]);
+    until("it is gone", || first.workers() == 0);
+    worker.kill();
+    let refused = |peers: &str| {
+        let worker = to(&removed, &[peers]);
+        until("it is refused", || worker.said().contains("worker w1 is refused: it was removed"));
+        worker.kill();
+    };
+    refused(&second.told("peers"));
+    // The authority dies, and the other one leads; then it comes again.
+    let Cluster { control, .. } = first;
+    control.kill();
+    let led = |state: &State| verb(state.path(), &["workers"]);
+    until("the other one leads", || led(&other).0 == 0);
+    refused(&second.told("peers"));
+    second.kill();
+    let second = stand_by();
+    refused(&second.told("peers"));
+    let _good = to(&good, &[&second.told("peers")]);
+    until("another worker is let in", || led(&other).1.contains("w2"));
+    assert!(!led(&other).1.lines().any(|line| line.contains("w1") && line.contains("ready")));
 }
 
 #[test]

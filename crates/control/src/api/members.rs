@@ -13,7 +13,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Api, ApiError};
-use crate::membership::{Joined, Membership, MembershipError};
+use crate::{
+    membership::{Joined, Membership, MembershipError},
+    store::StoreError,
+};
 
 /// A body at most: a request for a certificate is a few hundred bytes.
 const BODY: usize = 64 << 10;
@@ -105,7 +108,19 @@ pub(super) async fn remove(
     let member: Member = member.map_err(|error: MemberError| MembershipError::from(error))?;
     let gone = member.clone();
     api.members(move |all| all.remove(&gone)).await?;
+    if let Some(refusals) = &api.shared.refusals {
+        refusals.tell().await.map_err(|error| untold(&member, &error))?;
+    }
     Ok(Json(json!({ "removed": member })))
+}
+
+/// The store that the control planes share cannot be told who was removed.
+fn untold(member: &Member, error: &StoreError) -> ApiError {
+    let message = format!(
+        "{member} is refused here from now on; the other control planes are told as soon as that is \
+         possible: {error}"
+    );
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "untold", message)
 }
 
 impl From<MembershipError> for ApiError {
@@ -114,6 +129,9 @@ impl From<MembershipError> for ApiError {
         match error {
             MembershipError::NoAuthority => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_authority", message)
+            }
+            MembershipError::Unheard => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message)
             }
             MembershipError::Token | MembershipError::Refused { .. } => {
                 Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)

@@ -166,16 +166,17 @@ impl Record {
         Ok(())
     }
 
-    /// Nobody with a certificate of this member is one any more; whether there was one.
-    pub(super) fn refuse(&mut self, member: &Member) -> bool {
-        let Some(entry) = self.members.remove(member) else { return false };
-        let signed = entry.certificates.into_iter();
-        self.refused.extend(signed.map(|signed| (signed.serial, signed.until_ms)));
-        true
+    /// Nobody with a certificate of this member is one any more; which those are, if there is one.
+    pub(super) fn refuse(&mut self, member: &Member) -> Option<BTreeMap<String, u64>> {
+        let signed = self.members.remove(member)?.certificates.into_iter();
+        let serials: BTreeMap<_, _> = signed.map(|one| (one.serial, one.until_ms)).collect();
+        self.refused.extend(serials.clone());
+        Some(serials)
     }
 
-    pub(super) fn refuses(&self, serial: &str) -> bool {
-        self.refused.contains_key(serial)
+    /// Refused certificates.
+    pub(super) const fn refused(&self) -> &BTreeMap<String, u64> {
+        &self.refused
     }
 
     pub(super) fn list(&self) -> Vec<Listed> {

@@ -13,6 +13,7 @@ mod keys;
 mod load;
 pub(super) mod moving;
 mod office;
+mod refused;
 mod rpc;
 
 use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};

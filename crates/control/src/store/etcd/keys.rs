@@ -11,13 +11,14 @@
 //! PREFIX/workers/N            a worker
 //! PREFIX/data-planes/N        a data plane
 //! PREFIX/tokens               the API's tokens
+//! PREFIX/refused/SERIAL       a certificate that nobody lets in, and when it runs out
 //! PREFIX/migration            while records come from another store
 //! ```
 
 use dirigent_core::{FunctionId, Write};
 
 use super::rpc::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp,
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
     compare::{CompareResult, CompareTarget, TargetUnion},
     request_op::Request,
 };
@@ -48,6 +49,14 @@ impl Keys {
 
     fn function(&self, id: FunctionId) -> Vec<u8> {
         self.of(&format!("functions/{:016x}.{:016x}", id.epoch.0, id.counter))
+    }
+
+    pub(super) fn refused(&self) -> Vec<u8> {
+        self.of("refused/")
+    }
+
+    pub(super) fn refusal(&self, serial: &str) -> Vec<u8> {
+        self.of(&format!("refused/{serial}"))
     }
 
     /// What a write changes, and to what; `None` removes it.
@@ -120,6 +129,13 @@ pub(super) const fn read_all(range: RangeRequest) -> RequestOp {
 /// Keys that begin so.
 pub(super) fn beginning(prefix: Vec<u8>) -> RangeRequest {
     RangeRequest { range_end: after(&prefix), key: prefix, ..RangeRequest::default() }
+}
+
+/// What comes after this page of the keys that begin so, if anything does.
+pub(super) fn following(page: &RangeResponse, prefix: &[u8]) -> Option<RangeRequest> {
+    let mut key = page.kvs.last().filter(|_| page.more)?.key.clone();
+    key.push(0);
+    Some(RangeRequest { key, range_end: after(prefix), ..RangeRequest::default() })
 }
 
 pub(super) const fn put(key: Vec<u8>, value: Vec<u8>) -> RequestOp {

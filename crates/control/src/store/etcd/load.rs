@@ -8,7 +8,7 @@ use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     EtcdError, Place,
-    keys::{after, beginning, read, read_all, signed, unsigned},
+    keys::{beginning, following, read, read_all, signed, unsigned},
     office::{Leader, Term},
     rpc::{KeyValue, RangeRequest, RangeResponse, TxnRequest},
 };
@@ -97,22 +97,12 @@ async fn fetch(
     let all = place.keys.functions();
     let mut page = first;
     loop {
-        let following = page.kvs.last().filter(|_| page.more).map(|last| {
-            let mut key = last.key.clone();
-            key.push(0);
-            key
-        });
+        let next = following(&page, &all);
         if pages.send(page.kvs).is_err() {
             return Ok(());
         }
-        let Some(key) = following else { return Ok(()) };
-        let request = RangeRequest {
-            key,
-            range_end: after(&all),
-            limit: PAGE,
-            revision: signed(revision),
-            count_only: false,
-        };
+        let Some(next) = next else { return Ok(()) };
+        let request = RangeRequest { limit: PAGE, revision: signed(revision), ..next };
         page = place.client.range(&request, Instant::now() + PAGE_WITHIN).await?;
     }
 }
