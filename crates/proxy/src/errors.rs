@@ -13,7 +13,7 @@ use dirigent_core::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use crate::{body::Body, ids, scan::Violation};
+use crate::{body::Body, scan::Violation};
 
 pub(crate) const REQUEST_ID: &str = "x-dirigent-request-id";
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID);
@@ -245,24 +245,24 @@ fn percent(text: &str) -> String {
     })
 }
 
-/// A whole HTTP/1.1 message for a request that was refused before there was an invocation.
-pub(crate) fn bare_answer(violation: Violation) -> Bytes {
+/// A whole HTTP/1.1 message for a request that was refused before there was an invocation, and its
+/// code.
+pub(crate) fn bare_answer(violation: Violation, request_id: &HeaderValue) -> (Bytes, &'static str) {
     let (code, phrase) = match violation.status {
         408 => ("request_timeout", "Request Timeout"),
         431 => ("head_too_large", "Request Header Fields Too Large"),
         503 => ("no_capacity", "Service Unavailable"),
         _ => ("bad_request", "Bad Request"),
     };
-    let id = ids::request_id(dirigent_service::Clock::wall_ms());
-    let id = id.to_str().unwrap_or_default();
+    let id = request_id.to_str().unwrap_or_default();
     let body = json(code, violation.reason, id);
-    format!(
+    let answer = format!(
         "HTTP/1.1 {} {phrase}\r\ncontent-type: application/json\r\n{REQUEST_ID}: {id}\r\n\
          x-dirigent-error: {code}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         violation.status,
         body.len(),
-    )
-    .into()
+    );
+    (answer.into(), code)
 }
 
 #[cfg(test)]

@@ -27,8 +27,11 @@ use tokio::{
 
 use crate::{
     Shared, errors,
+    failure_log::Failed,
+    ids,
     invoke::Front,
     lease::Open,
+    records::{Of, Record},
     scan::Violation,
     streams::Streams,
     windows::Windows,
@@ -92,7 +95,7 @@ fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     if before >= shared.limits.connections {
         shared.metrics.shed.inc();
         let reason = "this data plane has as many connections as it may";
-        refuse(stream, Violation { status: 503, reason });
+        refuse(shared, stream, Violation { status: 503, reason }, shared.clock.nanos());
     } else if let Err(error) = seat(connected, stream, peer) {
         tracing::warn!(%peer, %error, "a connection could not be served");
     }
@@ -137,9 +140,38 @@ fn seat(connected: Connected, stream: TcpStream, peer: SocketAddr) -> io::Result
     Ok(())
 }
 
+impl Shared {
+    /// The answer to a request that is refused before there is an invocation. It is remembered as
+    /// those of invocations are: its caller has a request id to ask by.
+    pub(crate) fn refuse(&self, violation: Violation, since: u64) -> Bytes {
+        let now = self.clock.nanos();
+        let request_id = ids::request_id(self.records.wall_ms(now));
+        let (answer, code) = errors::bare_answer(violation, &request_id);
+        let record = Record {
+            request_id: request_id.clone(),
+            of: Of::Nothing,
+            sandbox: None,
+            revision: None,
+            arrived: since,
+            total: now.saturating_sub(since),
+            status: violation.status,
+            code: Some(code),
+            attempts: 0,
+            cold: false,
+            warm: (0, 0, 0),
+            phases: Vec::new(),
+        };
+        let (status, why, is_fault) =
+            (violation.status, violation.reason.into(), record.is_fault());
+        self.failures.note(None, code, Failed { status, request_id, why, is_fault });
+        self.records.put(record);
+        answer
+    }
+}
+
 /// Tells a client why it is not served, as far as one write goes.
-fn refuse(stream: TcpStream, violation: Violation) {
-    let answer = errors::bare_answer(violation);
+fn refuse(shared: &Shared, stream: TcpStream, violation: Violation, since: u64) {
+    let answer = shared.refuse(violation, since);
     let told = stream.into_std().and_then(|mut stream| stream.write(&answer));
     if let Err(error) = told {
         tracing::debug!(%error, "a client left before its refusal");
@@ -166,6 +198,7 @@ async fn serve(
         }
         cancelled.as_mut().poll(cx)
     });
+    let began = shared.clock.nanos();
     let told = {
         let mut first = pin!(first_bytes(&mut stream, shared.limits.head_timeout));
         tokio::select! {
@@ -182,18 +215,17 @@ async fn serve(
         First::Bytes { http1, prefix } => (http1, prefix),
         First::Nothing => return Ok(()),
         First::Slow => {
-            refuse(stream, SLOW);
+            refuse(shared, stream, SLOW, began);
             return Ok(());
         }
     };
     let line = Arc::new(Line::default());
-    let wire = Wire::new(stream, prefix, http1, Arc::clone(&line), shared.clock, shared.limits);
     let front = Arc::new(Front::new(Arc::clone(shared), Arc::clone(&line), peer));
     let service = service_fn(move |request| {
         let front = Arc::clone(&front);
         async move { Ok::<_, Infallible>(front.serve(request).await) }
     });
-    let io = TokioIo::new(wire);
+    let io = TokioIo::new(Wire::new(stream, prefix, http1, Arc::clone(&line), Arc::clone(shared)));
     if http1 {
         let connection = conn::http1::Builder::new()
             .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))

@@ -18,15 +18,14 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use dirigent_service::Clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
 use crate::{
+    Shared,
     alarm::Alarm,
-    config::Limits,
     errors,
     scan::{Scanner, Violation},
 };
@@ -98,8 +97,7 @@ pub(crate) struct Wire {
     /// When a write began to wait for the client.
     stalled_at: Option<u64>,
     line: Arc<Line>,
-    clock: Clock,
-    limits: Limits,
+    shared: Arc<Shared>,
     head_at: u64,
     /// While nobody reads.
     gone: Option<Gone>,
@@ -111,22 +109,20 @@ impl Wire {
         prefix: Bytes,
         http1: bool,
         line: Arc<Line>,
-        clock: Clock,
-        limits: Limits,
+        shared: Arc<Shared>,
     ) -> Self {
-        let now = clock.nanos();
+        let now = shared.clock.nanos();
         line.read_at.store(now, Relaxed);
-        let timer = Alarm::at(clock.instant(now) + limits.idle_connection);
+        let timer = Alarm::at(shared.clock.instant(now) + shared.limits.idle_connection);
         Self {
             io,
             prefix,
-            scanner: http1.then(|| Scanner::new(limits.head_bytes)),
+            scanner: http1.then(|| Scanner::new(shared.limits.head_bytes)),
             refusal: Refusal::None,
             timer,
             stalled_at: None,
             line,
-            clock,
-            limits,
+            shared,
             head_at: now,
             gone: None,
         }
@@ -134,7 +130,7 @@ impl Wire {
 
     /// Bytes came: follow them, and make them unreadable if they are refused.
     fn heard(&mut self, bytes: &mut [u8]) {
-        let now = self.clock.nanos();
+        let now = self.shared.clock.nanos();
         self.line.read_at.store(now, Relaxed);
         let Some(scanner) = &mut self.scanner else { return };
         let in_head = scanner.in_head();
@@ -143,7 +139,8 @@ impl Wire {
             self.refusal = Refusal::Told(violation);
         } else if scanner.in_head() && !in_head {
             self.head_at = now;
-            self.timer.set_earlier(self.clock.instant(now) + self.limits.head_timeout);
+            self.timer
+                .set_earlier(self.shared.clock.instant(now) + self.shared.limits.head_timeout);
         }
     }
 
@@ -152,20 +149,20 @@ impl Wire {
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.timer.poll_off(cx));
-            let now = self.clock.nanos();
+            let now = self.shared.clock.nanos();
             let in_head = self.scanner.as_ref().is_some_and(Scanner::in_head);
             let (since, allowed) = if in_head {
-                (self.head_at, self.limits.head_timeout)
+                (self.head_at, self.shared.limits.head_timeout)
             } else if let Some(stalled) = self.stalled_at {
-                (stalled, self.limits.client_stall)
+                (stalled, self.shared.limits.client_stall)
             } else if self.line.active.load(Relaxed) > 0 || self.scanner.is_none() {
                 // The invocation has deadlines of its own; HTTP/2 has its pings.
-                (now, self.limits.idle_connection)
+                (now, self.shared.limits.idle_connection)
             } else {
-                (self.line.read_at.load(Relaxed), self.limits.idle_connection)
+                (self.line.read_at.load(Relaxed), self.shared.limits.idle_connection)
             };
-            let due = self.clock.instant(since) + allowed;
-            if due <= self.clock.instant(now) {
+            let due = self.shared.clock.instant(since) + allowed;
+            if due <= self.shared.clock.instant(now) {
                 if in_head {
                     let reason = "the head did not come in time";
                     self.refusal = Refusal::Told(Violation { status: 408, reason });
@@ -230,7 +227,7 @@ impl Wire {
         if let Refusal::Told(violation) = self.refusal
             && self.is_bare_refusal(first)
         {
-            self.refusal = Refusal::Writing(errors::bare_answer(violation));
+            self.refusal = Refusal::Writing(self.shared.refuse(violation, self.head_at));
         }
         match self.refusal {
             Refusal::None | Refusal::Told(_) => None,
@@ -259,7 +256,7 @@ impl Wire {
     /// A write has to wait: not forever.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.stalled_at.is_none() {
-            self.stalled_at = Some(self.clock.nanos());
+            self.stalled_at = Some(self.shared.clock.nanos());
         }
         match self.poll_silence(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -96,6 +96,10 @@ async fn heads_that_are_too_large_are_refused_however_large() {
         let answer = rig.raw(&request).await;
         assert_eq!(status(&answer), 431, "{answer}");
         assert_eq!(header(&answer, "x-dirigent-error"), Some("head_too_large"), "{answer}");
+        let id = header(&answer, "x-dirigent-request-id").expect("an id to ask by");
+        let record = rig.proxy.find_invocation(id).expect("it is remembered");
+        assert_eq!((record.status, record.code.as_deref()), (431, Some("head_too_large")));
+        assert_eq!((record.function, record.attempts), (None, 0));
     }
     // 50 MB of header: the answer comes although the client is not done.
     let mut caller = rig.connect().await;
