@@ -118,6 +118,10 @@ impl Control {
             function: shown.map(Function::view),
         };
         self.cluster.tell(to, frame);
+        let shown = shown.map(Function::id);
+        if let Some(function) = shown.and_then(|id| self.functions.get_mut(&id)) {
+            function.show(to);
+        }
     }
 
     /// Whether a peer may attach; else its stream is closed.

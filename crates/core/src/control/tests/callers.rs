@@ -149,3 +149,26 @@ fn what_is_said_of_a_function_that_is_hidden_by_now_counts_no_more() {
     assert_eq!(world.describe("hello").summary.queued, 1);
     assert_eq!(world.started().len(), 1);
 }
+
+#[test]
+fn who_asks_for_a_function_that_was_hidden_from_its_life_before_is_heard() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    world.attach_plane(OTHER_PLANE, "b");
+    world.demand(OTHER_PLANE, demand(function, 1, 0, 0));
+    world.deploy("hello", &spec("a", 1), &asks(), false);
+    // Its next life knows no names yet when the function may be called by everybody again.
+    world.tell(Event::DataPlaneAttached { stream: StreamId(4), name: "b".into() });
+    let (holdings, names, demands) = (Vec::new(), Vec::new(), Vec::new());
+    let anew = DataPlaneHello { hello: hello(), holdings, names, demands };
+    world.plane(StreamId(4), FromDataPlane::Hello(Box::new(anew)));
+    world.deploy("hello", &spec("a", 1), &Settings::default(), false);
+    world.plane(StreamId(4), FromDataPlane::Resolve { name: "hello".parse().unwrap() });
+    let version = told(&mut world, StreamId(4)).into_iter().find_map(|frame| match frame {
+        ToDataPlane::Resolved { version, function: Some(_), .. } => Some(version),
+        _ => None,
+    });
+    let version = version.expect("it is told");
+    world.plane(StreamId(4), FromDataPlane::Applied { function, version });
+    world.demand(StreamId(4), demand(function, 1, 0, 0));
+    assert_eq!(world.describe("hello").summary.queued, 1);
+}
