@@ -4,10 +4,13 @@
 mod setup;
 
 use std::{
+    collections::BTreeMap,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Output,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -39,6 +42,9 @@ const FUNCTIONS: u16 = 8080;
 const BALANCER: u16 = 80;
 const ETCD: u16 = 2379;
 const ETCD_PEERS: u16 = 2380;
+
+/// The processes of sandboxes of the built-in functions, by function: their worker and id.
+pub type Programs = BTreeMap<String, Vec<(usize, Pid)>>;
 
 /// Three of each: one may die.
 pub const CONTROLS: usize = 3;
@@ -172,6 +178,69 @@ impl Cluster {
         self.etcd.iter().position(|member| self.leads_etcd(member) == Some(true))
     }
 
+    /// Starts a control plane again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn start_control(&mut self, number: usize) -> Result<()> {
+        again(&mut self.controls, number, &self.net)
+    }
+
+    /// Starts a data plane again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn start_plane(&mut self, number: usize) -> Result<()> {
+        again(&mut self.planes, number, &self.net)
+    }
+
+    /// Starts a worker again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn start_worker(&mut self, number: usize) -> Result<()> {
+        again(&mut self.workers, number, &self.net)
+    }
+
+    /// Starts the members of etcd again that do not run, and waits until all follow one leader.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn start_etcd(&mut self) -> Result<()> {
+        for member in &mut self.etcd {
+            if !member.is_running() {
+                member.start(&self.net)?;
+            }
+        }
+        self.etcd_is_whole()
+    }
+
+    /// Waits for [`Self::etcd_leader`].
+    ///
+    /// # Errors
+    /// If there is none in time.
+    pub fn etcd_leads(&self) -> Result<usize> {
+        let mut leader = None;
+        until("a member of etcd leads", || {
+            leader = self.etcd_leader();
+            leader.is_some()
+        })?;
+        leader.context("one leads")
+    }
+
+    /// Waits until all members of etcd follow one of them.
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub fn etcd_is_whole(&self) -> Result<()> {
+        until("all members of etcd follow one", || {
+            let leads: Vec<_> = self.etcd.iter().map(|member| self.leads_etcd(member)).collect();
+            !leads.contains(&None)
+                && leads.iter().filter(|leads| **leads == Some(true)).count() == 1
+        })?;
+        Ok(())
+    }
+
     /// Waits until every part that runs is of use: etcd and the cluster have one leader, it has all
     /// workers, and the load balancer sees all data planes.
     ///
@@ -223,20 +292,75 @@ impl Cluster {
     /// # Errors
     /// If the call cannot be made at all.
     pub fn call(&self, function: &str, method: Method) -> Result<Sample> {
+        self.begin_call(function, method)?.end()
+    }
+
+    /// As [`Self::call`], and does not wait.
+    ///
+    /// # Errors
+    /// If the call cannot be made at all.
+    pub fn begin_call(&self, function: &str, method: Method) -> Result<Calling> {
+        self.begin(self.target(), function, "/once", method)
+    }
+
+    /// Calls a function at a data plane, with this path and query, and does not wait.
+    ///
+    /// # Errors
+    /// If the call cannot be made at all.
+    pub fn call_at(
+        &self,
+        plane: usize,
+        function: &str,
+        path: &str,
+        method: Method,
+    ) -> Result<Calling> {
+        let plane = self.planes.get(plane).context("there is no such data plane")?;
+        self.begin((plane.host.ip(), FUNCTIONS).into(), function, path, method)
+    }
+
+    fn begin(
+        &self,
+        target: SocketAddr,
+        function: &str,
+        path: &str,
+        method: Method,
+    ) -> Result<Calling> {
         let call = Call {
             at: Duration::ZERO,
             host: function.into(),
-            path: "/once".to_owned(),
+            path: path.to_owned(),
             method,
             body: Bytes::new(),
             fresh: true,
         };
-        let (door, target) = (self.net.door(self.caller)?, self.target());
-        let one = std::thread::spawn(move || {
-            load::run(&door, target, std::iter::once(call), Arc::default())
-        });
-        let samples = one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        samples.into_iter().next().context("a call has an outcome")
+        let door = self.net.door(self.caller)?;
+        let one = move || load::run(&door, target, std::iter::once(call), Arc::default());
+        Ok(Calling(thread::Builder::new().name("call".to_owned()).spawn(one)?))
+    }
+
+    /// What the leader says of a function.
+    ///
+    /// # Errors
+    /// If nobody answers.
+    pub fn describe(&self, function: &str) -> Result<Value> {
+        let leader = self.leader().context("nobody leads")?;
+        let mut answer = self.ask(leader, &format!("/v1/functions/default/{function}"))?;
+        Ok(answer["function"].take())
+    }
+
+    /// Those that run now.
+    #[must_use]
+    pub fn programs(&self) -> Programs {
+        let mut found = Programs::new();
+        for (number, worker) in self.workers.iter().enumerate() {
+            for pid in processes_of(&worker.state) {
+                let Some((function, pid)) = function_of(pid).zip(Pid::from_raw(pid)) else {
+                    continue;
+                };
+                found.entry(function).or_default().push((number, pid));
+            }
+        }
+        found
     }
 
     /// What functions say that was executed.
@@ -253,6 +377,39 @@ impl Cluster {
         kill_all(&part.state);
         part.kill();
     }
+}
+
+fn again(parts: &mut [Part], number: usize, net: &Net) -> Result<()> {
+    let part = parts.get_mut(number).context("there is no such part")?;
+    part.start(net)?;
+    part.ready().map(drop)
+}
+
+/// A call that was begun.
+#[derive(Debug)]
+pub struct Calling(thread::JoinHandle<Result<Vec<Sample>>>);
+
+impl Calling {
+    /// Waits for its outcome.
+    ///
+    /// # Errors
+    /// If the call could not be made at all.
+    pub fn end(self) -> Result<Sample> {
+        let samples = self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        samples.into_iter().next().context("a call has an outcome")
+    }
+}
+
+/// The function whose program this process runs, if it is a built-in one.
+fn function_of(pid: i32) -> Option<String> {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    if !String::from_utf8_lossy(&command).contains("example\0hello") {
+        return None;
+    }
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    let mut names = environment.split('\0').filter_map(|line| line.strip_prefix("K_SERVICE="));
+    names.next().map(str::to_owned)
 }
 
 /// Everything that belongs to a state directory, and what that started.

@@ -4,11 +4,13 @@
 //! - [`wire`]: how a link is: cut, late, lossy, slow.
 //! - [`part`]: a program on a host, killed and started again.
 //! - [`cluster`]: control planes on an etcd, data planes, workers, and callers behind HAProxy.
+//! - [`functions`]: the functions that are called.
 //! - [`load`]: steady calls whose outcomes are told apart.
 //! - [`witness`]: what was executed, as functions tell it.
 
 mod ask;
 pub mod cluster;
+pub mod functions;
 pub mod load;
 pub mod net;
 pub mod part;

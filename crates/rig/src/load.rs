@@ -179,6 +179,12 @@ impl Outcomes {
         })
     }
 
+    /// Which function was called.
+    #[must_use]
+    pub fn host(&self, sample: &Sample) -> Arc<str> {
+        self.mix.call(sample.call).host
+    }
+
     /// The latency that so many of a hundred calls that succeeded do not exceed.
     #[must_use]
     pub fn percentile(&self, of_hundred: usize) -> Duration {

@@ -34,6 +34,15 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration
     Ok(begun.elapsed())
 }
 
+/// Lets so much time pass.
+pub fn rest(time: Duration) {
+    let begun = Instant::now();
+    // It may be woken early: by threads that it has waited for, for one.
+    while let Some(left) = time.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
 /// What a program is and where.
 #[derive(Debug)]
 pub struct Part {

@@ -27,7 +27,7 @@ impl Drop for GoingOn {
 
 pub(super) fn answer(request: &Request, responder: &mut Responder<'_>) -> io::Result<()> {
     let others = GOING_ON.fetch_add(1, Ordering::Relaxed);
-    let _mine = GoingOn;
+    let mine = GoingOn;
     let id = request.header("x-request-id").unwrap_or("none");
     let beside = if others > 0 { format!(", beside {others}") } else { String::new() };
     super::say(&format!("{} {} request {id}{beside}", request.method, request.path));
@@ -42,6 +42,8 @@ pub(super) fn answer(request: &Request, responder: &mut Responder<'_>) -> io::Re
     if let Some(time) = request.number("stream_ms") {
         return stream(status, Duration::from_millis(time), responder);
     }
+    // Before the answer: whoever has it may send the next call, which is beside nobody then.
+    drop(mine);
     if request.number("echo").is_some() {
         return responder.send(status, "application/octet-stream", &request.body);
     }

@@ -3,5 +3,11 @@
 
 #![cfg(test)]
 
+mod disk;
+mod etcd;
 mod leader;
+mod partition;
+mod plane;
+mod rolling;
 mod stage;
+mod worker;

@@ -1,21 +1,22 @@
 //! What the cases share: a cluster with twenty functions under steady load.
 
 use std::{
-    env, fs,
+    env,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dirigent_rig::{
-    cluster::{Cluster, Shape},
-    load::{Mix, Outcomes, Steady},
+    cluster::{Cluster, Programs, Shape},
+    functions,
+    load::{Outcomes, Steady},
     part::until,
 };
 
 /// Called all the time.
-const FUNCTIONS: usize = 20;
+pub(crate) const FUNCTIONS: usize = 20;
 
 /// A cluster that the case has for itself: two at once would be too much for a small machine.
 pub(crate) struct Stage {
@@ -31,6 +32,11 @@ pub(crate) fn rounds() -> usize {
 impl Stage {
     /// With two data planes and so many workers; `None` where it cannot be, which is said.
     pub(crate) fn set(workers: usize) -> Result<Option<Self>> {
+        Self::set_with(workers, "")
+    }
+
+    /// As [`Self::set`], with more lines in the manifests of the twenty.
+    pub(crate) fn set_with(workers: usize, more: &str) -> Result<Option<Self>> {
         static ALONE: Mutex<()> = Mutex::new(());
         if let Some(why) = Cluster::obstacle() {
             println!("skip: {why}");
@@ -40,31 +46,52 @@ impl Stage {
         let dirigent = Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
         let cluster = Cluster::start(&Shape { dirigent, planes: 2, workers, seed: 1 })?;
         let this = Self { cluster, _alone: alone };
-        let names: Vec<String> = warm().iter().map(ToString::to_string).collect();
-        this.deploy(&names, "")?;
+        this.deploy(&functions::steady(FUNCTIONS), more)?;
         Ok(Some(this))
     }
 
     /// Deploys built-in functions by these names, with more lines of their manifest.
-    pub(crate) fn deploy(&self, names: &[String], more: &str) -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        for name in names {
-            let dir = folder.path().join(name);
-            fs::create_dir(&dir)?;
-            fs::write(dir.join("dirigent.toml"), manifest(name, more))?;
-            self.cluster.deploy(0, &dir)?;
-        }
+    pub(crate) fn deploy(&self, names: &[impl AsRef<str>], more: &str) -> Result<()> {
+        names.iter().try_for_each(|name| functions::deploy(&self.cluster, 0, name.as_ref(), more))
+    }
+
+    /// How often a call was executed, by its path.
+    pub(crate) fn executions(&self, number: &str) -> usize {
+        self.cluster.witness().executions(number)
+    }
+
+    /// Waits until each of the twenty has so many sandboxes, by the leader's word and by what runs.
+    pub(crate) fn as_wanted(&self, min: usize, max: usize) -> Result<()> {
+        let mut seen = String::new();
+        let held = until("min and max hold", || {
+            let programs = self.cluster.programs();
+            let counts: Vec<(usize, usize)> = functions::steady(FUNCTIONS)
+                .iter()
+                .map(|name| {
+                    let told = self.cluster.describe(name).unwrap_or_default();
+                    let told = told["sandboxes"].as_array().map_or(0, Vec::len);
+                    (told, programs.get(&**name).map_or(0, Vec::len))
+                })
+                .collect();
+            seen = format!("{counts:?}");
+            counts.iter().all(|(told, run)| told == run && (min..=max).contains(told))
+        });
+        println!("min and max hold after {:?}", held.context(seen)?);
         Ok(())
+    }
+
+    /// That all sandboxes of then are there still, none of them started anew.
+    pub(crate) fn live_on(&self, before: &Programs) {
+        let after = self.cluster.programs();
+        for (function, programs) in before {
+            let lives = |program| after.get(function).is_some_and(|all| all.contains(program));
+            assert!(programs.iter().all(lives), "{function}: {programs:?} {after:?}");
+        }
     }
 
     /// Calls all of the twenty, in turn, and goes on once each has answered.
     pub(crate) fn load(&self) -> Result<Steady> {
-        let mix = Mix {
-            name: "warm".to_owned(),
-            functions: warm(),
-            per_second: 60,
-            execution: Duration::from_millis(20),
-        };
+        let mix = functions::mix("warm", functions::steady(FUNCTIONS));
         let load = self.cluster.load(mix)?;
         self.goes_on(&load, 10 * FUNCTIONS)?;
         Ok(load)
@@ -97,20 +124,9 @@ impl Stage {
     }
 }
 
-fn warm() -> Vec<Arc<str>> {
-    (0..FUNCTIONS).map(|n| format!("f{n}").into()).collect()
-}
-
-fn manifest(name: &str, more: &str) -> String {
-    format!(
-        "name = \"{name}\"\n[sandbox]\ncommand = [\"dirigent\", \"example\", \"hello\"]\n\
-         [resources]\ncpu = \"10m\"\nmemory = \"16MiB\"\n\
-         [invocation]\ntimeout = \"10s\"\nqueue_timeout = \"20s\"\n{more}"
-    )
-}
-
 /// Of the times of a case.
-pub(crate) fn median(times: &mut [Duration]) -> Duration {
+pub(crate) fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }

@@ -15,7 +15,7 @@ use dirigent_service::tls::Trust;
 use super::{ADMIN, API, BALANCER, CONTROLS, Cluster, ETCD, ETCD_PEERS, FUNCTIONS, PEERS, Shape};
 use crate::{
     net::{Host, Net, PREFIX, is_installed},
-    part::{Part, until},
+    part::Part,
 };
 
 /// As in the guide, which is tested by that.
@@ -63,6 +63,7 @@ impl Cluster {
             net,
             scratch,
         };
+        this.tell_etcd();
         this.start_etcd()?;
         this.start_roles()?;
         this.start_balancer()?;
@@ -70,7 +71,8 @@ impl Cluster {
         Ok(this)
     }
 
-    fn start_etcd(&mut self) -> Result<()> {
+    /// The arguments of etcd's members.
+    fn tell_etcd(&mut self) {
         let at = |host: Host, port: u16| SocketAddr::from((host.ip(), port));
         let hosts: Vec<Host> = self.etcd.iter().map(|member| member.host).collect();
         let listed = hosts.iter().enumerate();
@@ -82,10 +84,7 @@ impl Cluster {
             let data = member.state.join("data").display().to_string();
             let args = etcd::arguments(number, &cluster, client, peer);
             member.args(args.into_iter().chain([data]));
-            member.start(&self.net)?;
         }
-        until("etcd has a leader", || self.etcd_leader().is_some())?;
-        Ok(())
     }
 
     /// The first control plane makes the cluster, all others join it.
