@@ -6,6 +6,7 @@
 mod disk;
 mod etcd;
 mod leader;
+mod links;
 mod partition;
 mod plane;
 mod rolling;
