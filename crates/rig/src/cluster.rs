@@ -58,6 +58,8 @@ pub struct Shape {
     pub planes: usize,
     /// Workers.
     pub workers: usize,
+    /// How many emulated workers each of them is, if they are not real.
+    pub emulate: Option<usize>,
     /// Of what links do.
     pub seed: u64,
 }
@@ -80,6 +82,7 @@ pub struct Cluster {
     token: String,
     trust: Option<Trust>,
     dirigent: PathBuf,
+    emulate: Option<usize>,
     /// After those that run on it.
     pub net: Net,
     scratch: TempDir,
@@ -250,7 +253,7 @@ impl Cluster {
         until("etcd has a leader", || self.etcd_leader().is_some())?;
         let took = until("all is well", || {
             let Some(leader) = self.leader() else { return false };
-            self.ready_workers(leader) == self.workers.len() && self.balanced()
+            self.ready_workers(leader) == self.worker_count() && self.balanced()
         });
         took.with_context(|| {
             let workers = (0..CONTROLS).map(|control| self.ask(control, "/v1/workers"));
@@ -258,7 +261,15 @@ impl Cluster {
         })
     }
 
-    fn ready_workers(&self, leader: usize) -> usize {
+    /// How many workers there are when all run.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        self.workers.len() * self.emulate.unwrap_or(1)
+    }
+
+    /// How many of them are ready, by the word of a leader.
+    #[must_use]
+    pub fn ready_workers(&self, leader: usize) -> usize {
         let listed = self.ask(leader, "/v1/workers").unwrap_or_default();
         let is_ready = |worker: &&Value| worker["state"] == "ready";
         listed["workers"].as_array().map_or(0, |all| all.iter().filter(is_ready).count())
@@ -346,6 +357,33 @@ impl Cluster {
         let leader = self.leader().context("nobody leads")?;
         let mut answer = self.ask(leader, &format!("/v1/functions/default/{function}"))?;
         Ok(answer["function"].take())
+    }
+
+    /// The functions that a control plane knows, each in one line.
+    #[must_use]
+    pub fn functions(&self, control: usize) -> BTreeMap<String, Value> {
+        let mut functions = BTreeMap::new();
+        let mut after = String::new();
+        while let Ok(mut listed) = self.ask(control, &format!("/v1/functions?limit=500{after}")) {
+            let Some(page) = listed["functions"].as_array_mut() else { break };
+            let name = |it: &Value| it["name"].as_str().unwrap_or_default().to_owned();
+            let Some(last) = page.last() else { break };
+            after = format!("&after={}", name(last));
+            functions.extend(page.drain(..).map(|it| {
+                let name = name(&it);
+                (name.rsplit('/').next().unwrap_or(&name).to_owned(), it)
+            }));
+        }
+        functions
+    }
+
+    /// Parts that have said this.
+    #[must_use]
+    pub fn said(&self, text: &str) -> Vec<String> {
+        let parts = self.controls.iter().chain(&self.planes).chain(&self.workers);
+        let said =
+            |part: &&Part| fs::read_to_string(part.log()).is_ok_and(|log| log.contains(text));
+        parts.filter(said).map(|part| part.name.clone()).collect()
     }
 
     /// Those that run now.

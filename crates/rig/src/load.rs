@@ -19,7 +19,7 @@ use bytes::Bytes;
 use dirigent_bench::load::{Call, Failure, Load, Progress, Sample};
 use http::Method;
 
-use crate::net::Door;
+use crate::{net::Door, processors::Processors};
 
 /// A call without an answer for so long is lost. Functions of the rig are given less.
 pub const LOST_AFTER: Duration = Duration::from_secs(40);
@@ -72,6 +72,7 @@ pub struct Steady {
     stop: Arc<AtomicBool>,
     begun: Instant,
     progress: Arc<Progress>,
+    processors: Processors,
     mix: Mix,
     thread: Option<JoinHandle<Result<Vec<Sample>>>>,
 }
@@ -88,7 +89,8 @@ impl Steady {
             .name("load".to_owned())
             .spawn(run)
             .context("cannot start the load")?;
-        Ok(Self { stop, begun: Instant::now(), progress, mix, thread: Some(thread) })
+        let (begun, processors) = (Instant::now(), Processors::watch());
+        Ok(Self { stop, begun, progress, processors, mix, thread: Some(thread) })
     }
 
     /// The time since its start, as its samples tell times.
@@ -111,7 +113,8 @@ impl Steady {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("it was started")?;
         let samples = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok(Outcomes { samples, mix: self.mix.clone() })
+        let busy = self.processors.busy();
+        Ok(Outcomes { samples, busy, mix: self.mix.clone() })
     }
 }
 
@@ -139,6 +142,8 @@ pub(crate) fn run(
 pub struct Outcomes {
     /// Each call.
     pub samples: Vec<Sample>,
+    /// How busy all processors were meanwhile, in percent: with the rig, the cluster and all else.
+    pub busy: u64,
     mix: Mix,
 }
 
@@ -260,7 +265,7 @@ mod tests {
         let other = sample(Some(Failure::Status), Some(502), None);
         assert_eq!(kind(&other), "502 of the load balancer");
         let lost = sample(Some(Failure::NoAnswer), None, None);
-        let outcomes = Outcomes { samples: vec![refused, other, lost], mix: mix() };
+        let outcomes = Outcomes { samples: vec![refused, other, lost], busy: 0, mix: mix() };
         assert_eq!((outcomes.lost(), outcomes.succeeded()), (1, 0));
         assert_eq!(outcomes.kinds().get("lost"), Some(&1));
     }

@@ -3,7 +3,9 @@
 
 #![cfg(test)]
 
+mod admitted;
 mod disk;
+mod emulated;
 mod etcd;
 mod leader;
 mod links;

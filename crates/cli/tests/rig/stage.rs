@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,6 +14,9 @@ use dirigent_rig::{
     load::{Outcomes, Steady},
     part::until,
 };
+
+/// Which program to run in place of the tests' own: an optimised one, for figures.
+const PROGRAM: &str = "DIRIGENT_RIG_PROGRAM";
 
 /// Called all the time.
 pub(crate) const FUNCTIONS: usize = 20;
@@ -37,17 +40,23 @@ impl Stage {
 
     /// As [`Self::set`], with more lines in the manifests of the twenty.
     pub(crate) fn set_with(workers: usize, more: &str) -> Result<Option<Self>> {
+        let Some(this) = Self::bare(workers, None)? else { return Ok(None) };
+        this.deploy(&functions::steady(FUNCTIONS), more)?;
+        Ok(Some(this))
+    }
+
+    /// Without functions, with workers each of which is so many emulated ones.
+    pub(crate) fn bare(workers: usize, emulate: Option<usize>) -> Result<Option<Self>> {
         static ALONE: Mutex<()> = Mutex::new(());
         if let Some(why) = Cluster::obstacle() {
             println!("skip: {why}");
             return Ok(None);
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let dirigent = Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
-        let cluster = Cluster::start(&Shape { dirigent, planes: 2, workers, seed: 1 })?;
-        let this = Self { cluster, _alone: alone };
-        this.deploy(&functions::steady(FUNCTIONS), more)?;
-        Ok(Some(this))
+        let built = || Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
+        let dirigent = env::var_os(PROGRAM).map_or_else(built, PathBuf::from);
+        let cluster = Cluster::start(&Shape { dirigent, planes: 2, workers, emulate, seed: 1 })?;
+        Ok(Some(Self { cluster, _alone: alone }))
     }
 
     /// Deploys built-in functions by these names, with more lines of their manifest.
@@ -61,16 +70,18 @@ impl Stage {
     }
 
     /// Waits until each of the twenty has so many sandboxes, by the leader's word and by what runs.
-    pub(crate) fn as_wanted(&self, min: usize, max: usize) -> Result<()> {
+    pub(crate) fn as_wanted(&self, min: u64, max: u64) -> Result<()> {
         let mut seen = String::new();
         let held = until("min and max hold", || {
             let programs = self.cluster.programs();
-            let counts: Vec<(usize, usize)> = functions::steady(FUNCTIONS)
+            let told = self.cluster.leader().map(|leader| self.cluster.functions(leader));
+            let told = told.unwrap_or_default();
+            let counts: Vec<(u64, u64)> = functions::steady(FUNCTIONS)
                 .iter()
                 .map(|name| {
-                    let told = self.cluster.describe(name).unwrap_or_default();
-                    let told = told["sandboxes"].as_array().map_or(0, Vec::len);
-                    (told, programs.get(&**name).map_or(0, Vec::len))
+                    let count = |key| told.get(&**name).and_then(|it| it[key].as_u64());
+                    let told = count("ready").unwrap_or(0) + count("starting").unwrap_or(0);
+                    (told, programs.get(&**name).map_or(0, |all| all.len() as u64))
                 })
                 .collect();
             seen = format!("{counts:?}");
@@ -106,7 +117,8 @@ impl Stage {
     /// Ends a load; nothing may be lost, and nothing executed twice that may not be.
     pub(crate) fn end(&self, load: Steady) -> Result<Outcomes> {
         let outcomes = load.stop()?;
-        println!("{:?}, p99 {:?}", outcomes.kinds(), outcomes.percentile(99));
+        let (kinds, busy) = (outcomes.kinds(), outcomes.busy);
+        println!("{kinds:?}, p99 {:?}, processors {busy} % busy", outcomes.percentile(99));
         assert_eq!(outcomes.lost(), 0);
         let mut unseen = 0;
         until("the functions' lines are written", || {

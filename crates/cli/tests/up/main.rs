@@ -14,7 +14,6 @@ mod drained;
 mod export;
 mod faults;
 mod host;
-mod hosts;
 mod lasting;
 mod metrics;
 mod moving;

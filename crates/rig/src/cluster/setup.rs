@@ -60,6 +60,7 @@ impl Cluster {
             token: String::new(),
             trust: None,
             dirigent: shape.dirigent.clone(),
+            emulate: shape.emulate,
             net,
             scratch,
         };
@@ -167,7 +168,10 @@ impl Cluster {
         for worker in &mut self.workers {
             let mut args = common(worker, "worker");
             args.extend(["--address".to_owned(), worker.host.ip().to_string()]);
-            args.extend(admitted.iter().cloned());
+            match self.emulate {
+                Some(count) => args.extend(["--emulate".to_owned(), count.to_string()]),
+                None => args.extend(admitted.iter().cloned()),
+            }
             worker.args(args);
         }
     }
