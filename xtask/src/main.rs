@@ -1,4 +1,4 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,tidy,generate,dist,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,chaos,tidy,generate,dist,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
@@ -43,6 +43,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A cluster on hosts of its own under load, with random faults: `--minutes N`, `--seed S`. As root.
+    Chaos {
+        /// Passed on to the rig.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
@@ -57,7 +63,7 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let task = Args::parse().task;
     // Its own last line says whether every bar holds.
-    let sums_up = matches!(task, Task::Policy { .. });
+    let sums_up = matches!(task, Task::Policy { .. } | Task::Chaos { .. });
     let result = perform(task);
     match &result {
         Ok(()) if sums_up => {}
@@ -75,6 +81,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { install, filter } => test::test(install, filter.as_deref())?,
         Task::Sim { args } => sim(&args)?,
         Task::Policy { args } => policy(&args)?,
+        Task::Chaos { args } => chaos(&args)?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
         Task::Dist => dist::dist()?,
@@ -108,6 +115,17 @@ fn policy(args: &[String]) -> Result<()> {
     let mut all = vec!["run", "--quiet", "--release", "--package", "dirigent-sim", "--", "policy"];
     all.extend(args.iter().map(String::as_str));
     run::cargo_plainly("policy laboratory", &all)
+}
+
+/// The program as users build it, but not optimised: that takes longer than many a run.
+fn chaos(args: &[String]) -> Result<()> {
+    run::cargo("the program", &["build", "--quiet", "--package", "dirigent-cli"])?;
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_default| "target".to_owned());
+    let program = format!("{target}/debug/dirigent");
+    let mut all = vec!["run", "--quiet", "--package", "dirigent-rig", "--"];
+    all.extend(["--dirigent", &program]);
+    all.extend(args.iter().map(String::as_str));
+    run::cargo_plainly("chaos", &all)
 }
 
 /// Cheapest first, so that a red gate is red early.

@@ -8,8 +8,10 @@
 //! - [`load`]: steady calls whose outcomes are told apart.
 //! - [`processors`]: how busy the machine was.
 //! - [`witness`]: what was executed, as functions tell it.
+//! - [`chaos`]: random faults, with everything accounted for.
 
 mod ask;
+pub mod chaos;
 pub mod cluster;
 pub mod functions;
 pub mod load;
