@@ -218,9 +218,12 @@ pub(crate) struct ContainerdConfig {
     /// The runtime handler: `io.containerd.runc.v2`, or one that containerd knows besides, such as
     /// `io.containerd.runsc.v1` or `io.containerd.kata.v2`.
     pub(crate) handler: String,
-    /// The program that a handler of the `runc` kind runs, such as `crun`; its own choice if nothing is
-    /// said.
+    /// The program that a handler of the `runc` kind runs; if nothing is said, crun where it is
+    /// installed and works, else containerd's own choice, runc.
     pub(crate) program: Option<String>,
+    /// Tasks that are made ahead and wait to be started, of functions that scale; some 15 MiB of memory
+    /// each. 0: none.
+    pub(crate) ahead: usize,
     /// How registries are spoken to that are private, or have an authority of their own, by their names as
     /// references to images have them.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
@@ -249,6 +252,7 @@ impl Default for ContainerdConfig {
             snapshotter: "overlayfs".to_owned(),
             handler: "io.containerd.runc.v2".to_owned(),
             program: None,
+            ahead: 4,
             registries: BTreeMap::new(),
         }
     }

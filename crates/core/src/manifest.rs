@@ -60,7 +60,7 @@ pub struct Sandbox {
     /// For wasm.
     #[serde(default)]
     pub component: Option<String>,
-    /// A wish; the truth is in `$PORT`.
+    /// A wish, which OCI images with a network of their own are granted; the truth is in `$PORT`.
     #[serde(default)]
     pub port: Option<u16>,
     /// `http1`, or `h2c` for gRPC.

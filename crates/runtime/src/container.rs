@@ -14,6 +14,7 @@
 //! One thread does it all (`driver.rs`), with a task for each sandbox (`life.rs`), so that what is told
 //! of a sandbox is told in order.
 
+mod ahead;
 mod driver;
 mod image;
 mod images;
@@ -21,6 +22,7 @@ mod life;
 mod made;
 mod network;
 mod output;
+mod program;
 mod recover;
 mod registry;
 mod spec;
@@ -55,6 +57,9 @@ const SANDBOX: &str = "dirigent.sandbox";
 /// The label of one that has a network of its own.
 const NETWORK: &str = "dirigent.network";
 
+/// The runtime handler that every containerd has.
+const HANDLER: &str = "io.containerd.runc.v2";
+
 /// How the container runtime works.
 #[derive(Clone, Debug)]
 pub struct ContainerConfig {
@@ -68,8 +73,8 @@ pub struct ContainerConfig {
     pub snapshotter: String,
     /// The runtime handler of containerd, where a function does not name one.
     pub handler: String,
-    /// The program that a handler of the `runc` kind is to run, such as `crun`; its own choice if
-    /// nothing is said.
+    /// The program that a handler of the `runc` kind is to run; if nothing is said, crun where it is
+    /// installed and works, else containerd's choice.
     pub program: Option<String>,
     /// How registries are spoken to, by their names with port, as references have them.
     pub registries: BTreeMap<String, Registry>,
@@ -86,6 +91,9 @@ pub struct ContainerConfig {
     pub log_file: Bytes,
     /// Of all log files.
     pub log_total: Bytes,
+    /// Tasks that wait to be started, of functions that scale: a shim and a first process each, some
+    /// 15 MiB of memory.
+    pub ahead: usize,
     /// Sandboxes that are removed from containerd at once: more would keep starts waiting.
     pub removals: usize,
 }
@@ -99,7 +107,7 @@ impl ContainerConfig {
             socket: "/run/containerd/containerd.sock".into(),
             namespace: "dirigent".to_owned(),
             snapshotter: "overlayfs".to_owned(),
-            handler: "io.containerd.runc.v2".to_owned(),
+            handler: HANDLER.to_owned(),
             program: None,
             registries: BTreeMap::new(),
             address: Ipv4Addr::LOCALHOST,
@@ -108,6 +116,7 @@ impl ContainerConfig {
             processes: 1024,
             log_file: Bytes::mib(8),
             log_total: Bytes::mib(512),
+            ahead: 4,
             removals: 4,
         }
     }

@@ -69,10 +69,21 @@ const MOST_READY: usize = 512;
 /// How long one may rest before it is closed instead: whoever it still talks to does not answer.
 const LONGEST_REST: Duration = Duration::from_secs(120);
 
-/// A port of the machine's address, and the sandbox's port that it leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Whose port is led on to the one where a sandbox listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// The machine's, for data planes of other hosts.
+    Machine,
+    /// One of the sandbox's own address, for those of this machine.
+    Sandbox,
+}
+
+/// A port that data planes connect to, and the sandbox's port that it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exposed {
-    /// On the machine.
+    /// Where the port is.
+    pub(crate) via: Via,
+    /// Nobody else's, and not given to another one while data planes may know it.
     pub(crate) port: u16,
     /// In the sandbox.
     pub(crate) inside: u16,
@@ -214,12 +225,15 @@ impl Pool {
         self.home.as_fd()
     }
 
-    /// Where data planes reach a sandbox that listens at `inside`, and what of the machine leads
-    /// there: nothing if they are here, and can connect to it.
+    /// What leads data planes that connect to `port` to a sandbox that listens at `inside`: nothing
+    /// if they are on this machine, and both are the same.
     pub(crate) const fn way_to(&self, port: u16, inside: u16) -> Option<Exposed> {
         match self.settings.address.is_loopback() {
-            true => None,
-            false => Some(Exposed { port, inside }),
+            // Not yet.
+            _ if port == 0 => None,
+            true if port == inside => None,
+            true => Some(Exposed { via: Via::Sandbox, port, inside }),
+            false => Some(Exposed { via: Via::Machine, port, inside }),
         }
     }
 
@@ -318,6 +332,22 @@ impl Pool {
         }
         self.lent.insert(space.address, lease);
         Ok(space)
+    }
+
+    /// What was lent is to be reached from now on.
+    ///
+    /// # Errors
+    /// If the rules are not there.
+    pub(crate) fn expose(&mut self, space: &Space, exposed: Exposed) -> io::Result<()> {
+        let known = self.lent.get(&space.address).ok_or(io::ErrorKind::NotFound)?;
+        if known.exposed == Some(exposed) {
+            return Ok(());
+        }
+        self.change(Change::Add, vec![exposed.element(space.address)])?;
+        if let Some(lease) = self.lent.get_mut(&space.address) {
+            lease.exposed = Some(exposed);
+        }
+        Ok(())
     }
 
     /// Its sandbox is gone, whole.

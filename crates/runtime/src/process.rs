@@ -11,7 +11,7 @@ mod spaces;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -372,7 +372,7 @@ fn environment(create: &CreateSandbox, address: Ipv4Addr) -> Vec<(String, String
     for (name, value) in &spec.env {
         set(name, value.clone());
     }
-    for (name, value) in contract(create, address) {
+    for (name, value) in contract(create, SocketAddrV4::new(address, create.port)) {
         set(name, value);
     }
     if spec.sandbox.listen == Listen::Fd {
@@ -382,11 +382,11 @@ fn environment(create: &CreateSandbox, address: Ipv4Addr) -> Vec<(String, String
 }
 
 /// What every function is told, whatever runs it.
-pub(crate) fn contract(create: &CreateSandbox, host: Ipv4Addr) -> [(&'static str, String); 5] {
+pub(crate) fn contract(create: &CreateSandbox, at: SocketAddrV4) -> [(&'static str, String); 5] {
     let StartSandbox { revision, name, .. } = &create.order;
     [
-        ("PORT", create.port.to_string()),
-        ("HOST", host.to_string()),
+        ("PORT", at.port().to_string()),
+        ("HOST", at.ip().to_string()),
         ("K_SERVICE", name.name().to_owned()),
         ("K_REVISION", format!("{}-{:05}", name.name(), revision.number)),
         ("K_CONFIGURATION", name.name().to_owned()),

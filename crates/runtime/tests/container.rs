@@ -100,6 +100,35 @@ fn nginx_image(nginx: &Path) -> Image {
     Image::new(layer, config)
 }
 
+/// What is chosen where nothing is said is one of them.
+#[test]
+fn whatever_program_runs_them_they_serve_and_their_ends_are_told() {
+    for program in [Some("runc"), Some("crun"), None] {
+        if program.is_some_and(|program| !daemon::on_path(program)) {
+            println!("skip: images by {program:?}: not installed");
+            continue;
+        }
+        let chosen = program.map(str::to_owned);
+        let Some(mut rig) = rig_with(|config| config.program = chosen) else { return };
+        let image = rig.take(&busybox());
+        let (sandbox, port) = rig.serve(order(image));
+        assert_eq!(get(port), "from an image\n", "{program:?}");
+        rig.end(sandbox);
+        let (cause, said) = run(&mut rig, shell(image, "echo out; exit 7"));
+        assert_eq!((cause, said.as_str()), (Cause::Exited { code: 7 }, "out"), "{program:?}");
+        let missing = common::with(order(image), |spec| {
+            spec.sandbox.command = vec!["/no/such".to_owned()];
+        });
+        let sandbox = missing.order.sandbox;
+        rig.runtime.create(missing);
+        assert_eq!(rig.gone(sandbox).fault, Fault::Function, "{program:?}");
+        let memory = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a; done";
+        let (cause, _) = run(&mut rig, shell(image, memory));
+        assert_eq!(cause, Cause::OutOfMemory { limit: Bytes::mib(64) }, "{program:?}");
+        rig.nothing_left();
+    }
+}
+
 #[test]
 fn layers_replace_what_is_below_and_archives_have_several_forms() {
     let Some(mut rig) = rig() else { return };

@@ -22,7 +22,7 @@ use common::{
     host::{Host, possible},
     next, place, refused, run, with,
 };
-use dirigent_core::{Cause, Digest, Fault, Isolation, Outbound, worker::CreateSandbox};
+use dirigent_core::{Address, Cause, Digest, Fault, Isolation, Outbound, worker::CreateSandbox};
 use dirigent_runtime::{Event, Runtime as _};
 use images::{Image, Layer};
 use rig::{Rig, order, rig_with};
@@ -30,7 +30,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Where networks of their own can be had.
 fn rig() -> Option<(Rig, Digest)> {
-    let mut rig = rig_with(|_config| {})?;
+    rig_ahead(0)
+}
+
+/// And so many tasks are made ahead.
+fn rig_ahead(ahead: usize) -> Option<(Rig, Digest)> {
+    let mut rig = rig_with(|config| config.ahead = ahead)?;
     let facts = rig.runtime.facts();
     if facts.best != Some(Isolation::Strict) {
         println!("skip: containers with networks of their own: {:?}", facts.missing);
@@ -153,6 +158,30 @@ fn who_listens_on_loopback_is_told_what_to_do() {
     rig.nothing_left();
 }
 
+/// As stock images do that listen at 80 and look at no `$PORT`.
+#[test]
+fn it_may_listen_where_it_wishes() {
+    let Some((mut rig, image)) = rig() else { return };
+    let wishes = || with(order(image), |spec| spec.sandbox.port = Some(80));
+    let ((one, port), (two, other)) = (rig.serve(wishes()), rig.serve(wishes()));
+    assert_ne!((port, place(port)), (other, place(other)));
+    for (port, says) in [(port, "one"), (other, "two")] {
+        assert!(ask(port, "env").lines().any(|line| line == "PORT=80"));
+        assert_eq!(run(port, &format!("echo {says}")), format!("{says}\n"));
+    }
+    // Nobody else's port leads anywhere.
+    let wrong = SocketAddr::new(place(port).ip(), other);
+    assert!(TcpStream::connect(wrong).is_err());
+    rig.restart();
+    assert_eq!(rig.runtime.recover().unwrap().len(), 2);
+    assert_eq!(run(other, "echo again"), "again\n");
+    for sandbox in [one, two] {
+        rig.end(sandbox);
+    }
+    assert!(TcpStream::connect(place(port)).is_err());
+    rig.nothing_left();
+}
+
 /// The network namespace of a sandbox, asked of the kernel by what it was told.
 fn namespace(port: u16) -> u64 {
     let text = run(port, "readlink /proc/self/ns/net");
@@ -232,4 +261,67 @@ fn the_machines_network_is_had_by_who_demands_no_more() {
     let Event::Gone { failure, .. } = next(&mut rig.events) else { panic!() };
     assert!(failure.cause.to_string().contains("`strict` does not work here"), "{failure:?}");
     assert!(!rig.processes.spaces().is_lent(sandbox));
+}
+
+/// One more of the same revision.
+fn another(of: &CreateSandbox) -> CreateSandbox {
+    let fresh = order(Digest([0; 32]));
+    let mut another = CreateSandbox { port: fresh.port, ..of.clone() };
+    another.order.sandbox = fresh.order.sandbox;
+    another
+}
+
+#[test]
+fn one_that_scales_is_started_from_what_was_made_ahead() {
+    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let create = order(image);
+    let (first, port) = rig.serve(create.clone());
+    let told = |port, what: &str| ask(port, "env").lines().any(|line| line == what);
+    assert!(told(port, &format!("PORT={port}")));
+    let (second, _) = rig.serve(another(&create));
+    common::until("one is made ahead", || rig.left().tasks == 3);
+    let (third, port) = rig.serve(another(&create));
+    // As nobody knew its port when it was made.
+    assert!(told(port, "PORT=8080"));
+    assert_eq!(ask(port, "print of the third"), "ok");
+    common::until("another one is made ahead", || rig.left().tasks == 4);
+    // The next life knows it by its own name, and not the one that waits.
+    rig.restart();
+    let adopted = rig.runtime.recover().unwrap();
+    let mut names: Vec<_> = adopted.iter().map(|one| one.report.sandbox).collect();
+    names.sort_unstable();
+    assert_eq!(names, [first, second, third]);
+    let told = adopted.iter().find(|one| one.report.sandbox == third).unwrap();
+    assert_eq!(told.report.address, Some(Address::Tcp(place(port))));
+    assert_eq!((rig.left().tasks, rig.processes.spaces().lent().len()), (3, 3));
+    assert_eq!(run(port, "echo on"), "on\n");
+    rig.runtime.destroy(third, Duration::ZERO);
+    let failure = rig.gone(third);
+    assert_eq!(failure.cause, Cause::Stopped);
+    for sandbox in [first, second] {
+        rig.end(sandbox);
+    }
+    rig.nothing_left();
+}
+
+#[test]
+fn what_was_made_ahead_and_died_costs_no_start_and_goes_with_its_image() {
+    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let create = order(image);
+    for create in [create.clone(), another(&create)] {
+        let (sandbox, _) = rig.serve(create);
+        rig.end(sandbox);
+    }
+    common::until("one is made ahead", || rig.left().tasks == 1);
+    for shim in rig.daemon.shims() {
+        kill_process(shim, Signal::KILL).unwrap();
+    }
+    let (sandbox, port) = rig.serve(another(&create));
+    assert_eq!(run(port, "echo alive"), "alive\n");
+    rig.end(sandbox);
+    rig.runtime.discard(image);
+    common::until("it goes with its image", || {
+        let left = rig.left();
+        (left.tasks, left.networks, left.shims) == (0, 0, 0)
+    });
 }

@@ -295,9 +295,9 @@ fn networks_are_lent_to_other_runtimes_and_outlive_the_worker() {
     };
     let lend = |rig: &Rig| ask(rig, sandbox, &Outbound::None, (20_001, 8080));
     let lent = lend(&rig).expect("a network");
-    assert_eq!(lent.reached_at, dirigent_core::Address::Tcp((lent.address, 8080).into()));
+    assert_eq!(lent.reached_at, dirigent_core::Address::Tcp((lent.address, 20_001).into()));
     served(&lent.namespace, 8080);
-    let mut stream = TcpStream::connect((lent.address, 8080)).expect("connects");
+    let mut stream = TcpStream::connect((lent.address, 20_001)).expect("connects");
     stream.set_read_timeout(Some(DEADLINE)).expect("a time-out");
     let mut word = String::new();
     stream.read_to_string(&mut word).expect("reads");

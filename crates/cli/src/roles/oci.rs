@@ -65,6 +65,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         snapshotter,
         handler,
         program,
+        ahead,
         registries,
     } = config.containerd.clone();
     let registries = registries.into_iter().map(|(name, registry)| {
@@ -79,6 +80,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         snapshotter,
         handler,
         program,
+        ahead,
         registries: registries.collect(),
         address: config.address,
         spaces,

@@ -25,11 +25,13 @@ use tokio::{
 };
 
 use super::{
-    ContainerConfig,
+    ContainerConfig, HANDLER,
+    ahead::{self, Shelf},
     images::Images,
     life::{self, Stop},
     made::Place,
     network::Offer,
+    program,
     recover::{self, Found},
 };
 use crate::{
@@ -94,6 +96,7 @@ pub(super) struct World {
     pub(super) mark: String,
     pub(super) images: Images,
     pub(super) offer: Offer,
+    pub(super) shelf: Shelf,
     pub(super) logs: RefCell<Logs>,
     pub(super) listeners: RefCell<Listeners>,
     /// How many may be removed at once.
@@ -119,6 +122,7 @@ impl World {
             mark,
             images,
             offer: config.offer(),
+            shelf: Shelf::new(config.ahead),
             logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
             listeners: RefCell::new(Listeners::new(config.address)),
             removals: Semaphore::new(config.removals.max(1)),
@@ -130,6 +134,12 @@ impl World {
 
     pub(super) fn place(&self, sandbox: SandboxId) -> Place {
         Place::of(&self.config, &self.client, &self.mark, sandbox)
+    }
+
+    /// What has this name in containerd, if it is one that we give.
+    pub(super) fn place_of(&self, id: &str) -> Option<Place> {
+        let name = id.strip_prefix(&self.mark)?.strip_prefix('-')?;
+        Some(self.place(name.parse().ok()?))
     }
 
     /// What has this name in containerd and no record.
@@ -176,11 +186,17 @@ pub(super) fn run(start: Start) {
         Err(error) => return answer(Err(error)),
     };
     let work = async {
-        let world = match World::new(config, events, images) {
-            Ok(world) => Rc::new(world),
+        let mut world = match World::new(config, events, images) {
+            Ok(world) => world,
             Err(error) => return answer(Err(error)),
         };
         let missing = missing(&world).await;
+        let config = &mut world.config;
+        if config.program.is_none() && config.handler == HANDLER {
+            config.program = program::best(&config.socket);
+            tracing::debug!(program = config.program, "what runs sandboxes of images");
+        }
+        let world = Rc::new(world);
         answer(Ok(missing));
         Driver { world, sandboxes: HashMap::new(), tasks: JoinSet::new() }.run(inbox).await;
     };
@@ -275,6 +291,7 @@ impl Driver {
             Order::Resolve { sandbox, image, pull } => self.resolve(sandbox, image, pull),
             Order::Pull { digest, image } => self.pull(digest, image),
             Order::Discard { digest } => {
+                self.world.shelf.let_go(digest);
                 if let Some(released) = self.world.images.forget(digest) {
                     self.world.publish();
                     self.tasks.spawn_local(async move {
@@ -352,11 +369,19 @@ impl Driver {
         let (false, Ok(claim)) = (taken, Claim::for_start(port)) else {
             return self.world.report(Event::PortTaken { sandbox, port }).await;
         };
+        let task = self.world.shelf.take(create.order.revision);
+        if self.world.offer.can_be_ahead(&create) && self.world.shelf.wants(create.order.revision) {
+            let prepared = ahead::prepare(Rc::clone(&self.world), create.clone());
+            self.tasks.spawn_local(async move {
+                prepared.await;
+                None
+            });
+        }
         let (stop, stops) = watch::channel(None);
         self.sandboxes.insert(sandbox, stop);
         let world = Rc::clone(&self.world);
         self.tasks.spawn_local(async move {
-            life::live(world, create, claim, stops).await;
+            life::live(world, create, task, claim, stops).await;
             Some(sandbox)
         });
     }
@@ -378,6 +403,7 @@ impl Driver {
         for sandbox in self.sandboxes.keys().copied().collect::<Vec<_>>() {
             self.stop(sandbox, Duration::ZERO);
         }
+        self.world.shelf.close();
         let gone = async {
             while let Some(ended) = self.tasks.join_next().await {
                 if let Err(error) = ended {

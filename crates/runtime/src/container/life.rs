@@ -102,16 +102,25 @@ pub(super) fn adopted(create: &CreateSandbox, address: Option<Address>) -> Adopt
     }
 }
 
-/// From the order to the end.
+/// From the order to the end; by a task that was made ahead, if there is one.
 pub(super) async fn live(
     world: Rc<World>,
     create: CreateSandbox,
-    claim: Option<Claim>,
+    task: Option<Task>,
+    mut claim: Option<Claim>,
     stops: watch::Receiver<Stop>,
 ) {
     let sandbox = create.order.sandbox;
     let place = world.place(sandbox);
-    match make(&world, &create, &place, claim, &stops).await {
+    let begun = match task {
+        Some(task) => begin_ahead(&world, &create, task, &mut claim).await,
+        None => None,
+    };
+    let made = match begun {
+        Some(running) => Ok(running),
+        None => make(&world, &create, &place, &mut claim, &stops).await,
+    };
+    match made {
         Ok(running) => {
             world.report(Event::Created { sandbox }).await;
             serve(world, running, stops).await;
@@ -127,13 +136,42 @@ pub(super) async fn live(
     }
 }
 
+/// By a task that was made ahead; `None` if it cannot be started.
+async fn begin_ahead(
+    world: &World,
+    create: &CreateSandbox,
+    mut task: Task,
+    claim: &mut Option<Claim>,
+) -> Option<Running> {
+    let place = task.place.clone();
+    let begun = async {
+        let missing = |error: std::io::Error| {
+            failure(Cause::CreateFailed { message: error.to_string() }, Fault::Worker)
+        };
+        world.offer.expose(&mut task.network, create.port).await.map_err(missing)?;
+        // First: should this process die now, the next one must know whose it is.
+        let record = adopted(create, Some(task.network.reached_at.clone()));
+        place.record(&record).map_err(missing)?;
+        task.begin(world, create, claim).await
+    };
+    match begun.await {
+        Ok(running) => Some(running),
+        Err(failure) => {
+            let sandbox = create.order.sandbox;
+            tracing::debug!(%sandbox, cause = %failure.cause, "not begun as it was made ahead");
+            remove(world, &place).await;
+            None
+        }
+    }
+}
+
 /// Looks between the calls whether it is still wanted: a call that is cut off may be carried out all
 /// the same, after what it made was looked for and removed.
 async fn make(
     world: &World,
     create: &CreateSandbox,
     place: &Place,
-    claim: Option<Claim>,
+    claim: &mut Option<Claim>,
     stops: &watch::Receiver<Stop>,
 ) -> Made<Running> {
     let wanted = || match *stops.borrow() {
@@ -141,6 +179,32 @@ async fn make(
         Some(_) => Err(failure(Cause::Stopped, Fault::Function)),
     };
     wanted()?;
+    let network = world.offer.give(create).await?;
+    let record = adopted(create, Some(network.reached_at.clone()));
+    let task = make_task(world, create, place.clone(), network, Some(&record)).await?;
+    wanted()?;
+    task.begin(world, create, claim).await
+}
+
+/// A task that waits to be started.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) place: Place,
+    pub(super) network: Network,
+    pid: Pid,
+    pub(super) held: AsyncFd<OwnedFd>,
+    pipes: [OwnedFd; 2],
+    stop_signal: i32,
+}
+
+/// Everything of a sandbox but its life.
+pub(super) async fn make_task(
+    world: &World,
+    create: &CreateSandbox,
+    place: Place,
+    network: Network,
+    record: Option<&Adopted>,
+) -> Made<Task> {
     let spec = &create.order.spec;
     let missing = |message: String| failure(Cause::CreateFailed { message }, Fault::Worker);
     let image = match spec.artifact {
@@ -152,10 +216,7 @@ async fn make(
             return Err(missing(format!("image `{image}` was not sent with the deploy")));
         }
     };
-    let [stdout, stderr] = place.pipes()?;
-    let output = world.output(create.order.revision.function, create.order.sandbox, stdout, stderr);
-    let output = output.map_err(|error| missing(error.to_string()))?;
-    let network = world.offer.give(create).await?;
+    let pipes = place.pipes()?;
     let names = network.names(&place.directory, create.order.name.name());
     let plan = Plan {
         create,
@@ -166,30 +227,44 @@ async fn make(
         processes: world.config.processes,
         read_only: spec.sandbox.read_only,
     };
-    let record = adopted(create, Some(network.reached_at.clone()));
-    let (pid, held) = place.create(&world.config, &image, &plan, &record).await?;
+    let (pid, held) = place.create(&world.config, &image, &plan, record).await?;
     let held = watched::readable(held).map_err(|error| missing(error.to_string()))?;
-    wanted()?;
-    place.start().await?;
-    let init = pid.as_raw_nonzero().get();
-    let listeners = network.lent.as_ref().map(|lent| Listeners::of(init, lent.address));
-    Ok(Running {
-        sandbox: create.order.sandbox,
-        place: place.clone(),
-        stop_signal: image.program.stop_signal,
-        limit: spec.resources.memory,
-        pid,
-        held,
-        output,
-        has_network: network.lent.is_some(),
-        starting: Some(Starting {
-            since: Instant::now(),
-            timeout: create.order.start_timeout,
-            network,
-            listeners,
-        }),
-        _claim: claim,
-    })
+    Ok(Task { place, network, pid, held, pipes, stop_signal: image.program.stop_signal })
+}
+
+impl Task {
+    async fn begin(
+        self,
+        world: &World,
+        create: &CreateSandbox,
+        claim: &mut Option<Claim>,
+    ) -> Made<Running> {
+        let Self { place, network, pid, held, pipes: [stdout, stderr], stop_signal } = self;
+        let (function, sandbox) = (create.order.revision.function, create.order.sandbox);
+        let output = world.output(function, sandbox, stdout, stderr).map_err(|error| {
+            failure(Cause::CreateFailed { message: error.to_string() }, Fault::Worker)
+        })?;
+        place.start().await?;
+        let init = pid.as_raw_nonzero().get();
+        let listeners = network.lent.as_ref().map(|lent| Listeners::of(init, lent.address));
+        Ok(Running {
+            sandbox,
+            place,
+            stop_signal,
+            limit: create.order.spec.resources.memory,
+            pid,
+            held,
+            output,
+            has_network: network.lent.is_some(),
+            starting: Some(Starting {
+                since: Instant::now(),
+                timeout: create.order.start_timeout,
+                network,
+                listeners,
+            }),
+            _claim: claim.take(),
+        })
+    }
 }
 
 /// What a sandbox writes goes to its function's log.
@@ -236,7 +311,7 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
                 }
             }
             () = another(&mut keepers) => {
-                if !world.offer.is_lent(one.sandbox) {
+                if !one.place.key.is_some_and(|name| world.offer.is_lent(name)) {
                     verdict = Some(failure(Cause::WorkerLost, Fault::Worker));
                     one.starting = None;
                     one.signal(libc::SIGKILL).await;
@@ -399,7 +474,7 @@ pub(super) fn failure(cause: Cause, fault: Fault) -> StartFailure {
 pub(super) async fn bury(world: &World, place: &Place, sandbox: SandboxId, failure: StartFailure) {
     let mut told = Some(Event::Gone { sandbox, failure });
     let early = Instant::now() + PATIENCE;
-    let removed = remove(world, place, sandbox);
+    let removed = remove(world, place);
     tokio::pin!(removed);
     loop {
         tokio::select! {
@@ -417,7 +492,8 @@ pub(super) async fn bury(world: &World, place: &Place, sandbox: SandboxId, failu
     }
 }
 
-async fn remove(world: &World, place: &Place, sandbox: SandboxId) {
+/// As often as it takes.
+pub(super) async fn remove(world: &World, place: &Place) {
     let mut pause = RETRY.0;
     loop {
         // Released while it waits for containerd: others may be luckier.
@@ -425,7 +501,12 @@ async fn remove(world: &World, place: &Place, sandbox: SandboxId) {
         let removed = place.remove().await;
         drop(permit);
         match removed {
-            Ok(()) => return world.offer.take_back(sandbox),
+            Ok(()) => {
+                if let Some(name) = place.key {
+                    world.offer.take_back(name);
+                }
+                return;
+            }
             Err(error) => tracing::debug!(id = place.id, %error, "not removed yet"),
         }
         sleep(pause).await;

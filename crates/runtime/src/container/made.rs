@@ -42,6 +42,9 @@ const CALL: Duration = Duration::from_secs(30);
 /// The parent of the sandboxes' control groups.
 const GROUPS: &str = "/dirigent-containers";
 
+/// In the directory of a sandbox that was made ahead.
+const RECORD: &str = "record";
+
 /// Where a sandbox is, in containerd and here.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -52,6 +55,9 @@ pub(super) struct Place {
     pub(super) id: String,
     /// Its pipes and its record.
     pub(super) directory: PathBuf,
+    /// What it was named for: the sandbox, unless it was made before there was one. By this name it
+    /// has its network. `None` for what is not ours to be known.
+    pub(super) key: Option<SandboxId>,
 }
 
 /// What a function found out of a start that failed.
@@ -73,7 +79,8 @@ impl Place {
         mark: &str,
         sandbox: SandboxId,
     ) -> Self {
-        Self::named(config, client, mark, format!("{mark}-{sandbox}"))
+        let id = format!("{mark}-{sandbox}");
+        Self { key: Some(sandbox), ..Self::named(config, client, mark, id) }
     }
 
     /// What has this name in containerd.
@@ -84,7 +91,17 @@ impl Place {
             mark: mark.to_owned(),
             directory: config.directory.join("sandboxes").join(&id),
             id,
+            key: None,
         }
+    }
+
+    /// Says whose it is, for the next life of the worker, where that was not known when it was made.
+    pub(super) fn record(&self, adopted: &Adopted) -> io::Result<()> {
+        fs::write(self.marker(RECORD), serde_json::to_vec(adopted)?)
+    }
+
+    pub(super) fn recorded(&self) -> Option<Adopted> {
+        serde_json::from_slice(&fs::read(self.marker(RECORD)).ok()?).ok()
     }
 
     pub(super) fn group(&self) -> String {
@@ -139,7 +156,7 @@ impl Place {
         config: &ContainerConfig,
         image: &Image,
         plan: &Plan<'_>,
-        adopted: &Adopted,
+        adopted: Option<&Adopted>,
     ) -> Made<(Pid, OwnedFd)> {
         plan.check().map_err(|message| failed(message, Fault::Function))?;
         let mounts = self.snapshot(image).await?;
@@ -151,11 +168,11 @@ impl Place {
             type_url: "containerd.runc.v1.Options".to_owned(),
             value: Options { binary_name: program.clone(), ..Options::default() }.encode_to_vec(),
         });
-        let record = serde_json::to_string(adopted).map_err(|error| ours(&error.into()))?;
-        let mut labels = HashMap::from([
-            (DIRECTORY.to_owned(), self.mark.clone()),
-            (SANDBOX.to_owned(), record),
-        ]);
+        let mut labels = HashMap::from([(DIRECTORY.to_owned(), self.mark.clone())]);
+        if let Some(adopted) = adopted {
+            let record = serde_json::to_string(adopted).map_err(|error| ours(&error.into()))?;
+            labels.insert(SANDBOX.to_owned(), record);
+        }
         if plan.network.lent.is_some() {
             labels.insert(NETWORK.to_owned(), "own".to_owned());
         }

@@ -23,6 +23,10 @@ use crate::{
     process::{Lent, Spaces},
 };
 
+/// Where one listens that is made before its port is known, unless it wishes for another: what most
+/// images are made for.
+const USUAL_PORT: u16 = 8080;
+
 /// What networks sandboxes can have here.
 #[derive(Clone, Debug)]
 pub(super) struct Offer {
@@ -95,22 +99,22 @@ impl Offer {
         Ok(false)
     }
 
-    /// Whether a sandbox has a network that it was given.
-    pub(super) fn is_lent(&self, sandbox: SandboxId) -> bool {
-        self.spaces.as_ref().is_some_and(|spaces| spaces.is_lent(sandbox))
+    /// Whether who has this name has a network that it was given.
+    pub(super) fn is_lent(&self, name: SandboxId) -> bool {
+        self.spaces.as_ref().is_some_and(|spaces| spaces.is_lent(name))
     }
 
     /// Nothing of it is left.
-    pub(super) fn take_back(&self, sandbox: SandboxId) {
-        if let Some(spaces) = self.spaces.as_ref().filter(|spaces| spaces.is_lent(sandbox)) {
-            spaces.give_back(sandbox);
+    pub(super) fn take_back(&self, name: SandboxId) {
+        if let Some(spaces) = self.spaces.as_ref().filter(|spaces| spaces.is_lent(name)) {
+            spaces.give_back(name);
         }
     }
 
     /// Those of an earlier life are known: what others have was lent in vain.
-    pub(super) fn keep(&self, sandboxes: &[SandboxId]) {
+    pub(super) fn keep(&self, names: &[SandboxId]) {
         let Some(spaces) = &self.spaces else { return };
-        for lent in spaces.lent().into_iter().filter(|lent| !sandboxes.contains(&lent.sandbox)) {
+        for lent in spaces.lent().into_iter().filter(|lent| !names.contains(&lent.sandbox)) {
             spaces.give_back(lent.sandbox);
         }
     }
@@ -121,16 +125,53 @@ impl Offer {
         if !self.gives_own(spec)? {
             return Ok(Network::of_machine(self.address, create.port));
         }
+        // Where every port is its own it may have the one that it wishes for.
+        let ports = (create.port, spec.port.unwrap_or(create.port));
+        self.lend(create, create.order.sandbox, ports).await
+    }
+
+    /// Whether sandboxes of an order may be made before there is one: if the port at which they are
+    /// reached need not be known.
+    pub(super) fn can_be_ahead(&self, create: &CreateSandbox) -> bool {
+        matches!(self.gives_own(&create.order.spec.sandbox), Ok(true))
+    }
+
+    /// A network for one that has no port yet.
+    pub(super) async fn give_ahead(
+        &self,
+        create: &CreateSandbox,
+        name: SandboxId,
+    ) -> Result<Network, StartFailure> {
+        let inside = create.order.spec.sandbox.port.unwrap_or(USUAL_PORT);
+        self.lend(create, name, (0, inside)).await
+    }
+
+    /// From now on it is reached at this port.
+    pub(super) async fn expose(&self, network: &mut Network, port: u16) -> io::Result<()> {
+        let (Some(lent), Some(spaces)) = (&network.lent, &self.spaces) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let lent = spaces.expose(lent.sandbox, port).await?;
+        network.reached_at = lent.reached_at.clone();
+        network.lent = Some(lent);
+        Ok(())
+    }
+
+    async fn lend(
+        &self,
+        create: &CreateSandbox,
+        name: SandboxId,
+        (port, inside): (u16, u16),
+    ) -> Result<Network, StartFailure> {
         let missing = |error: io::Error| {
             let message = format!("a network of its own: {error}");
             failure(Cause::CreateFailed { message }, Fault::Worker)
         };
         let spaces = self.spaces.as_ref().ok_or_else(|| missing(io::ErrorKind::NotFound.into()))?;
-        let outbound = spec.network.clone().unwrap_or_default();
-        let ports = (create.port, create.port);
-        let lent = spaces.lend(create.order.sandbox, &outbound, ports).await.map_err(missing)?;
+        let outbound = create.order.spec.sandbox.network.clone().unwrap_or_default();
+        let lent = spaces.lend(name, &outbound, (port, inside)).await.map_err(missing)?;
         Ok(Network {
-            listens_at: SocketAddrV4::new(lent.address, create.port),
+            listens_at: SocketAddrV4::new(lent.address, inside),
             reached_at: lent.reached_at.clone(),
             lent: Some(lent),
         })
@@ -155,11 +196,11 @@ impl Network {
     }
 
     /// What it is told to listen at.
-    pub(super) fn host(&self) -> Ipv4Addr {
-        // In a network of its own every address is its own.
+    pub(super) fn told(&self) -> SocketAddrV4 {
         match self.lent {
-            Some(_) => Ipv4Addr::UNSPECIFIED,
-            None => *self.listens_at.ip(),
+            // In a network of its own every address is its own.
+            Some(_) => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, self.listens_at.port()),
+            None => self.listens_at,
         }
     }
 

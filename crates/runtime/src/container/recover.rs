@@ -38,6 +38,13 @@ impl Found {
             Self::Runs(adopted, _) | Self::Ended(adopted, ..) => adopted,
         }
     }
+
+    fn place(&self) -> &Place {
+        match self {
+            Self::Runs(_, running) => &running.place,
+            Self::Ended(_, place, _) => place,
+        }
+    }
 }
 
 /// Takes stock: half-made sandboxes are removed before this returns.
@@ -48,14 +55,20 @@ pub(super) async fn recover(world: &Rc<World>) -> Result<Vec<Found>, Failure> {
     let listed = listed.map_err(|status| world.client.failure(&status))?.into_inner();
     let mut found = Vec::new();
     for container in listed.containers {
-        let record = container.labels.get(SANDBOX);
-        let adopted = record.and_then(|record| serde_json::from_str::<Adopted>(record).ok());
-        let Some(adopted) = adopted else {
+        let Some(place) = world.place_of(&container.id) else {
             // By its label it is ours all the same.
             world.place_named(container.id).remove().await?;
             continue;
         };
-        let place = world.place(adopted.report.sandbox);
+        let adopted = match container.labels.get(SANDBOX) {
+            Some(record) => serde_json::from_str::<Adopted>(record).ok(),
+            None => place.recorded(),
+        };
+        let Some(adopted) = adopted else {
+            // It waited to be started.
+            place.remove().await?;
+            continue;
+        };
         let has_network = container.labels.contains_key(NETWORK);
         match take(world, adopted, place.clone(), has_network).await? {
             Some(one) => found.push(one),
@@ -63,7 +76,7 @@ pub(super) async fn recover(world: &Rc<World>) -> Result<Vec<Found>, Failure> {
         }
     }
     leftovers(world, filters, &found).await?;
-    let kept: Vec<_> = found.iter().map(|one| one.adopted().report.sandbox).collect();
+    let kept: Vec<_> = found.iter().filter_map(|one| one.place().key).collect();
     world.offer.keep(&kept);
     Ok(found)
 }
@@ -79,7 +92,7 @@ async fn take(
         return Ok(None);
     }
     adopted.report.stopping = place.is_noted(STOPPING);
-    if has_network && !world.offer.is_lent(adopted.report.sandbox) {
+    if has_network && !place.key.is_some_and(|name| world.offer.is_lent(name)) {
         // Its keeper is dead, and nothing keeps it from others any more.
         let lost = failure(Cause::WorkerLost, Fault::Worker);
         return Ok(Some(Found::Ended(adopted, Box::new(place), lost)));
@@ -147,8 +160,7 @@ fn running(
 
 /// File systems and pipes of sandboxes that containerd has forgotten or never got.
 async fn leftovers(world: &World, filters: Vec<String>, found: &[Found]) -> Result<(), Failure> {
-    let ours: Vec<String> =
-        found.iter().map(|one| world.place(one.adopted().report.sandbox).id).collect();
+    let ours: Vec<String> = found.iter().map(|one| one.place().id.clone()).collect();
     let snapshotter = world.config.snapshotter.clone();
     let list = ListSnapshotsRequest { snapshotter, filters };
     let listed = world.client.snapshots().list(list).await;

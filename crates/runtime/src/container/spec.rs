@@ -181,7 +181,7 @@ impl Plan<'_> {
         for (name, value) in self.program.env.iter().chain(&order.spec.env) {
             all.insert(name, value.clone());
         }
-        all.extend(contract(self.create, self.network.host()));
+        all.extend(contract(self.create, self.network.told()));
         all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 }

@@ -102,9 +102,11 @@ pub(crate) enum ToKeeper {
     Listening { sandbox: SandboxId, address: Address },
     /// The ends of these were heard of.
     Heard { sandboxes: Vec<SandboxId> },
-    /// A network for a sandbox of another runtime, reached at `port` and listening at `inside`;
-    /// answered by `Lent`.
+    /// A network for a sandbox of another runtime, reached at `port`, if that is not 0, and listening
+    /// at `inside`; answered by `Lent`.
     Lend { sandbox: SandboxId, outbound: Outbound, port: u16, inside: u16 },
+    /// One that was lent without is reached at this port from now on; answered by `Lent`.
+    Expose { sandbox: SandboxId, port: u16 },
     /// It is gone. Unknown sandboxes are ignored.
     GiveBack { sandbox: SandboxId },
     /// Kill everything, remove what is left, exit. Answered by closing the connection.

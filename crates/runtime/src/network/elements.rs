@@ -46,6 +46,8 @@ pub(super) enum Element {
     Allowed { from: Ipv4Addr, to: Ipv4Net, port: Option<(Ported, u16)> },
     /// This port of the machine leads there.
     Port { port: u16, to: Ipv4Addr, inside: u16 },
+    /// This port of a sandbox leads to another one of it.
+    Turned { port: u16, of: Ipv4Addr, inside: u16 },
 }
 
 impl Element {
@@ -55,6 +57,7 @@ impl Element {
             Self::Confined(_) => "confined",
             Self::Allowed { .. } => "allowed",
             Self::Port { .. } => "ports",
+            Self::Turned { .. } => "turned",
         }
     }
 
@@ -78,6 +81,11 @@ impl Element {
                 let value = [to.octets(), word(&inside.to_be_bytes())].concat();
                 [data(ELEMENT_KEY, &port.to_be_bytes()), data(ELEMENT_DATA, &value)].concat()
             }
+            Self::Turned { port, of, inside } => {
+                let [key, value] =
+                    [port, inside].map(|port| [of.octets(), word(&port.to_be_bytes())].concat());
+                [data(ELEMENT_KEY, &key), data(ELEMENT_DATA, &value)].concat()
+            }
         };
         attribute(NESTED | LIST_ELEMENT, &element)
     }
@@ -94,6 +102,7 @@ impl fmt::Display for Element {
                 write!(f, "{from} . {to} . {} . {port}", *protocol as u8)?;
             }
             Self::Port { port, to, inside } => write!(f, "{port} : {to} . {inside}")?,
+            Self::Turned { port, of, inside } => write!(f, "{of} . {port} : {of} . {inside}")?,
         }
         f.write_str(" }")
     }

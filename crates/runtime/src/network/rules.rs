@@ -9,6 +9,7 @@
 //! | `confined` | sandboxes that may not connect to everything public |
 //! | `allowed` | to what those may connect: sandbox, host, protocol, port |
 //! | `ports` | ports of the machine's address, and the sandbox and port that each leads to |
+//! | `turned` | ports of sandboxes that lead to others of theirs, for who is on the machine |
 
 use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr};
 
@@ -16,7 +17,7 @@ use dirigent_core::{Destination, Outbound};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
-    Exposed, Settings,
+    Exposed, Settings, Via,
     elements::{Element, Ported},
     range::BLOCK,
 };
@@ -34,6 +35,17 @@ const GUARD: &str = "chain guard {\ntype filter hook forward priority filter + 1
                      iifname \"dg*\" accept\noifname \"dg*\" accept\n\
                      meta nfproto ipv4 drop\n}\n";
 
+impl Exposed {
+    /// What stands in the sets for it.
+    pub(super) const fn element(self, address: Ipv4Addr) -> Element {
+        let Self { via, port, inside } = self;
+        match via {
+            Via::Machine => Element::Port { port, to: address, inside },
+            Via::Sandbox => Element::Turned { port, of: address, inside },
+        }
+    }
+}
+
 /// What one sandbox may, and where it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
@@ -45,9 +57,7 @@ impl Lease {
     /// What stands in the sets for it.
     pub(super) fn elements(&self, address: Ipv4Addr) -> Vec<Element> {
         let mut elements = Vec::new();
-        if let Some(Exposed { port, inside }) = self.exposed {
-            elements.push(Element::Port { port, to: address, inside });
-        }
+        elements.extend(self.exposed.map(|exposed| exposed.element(address)));
         let list: &[Destination] = match &self.outbound {
             Outbound::Internet => return elements,
             Outbound::None => &[],
@@ -124,7 +134,8 @@ impl Content<'_> {
             set("confined", "ipv4_addr", String::new()),
             "set allowed {\ntype ipv4_addr . ipv4_addr . inet_proto . inet_service\n\
              flags interval\n}\n\
-             map ports {\ntype inet_service : ipv4_addr . inet_service\n}\n"
+             map ports {\ntype inet_service : ipv4_addr . inet_service\n}\n\
+             map turned {\ntype ipv4_addr . inet_service : ipv4_addr . inet_service\n}\n"
                 .to_owned(),
         ]
         .concat();
@@ -146,7 +157,7 @@ impl Content<'_> {
             format!("ip {end} & {bits} @blocks")
         };
         let (from_us, to_us) = (of("saddr"), of("daddr"));
-        let (leading, guard) = (self.leading(), if self.guard { GUARD } else { "" });
+        let (leading, guard) = (self.leading(&to_us), if self.guard { GUARD } else { "" });
         // A sandbox that may send raw packets says who it is, or nothing. Each packet that one sends
         // on its own account is judged, not only the first of a connection: what the address's last
         // holder had begun gives the next one no right.
@@ -178,11 +189,15 @@ impl Content<'_> {
     }
 
     /// From the machine's address to sandboxes. Who is not admitted is not led on, and refused by the
-    /// rules of the machine's ports.
-    fn leading(&self) -> String {
+    /// rules of the machine's ports. Where all data planes are on the machine, from one port of a
+    /// sandbox to another.
+    fn leading(&self, to_us: &str) -> String {
         let address = self.settings.address;
         if address.is_loopback() {
-            return String::new();
+            return format!(
+                "chain led_here {{\ntype nat hook output priority -100\n\
+                 {to_us} dnat ip to ip daddr . tcp dport map @turned\n}}\n"
+            );
         }
         format!(
             "chain led {{\ntype nat hook prerouting priority dstnat\n\

@@ -219,7 +219,7 @@ fn ports_lead_from_the_machines_address_to_sandboxes() {
         world.there(|| ip(&format!("addr add {stranger}/24 dev wire")));
         let admitted = vec!["198.51.100.2/32".parse().unwrap()];
         let mut pool = Pool::open(NAME, Settings { address, admitted, ..settings() }).unwrap();
-        let exposed = |port| Some(Exposed { port, inside: 8080 });
+        let exposed = |port| Some(Exposed { via: Via::Machine, port, inside: 8080 });
         let one = pool.lend(&Outbound::None, exposed(20_001)).unwrap();
         let two = pool.lend(&Outbound::Internet, exposed(20_002)).unwrap();
         world.inside(&one, || serve("0.0.0.0:8080", "one"));
@@ -375,7 +375,11 @@ fn a_thousand_loans_leave_nothing_behind() {
         for n in 0..100_u16 {
             let lent: Vec<Space> = (0..10)
                 .map(|m| {
-                    let exposed = Some(Exposed { port: 20_000 + n * 10 + m, inside: 8080 });
+                    let exposed = Some(Exposed {
+                        via: Via::Machine,
+                        port: 20_000 + n * 10 + m,
+                        inside: 8080,
+                    });
                     pool.lend(&list, exposed).unwrap()
                 })
                 .collect();

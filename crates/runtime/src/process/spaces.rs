@@ -40,18 +40,20 @@ impl Ledger {
         lock(&self.waiting).clear();
     }
 
-    /// Whether somebody waits for it; else it is to be given back, if it was lent.
+    /// Whether somebody has it; else it is to be given back, if it was lent.
     pub(super) fn answered(&self, sandbox: SandboxId, answer: Result<Lent, String>) -> bool {
-        let Some(waiting) = lock(&self.waiting).remove(&sandbox) else { return false };
-        if let Ok(lent) = &answer {
+        let waiting = lock(&self.waiting).remove(&sandbox);
+        let before = match &answer {
             // First: who has the answer may ask what is lent.
-            lock(&self.lent).insert(sandbox, lent.clone());
-        }
-        let heard = waiting.send(answer).is_ok();
-        if !heard {
+            Ok(lent) => lock(&self.lent).insert(sandbox, lent.clone()),
+            Err(_) => None,
+        };
+        let is_had =
+            waiting.is_some_and(|waiting| waiting.send(answer).is_ok()) || before.is_some();
+        if !is_had {
             lock(&self.lent).remove(&sandbox);
         }
-        heard
+        is_had
     }
 }
 
@@ -77,8 +79,9 @@ impl Spaces {
         Self { shared: Arc::downgrade(shared) }
     }
 
-    /// A network for a sandbox that listens at port `inside` of its address, which for data planes on
-    /// other machines is `port` of this one's; where it is reached is in the answer. Asked again for
+    /// A network for a sandbox that listens at port `inside` of its address and is reached at `port` of
+    /// it, or, for data planes on other machines, of this one's; with port 0 it is not reached, until
+    /// it is exposed. Where it is reached is in the answer. Asked again for
     /// the same sandbox, the answer is the same. If this is cancelled, it may be lent all the same.
     ///
     /// # Errors
@@ -90,11 +93,23 @@ impl Spaces {
         outbound: &Outbound,
         (port, inside): (u16, u16),
     ) -> io::Result<Lent> {
+        let outbound = outbound.clone();
+        self.ask(sandbox, &ToKeeper::Lend { sandbox, outbound, port, inside }).await
+    }
+
+    /// One that was lent for port 0 is to be reached at this one from now on. Once.
+    ///
+    /// # Errors
+    /// As [`Self::lend`], or if none was lent to it.
+    pub async fn expose(&self, sandbox: SandboxId, port: u16) -> io::Result<Lent> {
+        self.ask(sandbox, &ToKeeper::Expose { sandbox, port }).await
+    }
+
+    async fn ask(&self, sandbox: SandboxId, question: &ToKeeper) -> io::Result<Lent> {
         let shared = self.shared()?;
         let (sender, answer) = oneshot::channel();
         lock(&shared.spaces.waiting).insert(sandbox, sender);
-        let outbound = outbound.clone();
-        shared.link.send(&ToKeeper::Lend { sandbox, outbound, port, inside })?;
+        shared.link.send(question)?;
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(answer)) => answer.map_err(io::Error::other),
             Ok(Err(_dropped)) => Err(io::ErrorKind::NotConnected.into()),

@@ -57,6 +57,7 @@ pub(super) struct Maker {
 #[derive(Debug)]
 pub(super) struct Loan {
     space: Space,
+    inside: u16,
     pub(super) lent: Lent,
 }
 
@@ -132,18 +133,33 @@ impl Board {
         let space = self.take_space(outbound, port, inside)?;
         let namespace =
             format!("/proc/{}/fd/{}", std::process::id(), space.namespace().as_raw_fd());
-        let reached_at = match network.is_loopback() {
-            true => (space.address(), inside),
-            false => (network, port),
-        };
         let lent = Lent {
             sandbox,
             address: space.address(),
             namespace: PathBuf::from(namespace),
-            reached_at: Address::Tcp(reached_at.into()),
+            reached_at: reached_at(network, space.address(), port),
         };
-        self.networks.loans.insert(sandbox, Loan { space, lent: lent.clone() });
+        self.networks.loans.insert(sandbox, Loan { space, inside, lent: lent.clone() });
         Ok(lent)
+    }
+
+    /// The network of a sandbox of another runtime is to be reached.
+    pub(super) fn expose(&mut self, sandbox: SandboxId, port: u16) {
+        let lent = self.exposed(sandbox, port).map_err(|error| error.to_string());
+        self.tell(&FromKeeper::Lent { sandbox, lent });
+    }
+
+    fn exposed(&mut self, sandbox: SandboxId, port: u16) -> io::Result<Lent> {
+        let Networks { pool: Some(pool), loans, .. } = &mut self.networks else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let loan = loans.get_mut(&sandbox).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(exposed) = pool.way_to(port, loan.inside) {
+            pool.expose(&loan.space, exposed)?;
+        }
+        let network = self.options.network.address;
+        loan.lent.reached_at = reached_at(network, loan.space.address(), port);
+        Ok(loan.lent.clone())
     }
 
     /// A sandbox of another runtime is gone.
@@ -250,6 +266,12 @@ impl Board {
         }
         self.schedule_once(FILL_AFTER, Alarm::Fill);
     }
+}
+
+/// Where data planes connect to.
+fn reached_at(network: Ipv4Addr, own: Ipv4Addr, port: u16) -> Address {
+    let host = if network.is_loopback() { own } else { network };
+    Address::Tcp((host, port).into())
 }
 
 /// These are not made any more.

@@ -113,6 +113,7 @@ impl Board {
             ToKeeper::Lend { sandbox, outbound, port, inside } => {
                 self.lend(sandbox, &outbound, (port, inside));
             }
+            ToKeeper::Expose { sandbox, port } => self.expose(sandbox, port),
             ToKeeper::GiveBack { sandbox } => self.give_back(sandbox),
             ToKeeper::Exit => self.exit(),
         }
