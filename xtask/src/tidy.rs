@@ -55,6 +55,7 @@ const BANNED: [(&[&str], &str, &[&str]); 6] = [
             "functions may be containers",
             "::container",
             "guides/containers",
+            "0004-containers",
             "mod container;",
             "cap_sys_admin",
         ],
