@@ -243,10 +243,13 @@ impl Past {
             Harm::Lasting(found_out) => self.repaired + found_out,
         };
         let in_time = sample.intended <= until && sample.done >= begun;
-        let of_sandbox = matches!(sample.code.as_deref(), Some("sandbox_lost"));
+        let is = |code: &str| sample.code.as_deref() == Some(code);
+        let of_sandbox = is("sandbox_lost") || sample.failure == CUT;
         in_time
             && match self.harm {
-                Harm::OfSandbox | Harm::OfHost(_) => of_sandbox || sample.failure == CUT,
+                Harm::OfSandbox => of_sandbox,
+                // From there nobody says that a call has ended.
+                Harm::OfHost(_) => of_sandbox || is("timeout"),
                 // By the load balancer, or by the connection.
                 Harm::OfPlane => sample.code.is_none() && sample.status != Some(503),
                 Harm::None | Harm::Lasting(_) => true,

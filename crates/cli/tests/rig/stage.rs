@@ -3,7 +3,10 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,8 @@ pub(crate) const FUNCTIONS: usize = 20;
 /// A cluster that the case has for itself: two at once would be too much for a small machine.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
+    /// Loads so far.
+    loads: AtomicUsize,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -56,7 +61,7 @@ impl Stage {
         let built = || Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
         let dirigent = env::var_os(PROGRAM).map_or_else(built, PathBuf::from);
         let cluster = Cluster::start(&Shape { dirigent, planes: 2, workers, emulate, seed: 1 })?;
-        Ok(Some(Self { cluster, _alone: alone }))
+        Ok(Some(Self { cluster, loads: AtomicUsize::new(0), _alone: alone }))
     }
 
     /// Deploys built-in functions by these names, with more lines of their manifest.
@@ -102,7 +107,9 @@ impl Stage {
 
     /// Calls all of the twenty, in turn, and goes on once each has answered.
     pub(crate) fn load(&self) -> Result<Steady> {
-        let mix = functions::mix("warm", functions::steady(FUNCTIONS));
+        // Calls of one load are not those of another.
+        let name = format!("warm{}", self.loads.fetch_add(1, Ordering::Relaxed));
+        let mix = functions::mix(&name, functions::steady(FUNCTIONS));
         let load = self.cluster.load(mix)?;
         self.goes_on(&load, 10 * FUNCTIONS)?;
         Ok(load)
