@@ -9,7 +9,7 @@ mod common;
 use std::{fs, time::Duration};
 
 use common::{Rig, ask, create, is_root, mode, refused, run, server, until, with};
-use dirigent_core::{Bytes, Cause, Digest, Isolation, Listen, SandboxId};
+use dirigent_core::{Bytes, Cause, Digest, Isolation, Listen, MilliCpu, SandboxId};
 use dirigent_runtime::{
     Event, Runtime as _,
     process::{ProcessConfig, ProcessRuntime},
@@ -297,6 +297,90 @@ fn a_neighbour_is_neither_seen_nor_signalled() {
         refused(other, "cat /proc/1/mem");
         refused(other, "ls /proc/1/root/home");
         rig.destroy(two);
+    });
+}
+
+/// A message queue of System V, removed with this.
+struct Queue(String);
+
+impl Queue {
+    fn new() -> Option<Self> {
+        let output = std::process::Command::new("ipcmk").arg("-Q").output().ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let id = said.rsplit(' ').next()?.trim();
+        (!id.is_empty()).then(|| Self(id.to_owned()))
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let removed = std::process::Command::new("ipcrm").args(["-q", &self.0]).status();
+        assert!(removed.is_ok_and(|status| status.success()), "queue {} is left", self.0);
+    }
+}
+
+#[test]
+fn queues_of_the_machine_and_of_neighbours_are_not_there() {
+    // Debian: util-linux, which is on every system but the smallest.
+    let Some(queue) = Queue::new() else { return println!("skipped: ipcmk is not installed") };
+    let listed = |text: &str| {
+        let id = |line: &str| line.split_whitespace().nth(1) == Some(queue.0.as_str());
+        text.lines().skip(1).any(id)
+    };
+    let here = fs::read_to_string("/proc/sysvipc/msg").expect("the kernel has System V IPC");
+    assert!(listed(&here), "{here}");
+    each(|rig, level| {
+        let (one, port) = rig.serve(level);
+        let (two, other) = rig.serve(level);
+        for port in [port, other] {
+            let seen = run(port, "cat /proc/sysvipc/msg /proc/sysvipc/shm /proc/sysvipc/sem");
+            assert_eq!(seen.lines().count(), 3, "nothing but the heads: {seen}");
+            refused(port, &format!("ipcrm -q {}", queue.0));
+        }
+        // A neighbour's are its own.
+        let namespace = |port| run(port, "readlink /proc/self/ns/ipc");
+        assert_ne!(namespace(port), namespace(other));
+        rig.destroy(one);
+        rig.destroy(two);
+    });
+    let here = fs::read_to_string("/proc/sysvipc/msg").expect("it is there still");
+    assert!(listed(&here), "{here}");
+}
+
+/// What the kernel gives a sandbox's control group of the processor.
+fn processor_share(port: u16) -> Option<u64> {
+    let groups = run(port, "cat /proc/self/cgroup");
+    let places = groups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let path = path.trim_start_matches('/');
+        match controllers {
+            "" => Some(format!("/sys/fs/cgroup/{path}/cpu.weight")),
+            _ if controllers.split(',').any(|name| name == "cpu") => {
+                Some(format!("/sys/fs/cgroup/{controllers}/{path}/cpu.shares"))
+            }
+            _ => None,
+        }
+    });
+    places.filter_map(|place| fs::read_to_string(place).ok()?.trim().parse().ok()).next()
+}
+
+#[test]
+fn who_asks_for_more_of_the_processor_gets_more_of_it_where_it_is_scarce() {
+    if !is_root() {
+        return println!("skipped: control groups are made as root only");
+    }
+    each(|rig, level| {
+        let mut share = |cpu| {
+            let create = with(server(level), |spec| spec.resources.cpu = MilliCpu(cpu));
+            let (sandbox, port) = (create.order.sandbox, create.port);
+            rig.runtime.create(create);
+            rig.listening(sandbox);
+            let share = processor_share(port).expect("a group of its own");
+            rig.destroy(sandbox);
+            share
+        };
+        let (little, much) = (share(100), share(1000));
+        assert!(much >= 5 * little, "{little} for 100m, {much} for 1000m");
     });
 }
 
