@@ -393,6 +393,7 @@ async fn real_worker(host: &mut Host) -> Result {
     let report = json!({ "name": name, "adopted": worker.adopted });
     host.announce("The worker", &lines, report)?;
     let ended = host.until_end().await;
+    let ended = if worker.is_name_taken() { Err(name_taken(&name)) } else { ended };
     let end = if host.config.stop_sandboxes && ended.is_ok() {
         tokio::select! {
             left = worker.stop_all(roles::STOP_SANDBOXES) => if left > 0 {
@@ -427,5 +428,18 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     }
     let lines = [format!("control    {} (as {name}-1 to {name}-{count})", host.control())];
     host.announce(&format!("{count} emulated workers"), &lines, json!({ "emulated": count }))?;
-    host.until_end().await
+    let ended = host.until_end().await;
+    let is_taken = workers.iter().any(dirigent_worker::Running::is_name_taken);
+    if is_taken { Err(name_taken(&name)) } else { ended }
+}
+
+/// Why a worker gave up.
+fn name_taken(name: &str) -> Fail {
+    Fail::config(format!(
+        "another worker is called {name}, and lives: it goes on, this one does not"
+    ))
+    .hint(
+        "give each a name of its own (--name), and a certificate of its own (`dirigent join`); a \
+         copy of a worker's state directory has its certificate",
+    )
 }

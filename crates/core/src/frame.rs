@@ -26,13 +26,21 @@ pub const CHECKS_TOKENS: &str = "checks-tokens";
 /// The feature of a data plane that takes [`ToDataPlane::Duty`].
 pub const DUTY: &str = "duty";
 
-/// One life of a peer: a restart of its host changes `boot`, one of its process raises `start`.
+/// The feature of a worker that takes [`ToWorker::Taken`].
+pub const TAKEN: &str = "taken";
+
+/// One life of a peer: a restart of its host changes `boot`, one of its process raises `start` and
+/// draws another `life`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation {
     /// The kernel's boot id.
     pub boot: Arc<str>,
     /// Starts of this peer, counted in its state directory.
     pub start: u64,
+    /// Drawn at random by each process: of two with copies of one state directory each has its own. 0
+    /// where programs do not know it.
+    #[serde(default)]
+    pub life: u64,
 }
 
 /// What every peer says first.
@@ -471,6 +479,9 @@ pub enum ToWorker {
         /// Its kind.
         kind: String,
     },
+    /// In place of a `Welcome`, before the stream is closed: another life of a worker of this name is
+    /// attached, and was heard just now. For workers with the feature [`TAKEN`].
+    Taken,
 }
 
 /// An order to start a sandbox: everything that the worker needs.

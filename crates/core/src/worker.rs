@@ -52,6 +52,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The same where calls may run that nobody has called back: the usual `drain_timeout`.
 const LEADERLESS_GRACE: Duration = Duration::from_secs(600);
 
+/// A worker that was never welcomed gives up when its name has been taken for so long. An earlier life
+/// that ended without a word is found lost after 3 s, and looked for again within 2 s.
+const TAKEN_FOR: Duration = Duration::from_secs(10);
+
 /// How far apart the ports of two lives of a worker begin.
 const PORTS_PER_LIFE: u64 = 1009;
 
@@ -73,6 +77,10 @@ pub struct Worker {
     highest_epoch: Epoch,
     /// Since when nobody leads; `None` while somebody does, or once it was acted upon.
     leaderless_since: Option<Time>,
+    /// Whether this life was ever welcomed.
+    was_welcomed: bool,
+    /// Since when another one has the name.
+    taken_since: Option<Time>,
     closed: bool,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     /// What all of them reserve.
@@ -125,6 +133,8 @@ impl Worker {
             cluster: None,
             highest_epoch: Epoch::default(),
             leaderless_since: Some(now),
+            was_welcomed: false,
+            taken_since: None,
             closed: false,
             sandboxes: BTreeMap::new(),
             memory: 0,
@@ -270,6 +280,9 @@ impl Worker {
         if let ToWorker::Welcome { welcome, you: _ } = frame {
             return self.welcomed(welcome);
         }
+        if frame == ToWorker::Taken {
+            return self.taken(now);
+        }
         if !matches!(self.link, Link::Obeying { .. }) {
             return;
         }
@@ -283,7 +296,17 @@ impl Worker {
             }
             ToWorker::DiscardArtifacts { digests } => self.discard(&digests),
             ToWorker::Settle { sandbox, data_plane } => self.settle(sandbox, data_plane),
-            ToWorker::Welcome { .. } | ToWorker::Unsupported { .. } => {}
+            ToWorker::Welcome { .. } | ToWorker::Taken | ToWorker::Unsupported { .. } => {}
+        }
+    }
+
+    /// Another one has the name. It may be this worker's last life, which ended and was not found lost
+    /// yet. Who was in use before does not yield: the other one came later.
+    fn taken(&mut self, now: Time) {
+        let Link::Greeting { .. } = self.link else { return };
+        let since = *self.taken_since.get_or_insert(now);
+        if !self.was_welcomed && since + TAKEN_FOR <= now {
+            self.effects.push_back(Effect::GiveUp);
         }
     }
 
@@ -295,6 +318,8 @@ impl Worker {
         if stranger || welcome.epoch < self.highest_epoch {
             return;
         }
+        self.was_welcomed = true;
+        self.taken_since = None;
         self.cluster = Some(welcome.cluster);
         self.highest_epoch = welcome.epoch;
         self.leaderless_since = None;

@@ -39,6 +39,7 @@ pub(crate) struct Memory {
     path: Option<PathBuf>,
     remembered: Remembered,
     boot: Arc<str>,
+    life: u64,
 }
 
 impl Memory {
@@ -63,7 +64,7 @@ impl Memory {
         // Where the kernel has no boot id every start counts as one of another boot.
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_or_else(|_error| format!("{:016x}", ids::unique()), |id| id.trim().to_owned());
-        let this = Self { path, remembered, boot: boot.into() };
+        let this = Self { path, remembered, boot: boot.into(), life: ids::unique() };
         this.save()?;
         Ok(this)
     }
@@ -82,6 +83,7 @@ impl Memory {
             incarnation: Incarnation {
                 boot: Arc::clone(&self.boot),
                 start: self.remembered.starts,
+                life: self.life,
             },
             highest_epoch: self.remembered.epoch,
         }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 23] = [
+pub const FAULTS: [&str; 24] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
@@ -34,6 +34,7 @@ pub const FAULTS: [&str; 23] = [
     "slow reader",
     "slow store",
     "store restored from an older copy",
+    "two workers of one name",
     "worker's daemon dies",
     "worker joins",
     "worker leaves",
@@ -71,7 +72,7 @@ impl World {
                 _ => 14_000,
             } + u64::from(self.random.draw() % 1000),
         );
-        let kind = match self.random.below(18) {
+        let kind = match self.random.below(19) {
             0 => self.cut_one_way(lasts),
             1 => self.partition(lasts),
             2 => self.slow_link(lasts),
@@ -87,6 +88,7 @@ impl World {
             13 => self.lose_some_disks(lasts),
             14 => self.read_slowly(lasts),
             15 => self.replace_program(),
+            16 => self.twin(),
             _ => self.kill_sandbox(),
         };
         if self.plant == Some(Plant::SettledAtOnce) {

@@ -15,6 +15,7 @@ mod epoch_given_once;
 mod epochs_only_grow;
 mod idle_beside_queue;
 mod min_and_max;
+mod name_of_one_life;
 mod no_bind_after_return;
 mod one_leader_per_slot;
 mod reservations;
@@ -31,7 +32,7 @@ use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 22] = [
+pub const NAMES: [&str; 23] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -46,6 +47,7 @@ pub const NAMES: [&str; 22] = [
     epochs_only_grow::NAME,
     idle_beside_queue::NAME,
     min_and_max::NAME,
+    name_of_one_life::NAME,
     no_bind_after_return::NAME,
     one_leader_per_slot::NAME,
     reservations::NAME,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use dirigent_core::{
     ClusterId, Epoch, Office, StreamId, Time,
     control::{Config, Control, Effect, Event, Outcome},
-    frame::{FromWorker, ToDataPlane},
+    frame::{FromWorker, ToDataPlane, ToWorker},
     office::{self, Candidate},
 };
 
@@ -230,6 +230,9 @@ impl World {
                 Effect::ToWorker { stream, frame } => {
                     let to = self.net.streams.get(&stream).map(|s| s.peer);
                     self.check_cordoned(control, to, &frame);
+                    if let ToWorker::Welcome { .. } = frame {
+                        self.lives(stream, true);
+                    }
                     self.send(stream, false, Packet::ToWorker(frame));
                 }
                 Effect::ToDataPlane { stream, frame } => {
@@ -276,8 +279,14 @@ impl World {
     /// A packet arrives at a control plane.
     pub(crate) fn control_hears(&mut self, stream: StreamId, packet: Packet) {
         let Some(s) = self.net.streams.get(&stream) else { return };
-        let (control, peer) = (s.control, s.peer);
+        let (control, peer, is_twin) = (s.control, s.peer, s.is_twin);
         if self.epoch_of(control).is_none() {
+            self.close_end(stream, true);
+            return;
+        }
+        let rival = if is_twin { self.rival(stream) } else { None };
+        if is_twin && rival.is_none() {
+            // Nothing is promised to a worker that may be dead.
             self.close_end(stream, true);
             return;
         }
@@ -296,12 +305,17 @@ impl World {
                 if let FromWorker::SandboxGone { sandbox, .. } = frame {
                     self.gone_planted(control, sandbox);
                 }
+                self.lives(stream, false);
                 Event::WorkerSaid { stream, frame }
             }
             Packet::Closed => return self.close_end(stream, true),
             Packet::ToPlane(_) | Packet::ToWorker(_) => return,
         };
+        let says_hello = matches!(event, Event::WorkerSaid { .. });
         self.tell_control(control, event);
+        if let Some(rival) = rival.filter(|_| says_hello) {
+            self.check_name(stream, rival);
+        }
     }
 
     /// A control plane's end of a stream is over.

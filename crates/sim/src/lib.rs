@@ -25,6 +25,7 @@ mod replay;
 mod run;
 pub mod scale;
 mod store;
+mod twins;
 mod users;
 mod versions;
 mod worker;

@@ -69,6 +69,10 @@ pub(crate) struct Stream {
     /// Whether the control plane's end and the peer's are open.
     pub(crate) control_open: bool,
     pub(crate) peer_open: bool,
+    /// Of a second process with a worker's name.
+    pub(crate) is_twin: bool,
+    /// When its worker was last heard, once it was welcomed.
+    pub(crate) heard: Option<Time>,
     pub(crate) up: Way,
     pub(crate) down: Way,
 }
@@ -209,6 +213,8 @@ impl World {
                 epoch,
                 control_open: true,
                 peer_open: true,
+                is_twin: false,
+                heard: None,
                 up: Way::default(),
                 down: Way::default(),
             },

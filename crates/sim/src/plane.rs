@@ -58,7 +58,11 @@ impl Durable {
             cluster: self.cluster,
             protocol: (PROTOCOL, PROTOCOL),
             features: versions::features(),
-            incarnation: Incarnation { boot: format!("{}", self.boot).into(), start: self.starts },
+            incarnation: Incarnation {
+                boot: format!("{}", self.boot).into(),
+                start: self.starts,
+                life: self.starts,
+            },
             highest_epoch: self.epoch,
         }
     }
@@ -180,9 +184,13 @@ impl World {
 
     /// A packet arrives at a peer.
     pub(crate) fn peer_hears(&mut self, stream: StreamId, packet: Packet) {
-        let Some(peer) = self.net.streams.get(&stream).map(|s| s.peer) else { return };
+        let Some((peer, is_twin)) = self.net.streams.get(&stream).map(|s| (s.peer, s.is_twin))
+        else {
+            return;
+        };
         match (peer, packet) {
             (_, Packet::Closed) => self.close_end(stream, false),
+            (_, _) if is_twin => {}
             (Host::Plane(plane), Packet::ToPlane(frame)) => self.plane_hears(plane, stream, frame),
             (Host::Worker(worker), Packet::ToWorker(frame)) => {
                 self.worker_hears(worker, stream, frame);

@@ -77,13 +77,15 @@ pub enum Plant {
     CordonForgotten,
     /// An order to drain a worker arrives as one to cordon it.
     DrainAsCordon,
+    /// A second process with a worker's name says that it is the same life.
+    LifeCopied,
     /// Data planes of the version before say that they can what those of today can.
     FeaturesInvented,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -113,6 +115,7 @@ impl Plant {
         Self::OtherLeaderIgnored,
         Self::CordonForgotten,
         Self::DrainAsCordon,
+        Self::LifeCopied,
         Self::FeaturesInvented,
     ];
 
@@ -144,6 +147,7 @@ impl Plant {
             Self::EpochsCounted => "epoch_given_once",
             Self::CordonForgotten => "cordoned_gets_nothing",
             Self::DrainAsCordon => "drains_end",
+            Self::LifeCopied => "name_of_one_life",
             Self::FeaturesInvented => "understood",
         }
     }

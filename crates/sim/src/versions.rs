@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dirigent_core::{
     Auth, StreamId,
-    frame::{CHECKS_TOKENS, DUTY, FromDataPlane, ToDataPlane},
+    frame::{CHECKS_TOKENS, DUTY, FromDataPlane, FromWorker, TAKEN, ToDataPlane, ToWorker},
 };
 
 use crate::{
@@ -16,9 +16,9 @@ use crate::{
     world::World,
 };
 
-/// What a data plane of today can do, and one of the version before cannot.
+/// What a peer of today can do, and one of the version before cannot.
 pub(crate) fn features() -> Vec<String> {
-    vec![DUTY.to_owned(), CHECKS_TOKENS.to_owned()]
+    vec![DUTY.to_owned(), CHECKS_TOKENS.to_owned(), TAKEN.to_owned()]
 }
 
 impl World {
@@ -55,6 +55,11 @@ impl World {
         Some(word)
     }
 
+    /// Whether either of these is of the version before.
+    pub(crate) fn is_older(&self, a: Host, b: Host) -> bool {
+        self.older.contains(&a) || self.older.contains(&b)
+    }
+
     /// What of a packet arrives between these versions.
     pub(crate) fn as_understood(
         &mut self,
@@ -65,10 +70,19 @@ impl World {
         // What is said to somebody who is gone was said to the program that was there before.
         let lives = |s: &Stream| s.control_open && s.peer_open;
         let lives = self.net.streams.get(&stream).is_some_and(lives);
-        if !lives || (!self.older.contains(&from) && !self.older.contains(&to)) {
+        if !lives || !self.is_older(from, to) {
             return Some(packet);
         }
         match &mut packet {
+            Packet::FromWorker(FromWorker::Hello(hello)) => {
+                hello.hello.features.clear();
+                hello.hello.incarnation.life = 0;
+            }
+            Packet::ToWorker(frame) => {
+                let known = *frame != ToWorker::Taken;
+                self.check_understood(stream, known, frame);
+                return known.then_some(packet);
+            }
             Packet::FromPlane(FromDataPlane::Hello(hello)) => {
                 hello.hello.features.clear();
                 hello.demands.iter_mut().for_each(|demand| demand.expected = 0);

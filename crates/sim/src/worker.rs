@@ -33,6 +33,8 @@ const FEW_PORTS: (u16, u16) = (20_000, 20_005);
 const SETTLES: Duration = Duration::from_secs(1);
 /// What a worker writes is on its disk within this time.
 const FORCED_WITHIN: Duration = Duration::from_secs(1);
+/// A process that ended by itself is started again after so long.
+const STARTED_AGAIN: Duration = Duration::from_secs(1);
 const INIT: Duration = Duration::from_millis(9);
 
 /// An execution in a sandbox.
@@ -115,6 +117,11 @@ impl WorkerHost {
             offers,
             few_ports,
         }
+    }
+
+    /// What it says that it has.
+    pub(crate) fn capacity(&self) -> Capacity {
+        config(self.offers, self.few_ports).capacity
     }
 }
 
@@ -231,6 +238,11 @@ impl World {
                 Effect::Destroy { sandbox, grace } => self.destroy(worker, sandbox, grace),
                 Effect::Bar { sandbox, data_plane } => self.bar(worker, sandbox, data_plane),
                 Effect::Remember { port, sandbox } => self.remember(worker, port, sandbox),
+                Effect::GiveUp => {
+                    // Whoever started it starts it again.
+                    self.crash_worker(worker, false);
+                    self.after(STARTED_AGAIN, What::Restart { host: Host::Worker(worker) });
+                }
                 Effect::Fetch { .. } | Effect::Resolve { .. } | Effect::Discard { .. } => {}
             }
         }

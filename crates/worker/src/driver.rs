@@ -4,7 +4,14 @@
 //! machine's order before the next event. Nothing here waits, but for the disk in `Obey`; what
 //! `Remember` writes stays in the kernel's memory.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use dirigent_core::{
     Cause, DataPlaneId, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure, Time,
@@ -39,6 +46,11 @@ pub(crate) enum Input {
     /// Leave the control plane and destroy everything; `left` is told how many are left.
     StopAll { grace: Duration, left: watch::Sender<usize> },
 }
+
+/// Another worker has the name.
+#[derive(Debug, thiserror::Error)]
+#[error("another worker of this name is attached to the control plane, and lives")]
+pub(crate) struct NameTaken;
 
 /// How long sandboxes that are to be recycled have from SIGTERM to SIGKILL.
 const RECYCLE_GRACE: Duration = Duration::from_secs(10);
@@ -80,6 +92,8 @@ pub(crate) struct Driver {
     stream: Option<Outbox<(), FromWorker>>,
     link: CancellationToken,
     leaving: Option<watch::Sender<usize>>,
+    /// Set once it gives up.
+    name_taken: Arc<AtomicBool>,
 }
 
 impl Driver {
@@ -105,6 +119,7 @@ impl Driver {
             stream: None,
             link: CancellationToken::new(),
             leaving: None,
+            name_taken: Arc::default(),
         }
     }
 
@@ -113,7 +128,12 @@ impl Driver {
         self.link.clone()
     }
 
-    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    /// Whether it gave up because another worker has the name.
+    pub(crate) fn name_taken(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.name_taken)
+    }
+
+    pub(crate) async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), NameTaken> {
         self.carry_out();
         loop {
             let deadline = self.machine.deadline();
@@ -125,11 +145,14 @@ impl Driver {
                     self.machine.expire(self.now());
                 }
                 input = inputs.recv() => {
-                    let Some(input) = input else { return };
+                    let Some(input) = input else { return Ok(()) };
                     self.take(input);
                 }
             }
             self.carry_out();
+            if self.name_taken.load(Relaxed) {
+                return Err(NameTaken);
+            }
         }
     }
 
@@ -176,6 +199,9 @@ impl Driver {
             tracing::warn!(%error, "the control plane is not obeyed");
             self.stream = None;
             return;
+        }
+        if frame == ToWorker::Taken {
+            tracing::warn!("{NameTaken}; it is dialled again");
         }
         self.handle(Event::Said(frame));
     }
@@ -255,6 +281,7 @@ impl Driver {
                         self.stream = None;
                     }
                 }
+                Effect::GiveUp => self.name_taken.store(true, Relaxed),
                 Effect::Fetch { digest, runtime, image: None } => self.fetch(digest, runtime),
                 Effect::Fetch { digest, runtime, image: Some(image) } => {
                     self.pull(digest, runtime, &image);

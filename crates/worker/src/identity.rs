@@ -10,7 +10,7 @@ use std::{
 
 use dirigent_core::{
     ClusterId, Epoch,
-    frame::{Hello, Incarnation, PROTOCOL, Welcome},
+    frame::{Hello, Incarnation, PROTOCOL, TAKEN, Welcome},
 };
 use dirigent_service::state::{atomic_write, private_dir};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,7 @@ struct Record {
 pub(crate) struct Identity {
     path: PathBuf,
     boot: String,
+    life: u64,
     record: Record,
 }
 
@@ -76,7 +77,9 @@ impl Identity {
         record.starts += 1;
         // Only there to tell lives apart: without it the counter does so alone.
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let identity = Self { path, boot: boot.trim().to_owned(), record };
+        // Of two processes with copies of one directory each has its own.
+        let life = rand::random_range(1..=u64::MAX);
+        let identity = Self { path, boot: boot.trim().to_owned(), life, record };
         identity.write(&identity.record).map_err(StateError::Io)?;
         Ok(identity)
     }
@@ -86,8 +89,12 @@ impl Identity {
         Hello {
             cluster: self.record.cluster,
             protocol: (PROTOCOL, PROTOCOL),
-            features: Vec::new(),
-            incarnation: Incarnation { boot: self.boot.as_str().into(), start: self.record.starts },
+            features: vec![TAKEN.to_owned()],
+            incarnation: Incarnation {
+                boot: self.boot.as_str().into(),
+                start: self.record.starts,
+                life: self.life,
+            },
             highest_epoch: self.record.epoch,
         }
     }

@@ -29,7 +29,14 @@ mod ports;
 pub use capacity::{CapacityError, Settings};
 pub use identity::StateError;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use dirigent_core::{
     RuntimeKind, Time,
@@ -37,7 +44,7 @@ use dirigent_core::{
     worker::{Adopted, Left, Worker},
 };
 use dirigent_runtime::{Event, Facts, Runtime};
-use dirigent_service::{Clock, Dialer, Limits, OnCancel, Tasks, outbox};
+use dirigent_service::{Clock, Dialer, Limits, OnCancel, OnError, Tasks, outbox};
 use tokio::sync::mpsc;
 
 use driver::{Driver, Input, Runtimes};
@@ -88,6 +95,7 @@ pub struct Running {
     /// Sandboxes of an earlier life that were taken over.
     pub adopted: usize,
     inputs: mpsc::Sender<Input>,
+    name_taken: Arc<AtomicBool>,
 }
 
 /// Events that wait for the machine. Full makes runtimes and the link wait, which they can.
@@ -146,12 +154,12 @@ pub async fn start(
     let bulk = bulk::Bulk::new(bulk_dialer, incoming, runtimes.all(), inputs.clone(), wants);
     let at = adopted.len();
     let driver = Driver::new(machine, clock, (identity, ports), runtimes, wanted, &adopted);
-    let link = driver.link_token();
-    tasks.run("worker", OnCancel::Abort, driver.run(receiver));
+    let (link, name_taken) = (driver.link_token(), driver.name_taken());
+    tasks.spawn("worker", OnError::StopRole, OnCancel::Abort, driver.run(receiver));
     tasks.run("worker link", OnCancel::Abort, link::keep(dialer, inputs.clone(), link));
     tasks.run("worker bulk", OnCancel::Abort, bulk.run());
     tasks.run("worker load", OnCancel::Abort, load::sample(inputs.clone()));
-    Ok(Running { capacity, facts, adopted: at, inputs })
+    Ok(Running { capacity, facts, adopted: at, inputs, name_taken })
 }
 
 async fn recover(
@@ -172,6 +180,12 @@ async fn relay(mut events: mpsc::Receiver<Event>, inputs: mpsc::Sender<Input>) {
 }
 
 impl Running {
+    /// Whether it has ended because another worker has its name, and lives.
+    #[must_use]
+    pub fn is_name_taken(&self) -> bool {
+        self.name_taken.load(Relaxed)
+    }
+
     /// Leave the control plane and destroy every sandbox; how many are left at the deadline.
     /// To be called before the tasks are stopped.
     pub async fn stop_all(&self, deadline: Duration) -> usize {

@@ -221,6 +221,37 @@ fn any_role_may_die_and_come_back_while_the_others_go_on() {
 }
 
 #[test]
+fn a_second_worker_of_one_name_is_refused_and_the_first_goes_on() {
+    let cluster = Cluster::start();
+    let (planes, first) = (State::new(), State::new());
+    let plane = cluster.data_plane(&planes);
+    let worker = cluster.peer("worker", &first, &["--name", "w1", "--stop-sandboxes"]);
+    until("it has met the control plane", || ready(&plane));
+    cluster.deploy("one");
+    let process = body(&plane, "one").lines().nth(3).map(str::to_owned);
+    // A machine that was called so by mistake, and one with a copy of the first one's state.
+    let (other, copy) = (State::new(), State::new());
+    std::fs::create_dir(copy.path().join("worker")).unwrap();
+    let identity = "worker/identity.json";
+    std::fs::copy(first.path().join(identity), copy.path().join(identity)).unwrap();
+    let control = ["--control", &cluster.peers, "--peer-token", &cluster.token];
+    let args = [&["worker", "--name", "w1"][..], &control].concat();
+    thread::scope(|scope| {
+        for state in [&other, &copy] {
+            scope.spawn(|| {
+                let (code, _, err) = verb(state.path(), &args);
+                assert!(code == 2 && err.contains("another worker is called w1"), "{code} {err}");
+            });
+        }
+    });
+    assert_eq!(body(&plane, "one").lines().nth(3).map(str::to_owned), process);
+    let workers = cluster.json(&["workers"]);
+    assert_eq!((&workers["name"], &workers["state"]), (&"w1".into(), &"ready".into()), "{workers}");
+    assert!(!worker.said().contains("another worker"), "{}", worker.said());
+    assert!(worker.end().success());
+}
+
+#[test]
 fn whoever_has_no_token_or_says_nonsense_is_refused_and_harms_nobody() {
     let cluster = Cluster::start();
     let (state, stranger) = (State::new(), State::new());

@@ -21,7 +21,7 @@ fn hello() -> Hello {
         cluster: None,
         protocol: (PROTOCOL, PROTOCOL),
         features: Vec::new(),
-        incarnation: Incarnation { boot: "boot".into(), start: 1 },
+        incarnation: Incarnation { boot: "boot".into(), start: 1, life: 1 },
         highest_epoch: Epoch(0),
     }
 }
@@ -90,6 +90,7 @@ fn answer(frame: ToWorker) -> Option<FromWorker> {
         ToWorker::Welcome { .. }
         | ToWorker::ReleaseAddress { .. }
         | ToWorker::DiscardArtifacts { .. }
+        | ToWorker::Taken
         | ToWorker::Unsupported { .. } => None,
     }
 }

@@ -165,6 +165,8 @@ pub enum Effect {
         /// The data plane.
         data_plane: crate::DataPlaneId,
     },
+    /// End, and tell whoever started this process: another worker has the name, and lives.
+    GiveUp,
 }
 
 /// A start with everything that the worker adds to the order.

@@ -184,6 +184,7 @@ fn line(effect: Effect) -> String {
             format!("destroy {} in {}", sandbox.counter, grace.as_millis())
         }
         Effect::Discard { .. } => "discard".to_owned(),
+        Effect::GiveUp => "give up".to_owned(),
         Effect::Remember { port, sandbox } => format!("{port} is known as {sandbox:?}"),
         Effect::Bar { sandbox, data_plane } => format!("bar {data_plane} from {}", sandbox.counter),
     }
@@ -697,4 +698,29 @@ fn a_port_that_another_program_holds_is_left_alone_and_the_next_is_tried() {
     done(&mut worker);
     start(&mut worker, ms(60_003), 4);
     assert_eq!(done(&mut worker), ["create 4 on 20000"]);
+}
+
+/// It dials, and hears that another one has its name.
+fn denied(worker: &mut Worker, now: Time) -> bool {
+    worker.handle(now, Event::Attached { hello: hello() });
+    said(worker, now, ToWorker::Taken);
+    worker.handle(now, Event::Detached);
+    done(worker).contains(&"give up".to_owned())
+}
+
+#[test]
+fn a_worker_whose_name_is_taken_gives_up_when_its_last_life_would_be_found_lost() {
+    let mut worker = Worker::new(Time::ZERO, config(), Left::default());
+    assert!(!denied(&mut worker, ms(1000)));
+    assert!(!denied(&mut worker, ms(10_999)));
+    assert!(denied(&mut worker, ms(11_000)));
+}
+
+#[test]
+fn a_worker_that_was_in_use_does_not_yield_its_name() {
+    let mut worker = worker();
+    worker.handle(ms(2), Event::Detached);
+    for at in [3, 20_000, 40_000] {
+        assert!(!denied(&mut worker, ms(at)));
+    }
 }

@@ -577,7 +577,8 @@ impl World {
             other @ (worker::Effect::Fetch { .. }
             | worker::Effect::Resolve { .. }
             | worker::Effect::Discard { .. }
-            | worker::Effect::Bar { .. }) => panic!("not wanted: {other:?}"),
+            | worker::Effect::Bar { .. }
+            | worker::Effect::GiveUp) => panic!("not wanted: {other:?}"),
         }
     }
 

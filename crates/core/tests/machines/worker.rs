@@ -414,6 +414,7 @@ impl World {
                     assert!(self.remembered.remove(&port).is_some(), "{port} was not kept");
                 }
                 Effect::Bar { .. } => panic!("nobody was to be barred"),
+                Effect::GiveUp => panic!("nobody else has its name"),
             }
         }
     }

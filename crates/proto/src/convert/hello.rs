@@ -9,7 +9,7 @@ use super::{
 use crate::{Malformed, limit, v1};
 
 message! {
-    Incarnation { boot: Word, start: Plain, }
+    Incarnation { boot: Word, start: Plain, life: Plain, }
 }
 
 pair! {

@@ -77,7 +77,8 @@ frame! {
         DiscardArtifacts { digests: List<{ limit::ARTIFACTS }, Exactly>, }
         Settle { sandbox: Needed, data_plane: Number, }
         Unsupported { kind: Word, }
-    }
+        Taken()
+    } later { Taken }
 }
 
 message! {

@@ -248,7 +248,7 @@ structs! {
     TokenView { hash, access, expires_ms }
     StartFailure { cause, fault, log_tail }
     StartPhases { decide, place, fetch, create, init, wire }
-    Incarnation { boot, start }
+    Incarnation { boot, start; life }
     Hello { cluster, protocol, features, incarnation, highest_epoch }
     Welcome { cluster, epoch }
     DataPlaneHello { hello, holdings, names, demands }
@@ -328,7 +328,7 @@ enums! {
     ToWorker {
         Welcome { welcome, you }, StartSandbox(order), StopSandbox { sandbox, grace },
         ReleaseAddress { sandbox }, DiscardArtifacts { digests }, Settle { sandbox, data_plane },
-        Unsupported { kind },
+        Unsupported { kind }, Taken,
     }
     FromDataPlane {
         Hello(hello), Resolve { name }, Forget { name }, Applied { function, version },

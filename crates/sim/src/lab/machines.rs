@@ -411,7 +411,8 @@ impl Machines<'_> {
             | worker::Effect::Resolve { .. }
             | worker::Effect::Discard { .. }
             | worker::Effect::Remember { .. }
-            | worker::Effect::Bar { .. } => {}
+            | worker::Effect::Bar { .. }
+            | worker::Effect::GiveUp => {}
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     SandboxId, StreamId, Time, WorkerId, WorkerRecord, Write,
-    frame::{Load, PROTOCOL, SandboxReport, ToWorker, Welcome, WorkerHello},
+    frame::{Load, PROTOCOL, SandboxReport, TAKEN, ToWorker, Welcome, WorkerHello},
 };
 
 /// Silence after which nothing more is placed on a worker (design, section 4: reachability): two
@@ -48,7 +48,9 @@ impl Fleet {
         self.now = now;
         let Some(connection) = self.connections.get(&stream) else { return };
         let name = connection.name.clone();
-        if let Err(reason) = self.acceptable(stream, &name, &hello) {
+        let acceptable = self.acceptable(stream, &name, &hello);
+        let acceptable = acceptable.and_then(|()| self.is_free(stream, &name, &hello));
+        if let Err(reason) = acceptable {
             self.connections.swap_remove(&stream);
             self.outputs.push_back(Output::Close { stream, reason });
             return;
@@ -138,6 +140,27 @@ impl Fleet {
             return Err(format!("a newer incarnation of worker {name} is attached"));
         }
         Ok(())
+    }
+
+    /// Whether nobody else has the name, or who had it has ended. What proves that is the end of its
+    /// stream, or as long a silence as loses a worker: a life that is heard is not driven out by another.
+    fn is_free(
+        &mut self,
+        stream: StreamId,
+        name: &Arc<str>,
+        hello: &WorkerHello,
+    ) -> Result<(), String> {
+        let WorkerHello { hello, .. } = hello;
+        let worker = self.names.get(name).and_then(|id| self.workers.get(id));
+        let Some(worker) = worker.filter(|worker| worker.stream.is_some()) else { return Ok(()) };
+        let lives = worker.heard.after(LOST_AFTER) > self.now;
+        if worker.incarnation == hello.incarnation || !lives {
+            return Ok(());
+        }
+        if hello.features.iter().any(|feature| feature == TAKEN) {
+            self.outputs.push_back(Output::Send { stream, frame: ToWorker::Taken });
+        }
+        Err(format!("another worker {name} is attached, and was heard just now"))
     }
 
     /// The worker of this name; a new one is numbered and recorded.

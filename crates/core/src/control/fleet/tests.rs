@@ -89,7 +89,7 @@ pub(super) fn hello(start: u64, sandboxes: Vec<SandboxReport>) -> WorkerHello {
             cluster: None,
             protocol: (1, 1),
             features: Vec::new(),
-            incarnation: Incarnation { boot: "boot".into(), start },
+            incarnation: Incarnation { boot: "boot".into(), start, life: start },
             highest_epoch: Epoch(0),
         },
         capacity: capacity(),

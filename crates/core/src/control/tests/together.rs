@@ -490,7 +490,7 @@ impl Together {
         let names: BTreeSet<FunctionName> = names.collect();
         let frame = DataPlaneHello {
             hello: Hello {
-                incarnation: Incarnation { boot: "".into(), start },
+                incarnation: Incarnation { start, ..Incarnation::default() },
                 highest_epoch: Epoch(0),
                 ..hello()
             },
@@ -640,6 +640,7 @@ impl Together {
             | ToWorker::ReleaseAddress { .. }
             | ToWorker::DiscardArtifacts { .. }
             | ToWorker::Settle { .. }
+            | ToWorker::Taken
             | ToWorker::Unsupported { .. } => {}
         }
     }

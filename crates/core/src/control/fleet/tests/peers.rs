@@ -1,6 +1,7 @@
 //! Workers that come, fall silent, fail and return.
 
 use super::*;
+use crate::frame::TAKEN;
 
 /// Meets every deadline up to a time.
 fn run(fleet: &mut Fleet, until: Time) {
@@ -145,15 +146,36 @@ fn a_broken_stream_makes_suspect_at_once_and_lost_after_three_seconds() {
 }
 
 #[test]
-fn a_newer_incarnation_replaces_the_old_stream_and_an_older_one_is_closed() {
+fn a_life_that_is_heard_keeps_its_name_and_a_silent_one_does_not() {
     let mut fleet = fleet(1);
-    join(&mut fleet, ms(10), 2, "w1", hello(2, Vec::new()));
-    assert!(matches!(drain(&mut fleet).first(), Some(Output::Close { stream: StreamId(1), .. })));
+    let closed = |outputs: &[Output], stream| matches!(outputs, [Output::Close { stream: it, .. }, ..] if *it == StreamId(stream));
+    // The same life may come again before its last stream is known to be broken.
+    join(&mut fleet, ms(10), 2, "w1", hello(1, Vec::new()));
+    assert!(closed(&drain(&mut fleet), 1));
     assert!(!fleet.detached(ms(11), StreamId(1)), "forgotten already");
-    assert_eq!(state(&fleet, 1), "ready");
-    join(&mut fleet, ms(12), 3, "w1", hello(1, Vec::new()));
-    assert!(matches!(drain(&mut fleet).as_slice(), [Output::Close { stream: StreamId(3), .. }]));
+    beat(&mut fleet, ms(100), 2..=2);
+    // Another one may not; one that understands it is told so.
+    let mut second = hello(2, Vec::new());
+    join(&mut fleet, ms(101), 3, "w1", second.clone());
+    assert!(closed(&drain(&mut fleet), 3));
+    second.hello.features.push(TAKEN.to_owned());
+    join(&mut fleet, ms(3099), 4, "w1", second.clone());
+    let outputs = drain(&mut fleet);
+    let told = Output::Send { stream: StreamId(4), frame: ToWorker::Taken };
+    let (first, rest) = outputs.split_first().unwrap();
+    assert!(*first == told && closed(rest, 4), "{outputs:?}");
     assert_eq!(fleet.worker_of(StreamId(2)), Some(WorkerId(1)));
+    assert_eq!(state(&fleet, 1), "ready");
+    // It was not heard for as long as loses a worker.
+    join(&mut fleet, ms(3100), 5, "w1", second.clone());
+    assert!(closed(&drain(&mut fleet), 2));
+    // A copy of its directory counts the same starts.
+    second.hello.incarnation.life += 1;
+    join(&mut fleet, ms(3101), 6, "w1", second);
+    assert_eq!(drain(&mut fleet).len(), 2);
+    join(&mut fleet, ms(6100), 7, "w1", hello(1, Vec::new()));
+    assert!(closed(&drain(&mut fleet), 7), "an older one");
+    assert_eq!(fleet.worker_of(StreamId(5)), Some(WorkerId(1)));
 }
 
 #[test]
