@@ -398,7 +398,8 @@ impl Bench {
             self.cycles(which, count, None, 8)?;
             let rate = per_second(count, start.elapsed());
             out(&format!("{name}: {count} created, called and deleted, {rate:.1}/s"))?;
-            let deadline = Instant::now() + Duration::from_secs(60);
+            // What was made ahead goes when nobody wants it for a minute.
+            let deadline = Instant::now() + Duration::from_secs(120);
             let mut after = self.left()?;
             while after != before && Instant::now() < deadline {
                 std::thread::park_timeout(Duration::from_millis(200));
@@ -511,8 +512,12 @@ impl Bare {
     }
 
     fn end(&self, mut running: Child) -> Result<()> {
-        let status = self.command(&["kill", &self.id, "KILL"]).status()?;
-        ensure!(status.success(), "`{} kill`: {status}", self.program);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // crun knows its sandbox a moment after that has answered.
+        while !self.command(&["kill", &self.id, "KILL"]).stderr(Stdio::null()).status()?.success() {
+            ensure!(Instant::now() < deadline, "`{} kill` does not work", self.program);
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
         // It removes what it made when it has ended.
         running.wait()?;
         fs::remove_dir_all(&self.bundle)?;
