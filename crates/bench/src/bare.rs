@@ -49,7 +49,7 @@ pub(crate) fn free_port() -> Result<u16> {
 }
 
 /// So many different ports that nobody listens on now, not soon given out again.
-pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     // Processes that measure at once begin elsewhere.
     let begin = std::process::id() as usize * 997;

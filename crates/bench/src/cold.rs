@@ -183,6 +183,19 @@ pub(crate) async fn answer(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// The phases in `name;dur=1.5, name;dur=2`, in milliseconds.
+fn phases(timing: &str) -> impl Iterator<Item = (&str, f64)> {
+    timing.split(',').filter_map(|part| {
+        let (name, value) = part.trim().split_once(";dur=")?;
+        Some((name, value.parse().ok()?))
+    })
+}
+
+/// One phase of a `Server-Timing`.
+pub(crate) fn phase_of(timing: &str, phase: &str) -> Option<f64> {
+    phases(timing).find(|(name, _)| *name == phase).map(|(_, took)| took)
+}
+
 /// The phase that no `Server-Timing` tells.
 const WAY: &str = "way";
 
@@ -201,9 +214,7 @@ impl Phases {
     /// Reads `name;dur=1.5, name;dur=2`, which is to add up to what the caller saw.
     fn add(&mut self, total: f64, timing: &str) {
         self.totals += total;
-        for part in timing.split(',') {
-            let Some((name, value)) = part.trim().split_once(";dur=") else { continue };
-            let Ok(value) = value.parse::<f64>() else { continue };
+        for (name, value) in phases(timing) {
             self.sums += value;
             if name != WAY {
                 self.told += value;

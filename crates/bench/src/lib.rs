@@ -6,13 +6,14 @@
 //! - [`warm`]: the warm path beside a rival proxy.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
 //! - [`zero`]: nothing is lost while everything changes.
+//! - [`scale`]: cold calls on workers whose sandboxes cost nothing.
 //! - [`churn`]: many sandboxes made and gone leave nothing, as [`traces`] counts it.
 //! - [`etcd`]: an etcd of one's own, for figures and tests.
 //! - [`report`]: what was seen, as JSON and as a page without outside references.
 //!
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
 
-mod bare;
+pub mod bare;
 pub mod burst;
 pub mod churn;
 pub mod cold;
@@ -22,6 +23,7 @@ pub mod load;
 pub mod register;
 pub mod replay;
 pub mod report;
+pub mod scale;
 pub mod traces;
 pub mod warm;
 mod websocket;

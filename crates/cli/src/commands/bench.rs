@@ -2,6 +2,7 @@
 //! only if nothing was lost or failed and every bar that it prints holds.
 
 mod cold;
+mod scale;
 mod system;
 mod trace;
 
@@ -17,7 +18,7 @@ use dirigent_bench::{
 
 pub(crate) use self::{
     cold::{demanded, print as print_cold},
-    system::System,
+    system::{Shape as SystemShape, System},
     trace::{print as print_replay, replayed},
 };
 use crate::{
@@ -105,16 +106,19 @@ enum What {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=5))]
         etcd: u32,
     },
+    /// Cold calls, each to a function of its own, on emulated workers: what Dirigent takes for each
+    Scale(scale::ScaleArgs),
     /// Replay a trace in the format of Azure Functions 2019
     Trace(trace::TraceArgs),
 }
 
 pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
-    let etcd = match args.what {
-        What::Register { etcd, .. } => etcd as usize,
-        _ => 0,
+    let shape = match &args.what {
+        What::Register { etcd, .. } if *etcd > 0 => SystemShape::OnEtcd(*etcd as usize),
+        What::Scale(args) => SystemShape::Apart { workers: args.workers },
+        _ => SystemShape::Up,
     };
-    System::run_on(etcd, printer, async |system| measure(system, args, printer).await).await
+    System::run_as(shape, printer, async |system| measure(system, args, printer).await).await
 }
 
 async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Result {
@@ -148,6 +152,7 @@ async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Resu
             let shape = Registration { functions, clients, in_etcd: etcd > 0 };
             bench_register(system, shape, printer).await
         }
+        What::Scale(args) => scale::bench(system, &args, printer).await,
         What::Trace(args) => trace::bench(system, &args, printer).await,
     }
 }

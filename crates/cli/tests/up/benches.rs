@@ -62,6 +62,19 @@ fn register_measures_an_etcd_of_its_own() {
 }
 
 #[test]
+fn scale_counts_what_each_part_takes() {
+    let args = ["scale", "--workers", "20", "--calls", "100", "--rate", "100"];
+    let (values, _) = bench(&args, 5);
+    let report = values.iter().find(|value| value["created"].is_u64()).expect("the report");
+    assert_eq!((&report["created"], &report["failed"]), (&100.into(), &0.into()), "{values:?}");
+    let parts: Vec<_> = report["parts"].as_array().unwrap().iter().collect();
+    let names: Vec<_> = parts.iter().map(|part| part["part"].as_str().unwrap()).collect();
+    assert_eq!(names, ["control plane", "data plane", "workers"]);
+    assert!(parts.iter().all(|part| part["resident_mib"].as_u64().unwrap() > 0), "{values:?}");
+    assert!(report["attached_after_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn warm_compares_with_haproxy() {
     if !["/usr/sbin/haproxy", "/usr/bin/haproxy"].iter().any(|path| Path::new(path).exists()) {
         return println!("skip: haproxy is not installed");

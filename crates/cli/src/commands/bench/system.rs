@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dirigent_bench::{Answer, Census, Checked, Cluster, etcd::Etcd, warm};
+use dirigent_bench::{Answer, Census, Checked, Cluster, bare::free_ports, etcd::Etcd, warm};
 use dirigent_core::{
     Address, RevisionState,
     control::{self, FunctionSummary},
@@ -34,9 +34,24 @@ use crate::{
     signals::Signals,
 };
 
-/// A running `dirigent up`, or a control plane on an etcd, ended by [`System::run`].
+/// What runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shape {
+    /// `dirigent up`.
+    Up,
+    /// A control plane alone on an etcd of so many members.
+    OnEtcd(usize),
+    /// A control plane, a data plane and so many emulated workers, a process each.
+    Apart {
+        /// Workers in their process.
+        workers: u32,
+    },
+}
+
+/// A running Dirigent, ended by [`System::run`].
 #[derive(Debug)]
 pub(crate) struct System {
+    shape: Shape,
     launched: Option<Launched>,
     etcd: Option<Etcd>,
     directory: PathBuf,
@@ -51,6 +66,9 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// that hangs.
 const STOPS_WITHIN: Duration = Duration::from_secs(45);
 
+/// All of 5,000 workers are attached within this.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(60);
+
 /// How often is looked whether it is ready or has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -60,18 +78,18 @@ impl System {
         printer: Printer,
         measure: impl AsyncFnOnce(&mut Self) -> Result,
     ) -> Result {
-        Self::run_on(0, printer, measure).await
+        Self::run_as(Shape::Up, printer, measure).await
     }
 
-    /// As [`Self::run`]; with `etcd` members a control plane alone on an etcd of so many.
-    pub(crate) async fn run_on(
-        etcd: usize,
+    /// As [`Self::run`], in another shape.
+    pub(crate) async fn run_as(
+        shape: Shape,
         printer: Printer,
         measure: impl AsyncFnOnce(&mut Self) -> Result,
     ) -> Result {
         // Before the first process is started, so that none is left behind.
         let mut signals = Signals::new()?;
-        let mut system = Self::start(etcd, printer).await?;
+        let mut system = Self::start(shape, printer).await?;
         let measured = tokio::select! {
             biased;
             () = signals.next() => Err(Fail::interrupted()),
@@ -82,13 +100,14 @@ impl System {
         measured.and(ended)
     }
 
-    async fn start(etcd: usize, printer: Printer) -> Result<Self> {
+    async fn start(shape: Shape, printer: Printer) -> Result<Self> {
         let directory = scratch_directory()?;
         // Whatever does not start, what did is ended with this.
-        let mut this = Self { launched: None, etcd: None, directory, memory_mib: Mutex::default() };
-        if etcd > 0 {
+        let mut this =
+            Self { shape, launched: None, etcd: None, directory, memory_mib: Mutex::default() };
+        if let Shape::OnEtcd(members) = shape {
             let scratch = this.directory.join("etcd");
-            let started = tokio::task::spawn_blocking(move || Etcd::start(&scratch, etcd)).await;
+            let started = tokio::task::spawn_blocking(move || Etcd::start(&scratch, members)).await;
             let started = started.or_fail(Kind::Internal, || "etcd")?;
             this.etcd = Some(started.or_fail(
                 Kind::Unavailable,
@@ -100,7 +119,7 @@ impl System {
     }
 
     async fn launch(&self, printer: Printer) -> Result<Launched> {
-        launch(&self.state(), self.etcd.as_ref(), printer).await
+        launch(&self.state(), self.shape, self.etcd.as_ref(), printer).await
     }
 
     /// Ends it and starts it again on what it has stored.
@@ -121,14 +140,23 @@ impl System {
 
     /// Memory resident now, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.launched().child.id());
-        let status = std::fs::read_to_string(&path)?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
-            .ok_or_else(|| Fail::internal(format!("{path} has no VmRSS")))?;
-        Ok(kib << 10)
+        resident(self.launched().child.id())
+    }
+
+    /// What each of its processes has used so far.
+    pub(super) fn used(&self) -> Result<Vec<Used>> {
+        let launched = self.launched();
+        let others = launched.others.iter().map(|(part, child)| (*part, child.id()));
+        let used = |(part, pid)| {
+            let cpu = warm::cpu_of(pid).or_fail(Kind::Internal, || "processor time")?;
+            Ok(Used { part, cpu, resident: resident(pid)? })
+        };
+        std::iter::once((launched.part, launched.child.id())).chain(others).map(used).collect()
+    }
+
+    /// From the start of the other processes until all workers and the data plane were attached.
+    pub(super) fn attached_after(&self) -> Duration {
+        self.launched().attached_after
     }
 
     /// Its state directory.
@@ -186,24 +214,48 @@ impl Drop for System {
             // Not stopped in order: the measurement panicked.
             let begun = Instant::now();
             if launched.tell_to_end().is_ok() {
-                while begun.elapsed() < STOPS_WITHIN
-                    && matches!(launched.child.try_wait(), Ok(None))
-                {
+                while begun.elapsed() < STOPS_WITHIN && launched.is_running() {
                     std::thread::park_timeout(LOOK_EVERY);
                 }
             }
             // Nothing where it has ended.
-            drop(launched.child.kill());
-            drop(launched.child.wait());
+            launched.children().for_each(|child| {
+                drop(child.kill());
+                drop(child.wait());
+            });
         }
         drop(std::fs::remove_dir_all(&self.directory));
     }
 }
 
-/// One life of `dirigent up`.
+/// What a process has used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    pub(super) part: &'static str,
+    pub(super) cpu: Duration,
+    /// Bytes.
+    pub(super) resident: u64,
+}
+
+fn resident(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path)?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .ok_or_else(|| Fail::internal(format!("{path} has no VmRSS")))?;
+    Ok(kib << 10)
+}
+
+/// One life of a Dirigent.
 #[derive(Debug)]
 struct Launched {
+    part: &'static str,
     child: Child,
+    /// The data plane and the workers, where they are processes of their own.
+    others: Vec<(&'static str, Child)>,
+    attached_after: Duration,
     /// Nobody can be called where the control plane runs alone.
     functions: Option<SocketAddr>,
     client: Client,
@@ -211,43 +263,162 @@ struct Launched {
 }
 
 impl Launched {
-    fn tell_to_end(&self) -> Result {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .or_fail(Kind::Internal, || "cannot stop `dirigent up`")
+    /// Those that hang on the control plane first.
+    fn children(&mut self) -> impl Iterator<Item = &mut Child> {
+        self.others.iter_mut().map(|(_, child)| child).chain([&mut self.child])
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.children().any(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn tell_to_end(&mut self) -> Result {
+        for child in self.children() {
+            let pid = rustix::process::Pid::from_child(child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .or_fail(Kind::Internal, || "cannot stop it")?;
+        }
+        Ok(())
     }
 
     async fn stop(mut self) -> Result {
         self.tell_to_end()?;
         let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
+        while self.is_running() {
             if begun.elapsed() > STOPS_WITHIN {
-                self.child.kill()?;
-                self.child.wait()?;
-                let text = format!("`dirigent up` did not end within {STOPS_WITHIN:?}: killed");
+                for child in self.children() {
+                    child.kill()?;
+                    child.wait()?;
+                }
+                let text = format!("it did not end within {STOPS_WITHIN:?}: killed");
                 return Err(Fail::internal(text));
             }
             tokio::time::sleep(LOOK_EVERY).await;
-        };
-        if !status.success() {
-            return Err(Fail::internal(format!("`dirigent up` ended badly: {status}")));
+        }
+        for child in self.children() {
+            let status = child.wait()?;
+            if !status.success() {
+                return Err(Fail::internal(format!("it ended badly: {status}")));
+            }
         }
         Ok(())
     }
 }
 
-/// Starts `dirigent up`, or a control plane on an etcd, on `state` and free ports, and waits until it
-/// is ready.
-async fn launch(state: &Path, etcd: Option<&Etcd>, printer: Printer) -> Result<Launched> {
-    let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
+/// Starts one of this shape on `state` and free ports, and waits until it is ready.
+async fn launch(
+    state: &Path,
+    shape: Shape,
+    etcd: Option<&Etcd>,
+    printer: Printer,
+) -> Result<Launched> {
     // Left by an earlier life, it would be taken for this one's.
     for file in ["functions", "api"] {
         drop(std::fs::remove_file(state.join(file)));
     }
     let begun = Instant::now();
+    let ports = free_ports(2).or_fail(Kind::Unavailable, || "no free port")?;
+    let [peers, listen] = [0, 1].map(|n| format!("127.0.0.1:{}", ports.get(n).unwrap_or(&0)));
+    let (part, args) = match shape {
+        Shape::Up => {
+            let args = ["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"];
+            ("up", args.map(str::to_owned).to_vec())
+        }
+        Shape::OnEtcd(_) | Shape::Apart { .. } => {
+            let mut args = ["control-plane", "--peers", &peers].map(str::to_owned).to_vec();
+            if let Some(etcd) = etcd {
+                args.extend(["--etcd".to_owned(), etcd.addresses().join(",")]);
+            }
+            ("control plane", args)
+        }
+    };
+    let (mut child, said) = spawn(&args, &["--api", "127.0.0.1:0"], state, printer)?;
+    let alone = !matches!(shape, Shape::Up);
+    let (functions, client) = loop {
+        if let Some(found) = found(state, alone).await? {
+            break found;
+        }
+        if let Some(status) = child.try_wait()? {
+            let said = said.lock().expect("no holder panics").clone();
+            return Err(Fail::unavailable(format!("{part} ended: {status}")).details(said));
+        }
+        if begun.elapsed() > READY_WITHIN {
+            child.kill()?;
+            child.wait()?;
+            return Err(Fail::unavailable(format!("{part} is not ready after {READY_WITHIN:?}")));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let (others, attached_after) = (Vec::new(), Duration::ZERO);
+    let ready_after = begun.elapsed();
+    let mut launched =
+        Launched { part, child, others, attached_after, functions, client, ready_after };
+    if let Shape::Apart { workers } = shape {
+        launched.functions =
+            Some(listen.parse().or_fail(Kind::Internal, || "where functions are called")?);
+        if let Err(error) =
+            join_others(&mut launched, state, [&peers, &listen], workers, printer).await
+        {
+            launched.children().for_each(|child| {
+                drop(child.kill());
+                drop(child.wait());
+            });
+            return Err(error);
+        }
+    }
+    Ok(launched)
+}
+
+/// Starts a data plane and the workers, and waits until all are attached.
+async fn join_others(
+    launched: &mut Launched,
+    state: &Path,
+    [peers, listen]: [&str; 2],
+    workers: u32,
+    printer: Printer,
+) -> Result {
+    let begun = Instant::now();
+    let token = state.join("peer-token").display().to_string();
+    let count = workers.to_string();
+    let common = ["--control", peers, "--peer-token", &token];
+    let data_plane = ["data-plane", "--listen", listen, "--admin", "127.0.0.1:0", "--drain", "5s"];
+    let emulated = ["worker", "--emulate", &count];
+    for (part, args) in [("data plane", &data_plane[..]), ("workers", &emulated[..])] {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let (child, _) = spawn(&args, &common, &state.join(part.replace(' ', "-")), printer)?;
+        launched.others.push((part, child));
+    }
+    loop {
+        let status: Value = launched.client.call(Method::GET, "/v1/status", None::<&()>).await?;
+        let attached = status.pointer("/counts/workers").and_then(Value::as_u64).unwrap_or(0);
+        let planes = launched.client.ask(Method::GET, "/v1/data-planes").await?;
+        let serves = |one: &control::DataPlaneSummary| one.state == "ready";
+        if attached >= u64::from(workers)
+            && matches!(&planes, control::Answer::DataPlanes(planes) if planes.iter().any(serves))
+        {
+            launched.attached_after = begun.elapsed();
+            return Ok(());
+        }
+        for (part, child) in &mut launched.others {
+            if let Some(status) = child.try_wait()? {
+                let hint = "with `--verbose` it says why";
+                return Err(Fail::unavailable(format!("the {part} ended: {status}")).hint(hint));
+            }
+        }
+        if begun.elapsed() > ATTACHED_WITHIN {
+            let text =
+                format!("not all of {workers} workers are attached after {ATTACHED_WITHIN:?}");
+            return Err(Fail::unavailable(text));
+        }
+        tokio::time::sleep(10 * LOOK_EVERY).await;
+    }
+}
+
+/// The last lines that a process wrote.
+type Said = Arc<Mutex<Vec<String>>>;
+
+fn spawn(args: &[String], more: &[&str], state: &Path, printer: Printer) -> Result<(Child, Said)> {
+    let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     let mut command = Command::new(exe);
     // What is measured is not configured by what the caller's own `up` is.
     for (name, _) in std::env::vars_os() {
@@ -255,16 +426,10 @@ async fn launch(state: &Path, etcd: Option<&Etcd>, printer: Printer) -> Result<L
             command.env_remove(name);
         }
     }
-    match etcd {
-        None => {
-            command.args(["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"])
-        }
-        Some(etcd) => command
-            .args(["control-plane", "--peers", "127.0.0.1:0", "--etcd"])
-            .arg(etcd.addresses().join(",")),
-    };
     let mut child = command
-        .args(["--api", "127.0.0.1:0", "--state"])
+        .args(args)
+        .args(more)
+        .arg("--state")
         .arg(state)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -272,24 +437,9 @@ async fn launch(state: &Path, etcd: Option<&Etcd>, printer: Printer) -> Result<L
         // Ctrl-C in a terminal goes to the whole group: this one ends it in order.
         .process_group(0)
         .spawn()
-        .or_fail(Kind::Internal, || "cannot start `dirigent up`")?;
+        .or_fail(Kind::Internal, || "cannot start `dirigent`")?;
     let said = listen_to(child.stderr.take(), printer);
-    loop {
-        if let Some((functions, client)) = found(state, etcd.is_some()).await? {
-            let ready_after = begun.elapsed();
-            return Ok(Launched { child, functions, client, ready_after });
-        }
-        if let Some(status) = child.try_wait()? {
-            let said = said.lock().expect("no holder panics").clone();
-            return Err(Fail::unavailable(format!("`dirigent up` ended: {status}")).details(said));
-        }
-        if begun.elapsed() > READY_WITHIN {
-            child.kill()?;
-            child.wait()?;
-            return Err(Fail::unavailable("`dirigent up` is not ready after 20 s"));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    Ok((child, said))
 }
 
 /// Where functions are called and the API, once it is ready.
