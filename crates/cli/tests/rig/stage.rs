@@ -7,7 +7,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -76,7 +76,7 @@ impl Stage {
 
     /// Waits until each of the twenty has so many sandboxes, by the leader's word and by what runs.
     pub(crate) fn as_wanted(&self, min: u64, max: u64) -> Result<()> {
-        let mut seen = String::new();
+        let (begun, mut seen) = (Instant::now(), String::new());
         let held = until("min and max hold", || {
             let programs = self.cluster.programs();
             let told = self.cluster.leader().map(|leader| self.cluster.functions(leader));
@@ -89,8 +89,15 @@ impl Stage {
                     (told, programs.get(&**name).map_or(0, |all| all.len() as u64))
                 })
                 .collect();
-            seen = format!("{counts:?}");
-            counts.iter().all(|(told, run)| told == run && (min..=max).contains(told))
+            let holds = |(told, run): &(u64, u64)| told == run && (min..=max).contains(told);
+            let off = || counts.iter().enumerate().filter(|(_, counts)| !holds(counts));
+            let now = off().map(|(n, (told, run))| format!("f{n}: {told} known, {run} run; "));
+            let now: String = now.collect();
+            if seen != now {
+                println!("at {:?}: {now}", begun.elapsed());
+                seen = now;
+            }
+            seen.is_empty()
         });
         println!("min and max hold after {:?}", held.context(seen)?);
         Ok(())

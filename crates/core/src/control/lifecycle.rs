@@ -302,6 +302,8 @@ impl Function {
                 if unheld {
                     self.put_to_use(c, sandbox, number);
                 }
+                // Others were started in its place.
+                self.shrink(c);
             }
             _ => {}
         }

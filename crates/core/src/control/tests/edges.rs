@@ -411,3 +411,35 @@ fn a_crash_that_a_data_plane_tells_of_first_is_remembered() {
     let failures = world.describe("hello").failures;
     assert_eq!(failures.first().map(|last| &last.failure), Some(&failure(Fault::Function)));
 }
+
+#[test]
+fn when_a_lost_worker_is_back_what_is_above_max_is_called_back() {
+    let settings = Settings { max: 1, ..Settings::default() };
+    let (mut world, function) = World::running(&spec("a", 1), &settings);
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let old = world.started()[0];
+    world.ready(old);
+    world.tell(Event::Detached { stream: WORKER });
+    world.pass(Duration::from_secs(5));
+    world.tell(Event::WorkerAttached { stream: StreamId(9), name: "another".into() });
+    let (sandboxes, artifacts) = (Vec::new(), Vec::new());
+    let hello = WorkerHello { hello: hello(), capacity: capacity(8), sandboxes, artifacts };
+    let frame = FromWorker::Hello(Box::new(hello));
+    world.tell(Event::WorkerSaid { stream: StreamId(9), frame });
+    world.demand(PLANE, demand(function, 1, 1, 1));
+    let new = world.started()[0];
+    let (at, phases) = (address(new), StartPhases::default());
+    let frame = FromWorker::SandboxReady { sandbox: new, address: at, phases };
+    world.tell(Event::WorkerSaid { stream: StreamId(9), frame });
+    world.said();
+    let report = SandboxReport {
+        sandbox: old,
+        revision: RevisionId { function, number: 1 },
+        memory: Bytes::mib(128),
+        cpu: MilliCpu(100),
+        address: Some(address(old)),
+        stopping: false,
+    };
+    world.attach_worker_with(vec![report]);
+    assert_eq!(recalled(&mut world).len(), 1, "two run, and one is wanted at most");
+}
