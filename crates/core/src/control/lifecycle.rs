@@ -259,6 +259,8 @@ impl Function {
             Stage::Ready | Stage::Recalling if held => {
                 active.change(sandbox, |entry| entry.lost = true);
                 self.rest_address(c, sandbox);
+                // Its worker may have been asked for that, and not have heard it.
+                self.make_sure(c, sandbox);
             }
             Stage::Wanted | Stage::Gone => {}
             Stage::Starting | Stage::Ready | Stage::Recalling | Stage::Stopping => {

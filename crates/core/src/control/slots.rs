@@ -435,6 +435,8 @@ impl Function {
                     self.activate().change(sandbox, |entry| {
                         c.time(entry, Timer::Drained(sandbox), until);
                     });
+                    // Those who have been silent for long will not answer.
+                    self.make_sure(c, sandbox);
                 }
             }
             Stage::Recalling | Stage::Stopping | Stage::Gone => {}

@@ -62,6 +62,38 @@ fn a_worker_that_was_away_hears_it_when_it_returns() {
 }
 
 #[test]
+fn a_sandbox_with_free_slots_is_settled_when_it_is_called_back() {
+    let (mut world, function) = World::running(&spec("a", 0), &Settings::default());
+    world.demand(PLANE, demand(function, 1, 0, 0));
+    let sandbox = world.started()[0];
+    world.ready(sandbox);
+    world.tell(Event::Detached { stream: PLANE });
+    world.said();
+    world.pass(Settings::default().timeout);
+    assert_eq!(world.said(), [settle(sandbox)], "an open grant leaves it free for others");
+}
+
+#[test]
+fn a_worker_that_is_lost_before_it_has_made_sure_keeps_no_slots() {
+    let (mut world, _, sandbox) = silenced(1);
+    world.pass(Settings::default().timeout);
+    assert_eq!(world.said(), [settle(sandbox)]);
+    world.tell(Event::Detached { stream: WORKER });
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.control.booked(), [], "neither it nor who held it is heard");
+}
+
+#[test]
+fn a_sandbox_called_back_later_is_settled_at_once() {
+    let (mut world, _, sandbox) = silenced(1);
+    world.pass(Settings::default().timeout);
+    assert_eq!(world.said(), [settle(sandbox)]);
+    // Its worker has not answered when the function is deleted.
+    world.ask(Call::Delete { name: "hello".parse().unwrap() });
+    assert!(world.said().contains(&settle(sandbox)), "asking again does no harm");
+}
+
+#[test]
 fn others_leave_a_sandbox_before_its_worker_may_end_it() {
     let (mut world, function) = World::running(&spec("a", 3), &Settings::default());
     world.attach_plane(OTHER_PLANE, "b");
