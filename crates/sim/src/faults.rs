@@ -91,7 +91,7 @@ impl World {
             16 => self.twin(),
             _ => self.kill_sandbox(),
         };
-        if self.plant == Some(Plant::SettledAtOnce) {
+        if matches!(self.plant, Some(Plant::SettledAtOnce | Plant::SettledLost)) {
             // It shows only when somebody is silent for longer than a call may take.
             self.silence_a_plane(Duration::from_secs(14));
         }

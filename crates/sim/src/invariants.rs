@@ -83,6 +83,7 @@ pub(crate) struct Witness {
     returned: BTreeSet<(usize, SandboxId)>,
     /// Since when slots are in the books that nobody holds.
     leaking: BTreeMap<(SandboxId, DataPlaneId), Time>,
+    silent: BTreeMap<SandboxId, slot_leak::Silent>,
     idle: idle_beside_queue::Idle,
 }
 

@@ -59,6 +59,8 @@ pub enum Plant {
     StopLost,
     /// Workers say at once that nothing of a silent data plane is left, and bar nobody.
     SettledAtOnce,
+    /// Workers never say that nothing of a silent data plane is left.
+    SettledLost,
     /// A data plane goes on using what it gave back.
     ReturnedUsed,
     /// That a sandbox is gone gets lost.
@@ -85,7 +87,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -106,6 +108,7 @@ impl Plant {
         Self::RecallLost,
         Self::StopLost,
         Self::SettledAtOnce,
+        Self::SettledLost,
         Self::ReturnedUsed,
         Self::GoneLost,
         Self::StoreSilent,
@@ -137,7 +140,7 @@ impl Plant {
             Self::WriteAfterDeposition => "deposed_writes_nothing",
             Self::OtherLeaderIgnored => "one_leader_per_slot",
             Self::DeployForgotten | Self::AcknowledgedEarly => "acknowledged_deploys_last",
-            Self::ReturnLost => "slot_leak",
+            Self::ReturnLost | Self::SettledLost => "slot_leak",
             Self::CapacityInvented => "capacity",
             Self::RecallLost => "idle_beside_queue",
             Self::ReturnedUsed => "no_bind_after_return",
@@ -195,6 +198,7 @@ impl World {
                 let kept = FromDataPlane::Kept { function, n };
                 vec![Packet::FromPlane(returned.map_or(kept, FromDataPlane::Returned))]
             }
+            (Plant::SettledLost, Packet::FromWorker(FromWorker::Settled { .. })) => Vec::new(),
             (Plant::GoneLost, Packet::FromWorker(FromWorker::SandboxGone { .. }))
                 if self.random.draw().is_multiple_of(4) =>
             {

@@ -59,6 +59,8 @@ pub struct Counts {
     pub stuck: u64,
     /// Times that a data plane was barred from a sandbox.
     pub barred: u64,
+    /// Sandboxes of which a silent data plane held slots, at each look at them.
+    pub silences: u64,
     /// Orders of operators.
     pub orders: u64,
     /// Orders of operators about workers and data planes.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    DataPlaneId, Epoch, FunctionId, RevisionId, SandboxId, Time,
+    DataPlaneId, Epoch, FunctionId, RevisionId, SandboxId, Time, WorkerId,
     control::{Control, WorkerSummary},
 };
 
@@ -18,8 +18,12 @@ pub struct Booked {
     pub concurrency: u32,
     /// `wanted`, `starting`, `ready`, `recalling`, `stopping` or `gone`.
     pub stage: &'static str,
+    /// Where it is, from its placement on.
+    pub worker: Option<WorkerId>,
     /// Its worker does not answer.
     pub lost: bool,
+    /// Data planes that have not attached to this leader may hold slots of it.
+    pub unsure: bool,
     /// Who holds how many of its slots.
     pub holders: Vec<(DataPlaneId, u32)>,
 }
@@ -61,7 +65,9 @@ impl Control {
                 revision: RevisionId { function, number: entry.number },
                 concurrency: entry.concurrency,
                 stage: entry.stage.name(),
+                worker: entry.worker,
                 lost: entry.lost,
+                unsure: entry.unsure.is_some(),
                 holders: entry.holders.iter().map(|(id, held)| (*id, held.slots)).collect(),
             })
             .collect()
@@ -71,6 +77,12 @@ impl Control {
     #[must_use]
     pub fn data_plane(&self, id: DataPlaneId) -> Option<&str> {
         self.cluster.peers.get(id).map(|peer| &*peer.name)
+    }
+
+    /// Whether a data plane is attached to this leader.
+    #[must_use]
+    pub fn is_attached(&self, id: DataPlaneId) -> bool {
+        self.cluster.peers.is_attached(id)
     }
 
     /// The workers with what is reserved on them.
