@@ -290,6 +290,7 @@ impl World {
         match (call.stage, at.attempt) {
             (Stage::Resolving, 0) => self.answer(at, Answered::NoControlPlane),
             (Stage::Queued, 1) if late => {
+                self.counts.late_queued += 1;
                 self.answer(at, Answered::QueueLate);
                 self.leave_queue(at, function);
             }
@@ -318,6 +319,7 @@ impl World {
         match call.stage {
             Stage::Resolving => self.answer(at, Answered::ClientLeft),
             Stage::Queued => {
+                self.counts.left_queued += 1;
                 self.answer(at, Answered::ClientLeft);
                 self.leave_queue(at, function);
             }
@@ -339,7 +341,10 @@ impl World {
         let Some(call) = self.current(at) else { return };
         let (Stage::Sent { slot }, Some(function)) = (call.stage, call.function) else { return };
         let at = Attempted { attempt: call.attempt, ..at };
-        self.counts.abandoned += 1;
+        match how {
+            Answered::TimedOut => self.counts.late_running += 1,
+            _ => self.counts.left_running += 1,
+        }
         self.answer(at, how);
         let concurrency = self.find_sandbox(slot).map(|one| one.concurrency);
         let finish = if self.plant == Some(Plant::FreedAtDisconnect) {

@@ -132,6 +132,7 @@ fn many(first: u64, seeds: u64) -> ExitCode {
     let (mut steps, mut calls) = (0, 0);
     let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
     let mut premises: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut met: BTreeMap<&str, u64> = BTreeMap::new();
     for (seed, report) in &reports {
         steps += report.counts.steps;
         calls += report.counts.calls;
@@ -141,18 +142,23 @@ fn many(first: u64, seeds: u64) -> ExitCode {
         for (name, count) in &report.premises {
             *premises.entry(name).or_default() += count;
         }
+        for (what, count) in report.counts.met() {
+            *met.entry(what).or_default() += count;
+        }
         if let Some(complaint) = report.complaint(*seed) {
             println!("{complaint}");
             failed += 1;
         }
     }
-    println!("faults: {faults:?}\npremises: {premises:?}");
+    println!("faults: {faults:?}\npremises: {premises:?}\nmet: {met:?}");
     let untested: Vec<&str> =
         invariants::NAMES.into_iter().filter(|name| !premises.contains_key(name)).collect();
     if !untested.is_empty() {
         println!("never put to the test: {untested:?}");
     }
-    let unmet: Vec<&str> = FAULTS.into_iter().filter(|kind| !faults.contains_key(kind)).collect();
+    let mut unmet: Vec<&str> =
+        FAULTS.into_iter().filter(|kind| !faults.contains_key(kind)).collect();
+    unmet.extend(met.into_iter().filter(|(_, count)| *count == 0).map(|(what, _)| what));
     if !unmet.is_empty() {
         println!("never met: {unmet:?}");
     }

@@ -176,15 +176,18 @@ impl World {
         if !release(&mut self.net.cut, (from, to)) {
             return;
         }
-        let mut due = Vec::new();
+        let (mut due, mut late) = (Vec::new(), 0);
         for (&stream, s) in &mut self.net.streams {
             for up in [true, false] {
                 if s.ends(up) == (from, to) {
                     let stalled = std::mem::take(&mut s.way(up).stalled);
+                    let open = if up { s.control_open } else { s.peer_open };
+                    late += if open { stalled as u64 } else { 0 };
                     due.extend(std::iter::repeat_n((stream, up), stalled));
                 }
             }
         }
+        self.counts.late_packets += late;
         for (stream, up) in due {
             self.after(Duration::from_micros(200), What::Deliver { stream, up });
         }

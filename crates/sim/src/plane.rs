@@ -11,7 +11,7 @@ use dirigent_core::{
     ClusterId, Duty, Epoch, FunctionId, FunctionName, FunctionView, InvocationId, SandboxId,
     StreamId, Time,
     frame::{
-        DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, ToDataPlane,
+        DataPlaneHello, FromDataPlane, Hello, Incarnation, PROTOCOL, Returned, Status, ToDataPlane,
         WhyReturned,
     },
     gate::{self, Gate},
@@ -291,6 +291,7 @@ impl World {
                 }
             }
             ToDataPlane::Status { function, status } => {
+                self.counts.no_capacity += u64::from(status == Status::NoCapacity);
                 self.tell_gate(plane, function, gate::Event::StatusChanged(status));
             }
             ToDataPlane::Duty { duty } => self.plane_ordered(plane, duty),

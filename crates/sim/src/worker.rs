@@ -55,6 +55,8 @@ pub(crate) struct Sandbox {
     cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) listens: bool,
+    /// It is to listen by then.
+    listens_by: Time,
     pub(crate) stopping: bool,
     /// It will exit instead of listening.
     spoilt: bool,
@@ -290,6 +292,7 @@ impl World {
             cpu: order.spec.resources.cpu,
             port: create.port,
             listens: false,
+            listens_by: self.now.after(order.start_timeout),
             stopping: false,
             spoilt,
             handlers: BTreeMap::new(),
@@ -312,6 +315,7 @@ impl World {
     pub(crate) fn sandbox_listens(&mut self, worker: usize, sandbox: SandboxId, boot: u64) {
         let Some(one) = self.find(worker, sandbox, boot) else { return };
         if one.spoilt {
+            self.counts.failed_starts += 1;
             return self.sandbox_gone(worker, sandbox, boot, Cause::Exited { code: 3 });
         }
         one.listens = true;
@@ -329,6 +333,7 @@ impl World {
         let boot = w.durable.boot;
         let Some(one) = w.sandboxes.get_mut(&sandbox) else { return };
         one.stopping = true;
+        self.counts.slow_starts += u64::from(!one.listens && self.now >= one.listens_by);
         let takes = if one.handlers.is_empty() { Duration::from_millis(2) } else { grace };
         self.after(takes, What::Gone { worker, sandbox, boot, cause: Cause::Stopped });
     }

@@ -47,8 +47,22 @@ pub struct Counts {
     pub queued: u64,
     /// Attempts after the first.
     pub retries: u64,
-    /// Callers who left, or were timed out, while a handler ran.
-    pub abandoned: u64,
+    /// Callers who left while they queued.
+    pub left_queued: u64,
+    /// Callers who were timed out while they queued.
+    pub late_queued: u64,
+    /// Callers who left while a handler ran.
+    pub left_running: u64,
+    /// Callers who were timed out while a handler ran.
+    pub late_running: u64,
+    /// Sandboxes that exited instead of listening.
+    pub failed_starts: u64,
+    /// Sandboxes that were ended since they did not listen within `start_timeout`.
+    pub slow_starts: u64,
+    /// Times that a data plane was told that no worker has room.
+    pub no_capacity: u64,
+    /// Packets that waited for the end of a cut, and whose stream lived through it.
+    pub late_packets: u64,
     /// Executions in sandboxes.
     pub handlers: u64,
     /// Handlers that ran on without a slot.
@@ -83,6 +97,30 @@ pub struct Counts {
     pub faults: BTreeMap<&'static str, u64>,
     /// Answers by kind.
     pub answers: BTreeMap<usize, u64>,
+}
+
+impl Counts {
+    /// What must have happened in some seed, beside faults and the premises of invariants: what was
+    /// never met was not put to the test.
+    #[must_use]
+    pub fn met(&self) -> [(&'static str, u64); 14] {
+        [
+            ("retry", self.retries),
+            ("caller left while queued", self.left_queued),
+            ("caller timed out while queued", self.late_queued),
+            ("caller left while a handler ran", self.left_running),
+            ("caller timed out while a handler ran", self.late_running),
+            ("overrun", self.overruns),
+            ("invocation died with its data plane", self.cut),
+            ("stream nobody read", self.stuck),
+            ("data plane barred", self.barred),
+            ("slots of the silent judged", self.silences),
+            ("failed start", self.failed_starts),
+            ("start slower than its time-out", self.slow_starts),
+            ("no capacity", self.no_capacity),
+            ("late delivery after a cut", self.late_packets),
+        ]
+    }
 }
 
 /// What is remembered of a run's course: a hash, and the text if somebody wants to read it.

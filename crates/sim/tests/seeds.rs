@@ -49,9 +49,13 @@ fn every_invariant_holds_in_200_clusters_and_each_was_put_to_the_test() {
     assert!(sum(|r| r.counts.departures) >= SEEDS / 2, "{}", sum(|r| r.counts.departures));
 
     let (mut faults, mut premises) = (BTreeMap::new(), BTreeMap::new());
+    let mut met = BTreeMap::new();
     for (_, report) in &reports {
         for (kind, count) in &report.counts.faults {
             *faults.entry(*kind).or_insert(0) += count;
+        }
+        for (what, count) in report.counts.met() {
+            *met.entry(what).or_insert(0) += count;
         }
         for (name, count) in &report.premises {
             *premises.entry(*name).or_insert(0) += count;
@@ -59,6 +63,9 @@ fn every_invariant_holds_in_200_clusters_and_each_was_put_to_the_test() {
     }
     for kind in dirigent_sim::FAULTS {
         assert!(faults.contains_key(kind), "no seed met the fault `{kind}`");
+    }
+    for (what, count) in met {
+        assert!(count > 0, "no seed met `{what}`");
     }
     for name in invariants::NAMES {
         assert!(premises.contains_key(name), "no seed put `{name}` to the test");
