@@ -35,7 +35,8 @@ const SETTLES: Duration = Duration::from_secs(1);
 const FORCED_WITHIN: Duration = Duration::from_secs(1);
 /// A process that ended by itself is started again after so long.
 const STARTED_AGAIN: Duration = Duration::from_secs(1);
-const INIT: Duration = Duration::from_millis(9);
+/// Until its first instruction runs.
+const CREATE: Duration = Duration::from_millis(1);
 
 /// An execution in a sandbox.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +56,8 @@ pub(crate) struct Sandbox {
     cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) listens: bool,
+    /// How long it takes from its first instruction to listening.
+    init: Duration,
     /// It is to listen by then.
     listens_by: Time,
     pub(crate) stopping: bool,
@@ -279,11 +282,11 @@ impl World {
         let sandbox = order.sandbox;
         let spoils = order.spec.env.contains_key("SPOILT") && self.faulty();
         let spoilt = spoils || (self.faulty() && self.random.draw().is_multiple_of(40));
-        let init = match self.random.draw() % 20 {
+        let init = Duration::from_millis(match self.random.draw() % 20 {
             0 => 1500 + u64::from(self.random.draw() % 1500),
             1..5 => 100 + u64::from(self.random.draw() % 200),
             _ => 5 + u64::from(self.random.draw() % 20),
-        };
+        });
         self.created(worker, sandbox);
         let made = Sandbox {
             revision: order.revision,
@@ -292,6 +295,7 @@ impl World {
             cpu: order.spec.resources.cpu,
             port: create.port,
             listens: false,
+            init,
             listens_by: self.now.after(order.start_timeout),
             stopping: false,
             spoilt,
@@ -302,8 +306,8 @@ impl World {
         let boot = w.durable.boot;
         w.sandboxes.insert(sandbox, made);
         self.counts.created += 1;
-        self.after(Duration::from_millis(1), What::Created { worker, sandbox, boot });
-        self.after(Duration::from_millis(1 + init), What::Listening { worker, sandbox, boot });
+        self.after(CREATE, What::Created { worker, sandbox, boot });
+        self.after(CREATE + init, What::Listening { worker, sandbox, boot });
     }
 
     pub(crate) fn sandbox_created(&mut self, worker: usize, sandbox: SandboxId, boot: u64) {
@@ -319,8 +323,8 @@ impl World {
             return self.sandbox_gone(worker, sandbox, boot, Cause::Exited { code: 3 });
         }
         one.listens = true;
-        let address = address(worker, one.port);
-        self.tell_worker(worker, Event::SandboxListening { sandbox, address, init: INIT });
+        let (address, init) = (address(worker, one.port), one.init);
+        self.tell_worker(worker, Event::SandboxListening { sandbox, address, init });
     }
 
     fn find(&mut self, worker: usize, sandbox: SandboxId, boot: u64) -> Option<&mut Sandbox> {
