@@ -217,8 +217,8 @@ impl World {
             self.planes.push(PlaneHost::new(now, Durable::default(), 1));
             (Host::Plane(self.planes.len() - 1), "data plane joins")
         } else {
-            let memory = self.workers.first()?.memory;
-            self.workers.push(WorkerHost::new(now, memory, self.plant));
+            let room = self.workers.first()?.room;
+            self.workers.push(WorkerHost::new(now, room, self.plant));
             (Host::Worker(self.workers.len() - 1), "worker joins")
         };
         self.install_some_version(host);

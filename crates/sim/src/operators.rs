@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Duty, Epoch, RequestId, SandboxId, Time, Whom,
+    Duty, Epoch, RequestId, Resources, SandboxId, Time, Whom,
     control::{Answer, Call, Event, Refusal},
     gate,
 };
@@ -12,6 +12,7 @@ use crate::{
     agenda::{Host, What},
     plane::PlaneHost,
     plant::Plant,
+    users::LARGEST_KEPT,
     world::World,
 };
 
@@ -89,7 +90,11 @@ impl World {
         let workers: Vec<Host> =
             self.peers().into_iter().filter(|host| self.is_here(host)).collect();
         let rest = u64::try_from(workers.len().saturating_sub(1)).unwrap_or(0);
-        let room = self.workers.first().map_or(0, |w| w.memory.0 >> 27);
+        let room = self.workers.first().map_or(0, |w| {
+            let Resources { cpu, memory } = LARGEST_KEPT;
+            let memory = w.room.memory.0 / memory.0;
+            memory.min(w.room.reservable() / u64::from(cpu.0)).min(u64::from(w.room.sandboxes))
+        });
         if self.operators.last.is_none() && rest * room >= ENOUGH {
             self.operators.last = workers.get(self.random.below(workers.len())).copied();
         }

@@ -18,6 +18,10 @@ use crate::{agenda::What, world::World};
 const FUNCTIONS: usize = 5;
 const CALLERS_PAUSE: Duration = Duration::from_millis(40);
 
+/// What a sandbox of a function may need in the end: there is room for `min` of all of them.
+pub(crate) const LARGEST_KEPT: Resources =
+    Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) };
+
 /// What an operator waits for.
 #[derive(Clone, Debug)]
 struct Request {
@@ -124,11 +128,23 @@ impl World {
                 listen: Listen::Port,
                 network: None,
             },
-            resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) },
+            resources: self.resources(),
             env,
             concurrency,
             artifact: None,
         })
+    }
+
+    /// Of a few sizes; in the end there is to be room for `min` of every function.
+    fn resources(&mut self) -> Resources {
+        let memory = [64, 128, 128, 192, 384].get(self.random.below(5)).copied().unwrap_or(128);
+        let cpu = [50, 100, 100, 350, 1000].get(self.random.below(5)).copied().unwrap_or(100);
+        let (memory, cpu) = (Bytes::mib(memory), MilliCpu(cpu));
+        if self.faulty() {
+            Resources { cpu, memory }
+        } else {
+            Resources { cpu: cpu.min(LARGEST_KEPT.cpu), memory: memory.min(LARGEST_KEPT.memory) }
+        }
     }
 
     fn settings(&mut self) -> Arc<Settings> {

@@ -53,7 +53,7 @@ pub(crate) struct Sandbox {
     pub(crate) revision: RevisionId,
     pub(crate) concurrency: u32,
     pub(crate) memory: Bytes,
-    cpu: MilliCpu,
+    pub(crate) cpu: MilliCpu,
     pub(crate) port: u16,
     pub(crate) listens: bool,
     /// How long it takes from its first instruction to listening.
@@ -96,16 +96,33 @@ pub(crate) struct WorkerHost {
     ports: BTreeMap<u16, (SandboxId, Time)>,
     armed: Option<Time>,
     pub(crate) sandboxes: BTreeMap<SandboxId, Sandbox>,
-    pub(crate) memory: Bytes,
+    pub(crate) room: Room,
     /// What it says that it has.
-    offers: Bytes,
+    offers: Room,
     few_ports: bool,
 }
 
+/// What a worker has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) memory: Bytes,
+    pub(crate) cpu: MilliCpu,
+    pub(crate) sandboxes: u32,
+}
+
+impl Room {
+    pub(crate) const OVERCOMMIT: u32 = 10;
+
+    /// Processors that may be reserved.
+    pub(crate) const fn reservable(&self) -> u64 {
+        self.cpu.0 as u64 * Self::OVERCOMMIT as u64
+    }
+}
+
 impl WorkerHost {
-    pub(crate) fn new(now: Time, memory: Bytes, plant: Option<Plant>) -> Self {
+    pub(crate) fn new(now: Time, room: Room, plant: Option<Plant>) -> Self {
         let invented = if plant == Some(Plant::CapacityInvented) { 8 } else { 1 };
-        let offers = Bytes(memory.0 * invented);
+        let offers = Room { memory: Bytes(room.memory.0 * invented), ..room };
         let few_ports = plant == Some(Plant::AddressReused);
         Self {
             up: true,
@@ -118,7 +135,7 @@ impl WorkerHost {
             ports: BTreeMap::new(),
             armed: None,
             sandboxes: BTreeMap::new(),
-            memory,
+            room,
             offers,
             few_ports,
         }
@@ -130,12 +147,21 @@ impl WorkerHost {
     }
 }
 
-fn config(memory: Bytes, few_ports: bool) -> Config {
+impl WorkerHost {
+    /// Bytes, thousandths of processors and places that its sandboxes reserve.
+    pub(crate) fn reserved(&self) -> (u64, u64, u64) {
+        let all = || self.sandboxes.values();
+        let cpu = all().map(|s| u64::from(s.cpu.0)).sum();
+        (all().map(|s| s.memory.0).sum(), cpu, self.sandboxes.len() as u64)
+    }
+}
+
+fn config(room: Room, few_ports: bool) -> Config {
     let capacity = Capacity {
-        memory,
-        cpu: MilliCpu(4000),
-        cpu_overcommit: 10,
-        sandboxes: 50,
+        memory: room.memory,
+        cpu: room.cpu,
+        cpu_overcommit: Room::OVERCOMMIT,
+        sandboxes: room.sandboxes,
         starts: 8,
         runtimes: vec![(RuntimeKind::Process, Isolation::Basic)],
         missing: Vec::new(),
@@ -287,7 +313,7 @@ impl World {
             1..5 => 100 + u64::from(self.random.draw() % 200),
             _ => 5 + u64::from(self.random.draw() % 20),
         });
-        self.created(worker, sandbox);
+        self.created(worker, sandbox, order.spec.resources);
         let made = Sandbox {
             revision: order.revision,
             concurrency: order.spec.concurrency,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dirigent_core::{
-    Bytes, SandboxId, Settings, StreamId, Time,
+    Bytes, MilliCpu, SandboxId, Settings, StreamId, Time,
     frame::{Grant, StartSandbox},
     policy::random::Pcg,
 };
@@ -24,7 +24,7 @@ use crate::{
     plant::Plant,
     store::Store,
     users::Users,
-    worker::WorkerHost,
+    worker::{Room, WorkerHost},
 };
 
 /// Faults end then.
@@ -61,6 +61,12 @@ pub struct Counts {
     pub slow_starts: u64,
     /// Times that a data plane was told that no worker has room.
     pub no_capacity: u64,
+    /// Times that a worker was full after a sandbox was created: no memory is left for one like it.
+    pub full_memory: u64,
+    /// No processors are left for one like it.
+    pub full_cpu: u64,
+    /// No place is left for another one.
+    pub full_places: u64,
     /// Packets that waited for the end of a cut, and whose stream lived through it.
     pub late_packets: u64,
     /// Executions in sandboxes.
@@ -103,7 +109,7 @@ impl Counts {
     /// What must have happened in some seed, beside faults and the premises of invariants: what was
     /// never met was not put to the test.
     #[must_use]
-    pub fn met(&self) -> [(&'static str, u64); 14] {
+    pub fn met(&self) -> [(&'static str, u64); 17] {
         [
             ("retry", self.retries),
             ("caller left while queued", self.left_queued),
@@ -118,6 +124,9 @@ impl Counts {
             ("failed start", self.failed_starts),
             ("start slower than its time-out", self.slow_starts),
             ("no capacity", self.no_capacity),
+            ("worker without memory", self.full_memory),
+            ("worker without processors", self.full_cpu),
+            ("worker without places", self.full_places),
             ("late delivery after a cut", self.late_packets),
         ]
     }
@@ -190,7 +199,11 @@ impl World {
         let (controls, planes, workers) =
             (1 + random.below(3), 2 + random.below(3), 2 + random.below(4));
         // Sometimes there is room for everybody, sometimes not.
-        let memory = Bytes::mib(128 * (4 + u64::from(random.draw() % 16)));
+        let room = Room {
+            memory: Bytes::mib(128 * (4 + u64::from(random.draw() % 16))),
+            cpu: MilliCpu([200, 4000, 4000].get(random.below(3)).copied().unwrap_or(4000)),
+            sandboxes: [7, 50, 50].get(random.below(3)).copied().unwrap_or(50),
+        };
         let affinity = random.draw().is_multiple_of(2) && plant != Some(Plant::SettledAtOnce);
         let members = random.draw().is_multiple_of(3);
         let mut world = Self {
@@ -200,7 +213,7 @@ impl World {
             random,
             controls: (0..controls).map(|_| ControlHost::new(now)).collect(),
             planes: (0..planes).map(|_| PlaneHost::new(now, Durable::default(), 1)).collect(),
-            workers: (0..workers).map(|_| WorkerHost::new(now, memory, plant)).collect(),
+            workers: (0..workers).map(|_| WorkerHost::new(now, room, plant)).collect(),
             store: Store::new(if members { 5 } else { 3 }),
             net: Net::default(),
             users: Users::new(affinity),

@@ -20,10 +20,11 @@ impl World {
             if at.is_some_and(|(n, _)| self.left.contains(&Host::Worker(n))) {
                 continue;
             }
-            let truth = at.map_or(0, |(_, w)| w.sandboxes.values().map(|s| s.memory.0).sum());
-            let booked = summary.memory.0.0;
+            let truth = at.map_or((0, 0, 0), |(_, w)| w.reserved());
+            let (memory, cpu) = (summary.memory.0.0, u64::from(summary.cpu.0.0));
+            let booked = (memory, cpu, u64::from(summary.sandboxes));
             self.hold(NAME, booked == truth, |_| {
-                format!("{}: {booked} bytes reserved, {truth} in use; {summary:?}", summary.name)
+                format!("{}: {booked:?} reserved, {truth:?} in use; {summary:?}", summary.name)
             });
         }
     }
