@@ -114,6 +114,7 @@ impl World {
         for plane in 0..self.planes.len() {
             self.sweep_plane(plane);
         }
+        self.check_bounds();
     }
 
     /// What must hold when everything has been quiet for long enough.

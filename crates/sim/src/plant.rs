@@ -67,6 +67,8 @@ pub enum Plant {
     GoneLost,
     /// The store never answers some writes.
     StoreSilent,
+    /// Data planes keep the gates of functions that were deleted.
+    GatesKept,
     /// A sandbox ends and nobody notices.
     ExitUnseen,
     /// The next epoch is the last one of the store and one.
@@ -87,7 +89,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -112,6 +114,7 @@ impl Plant {
         Self::ReturnedUsed,
         Self::GoneLost,
         Self::StoreSilent,
+        Self::GatesKept,
         Self::ExitUnseen,
         Self::EpochsCounted,
         Self::AcknowledgedEarly,
@@ -145,7 +148,7 @@ impl Plant {
             Self::RecallLost => "idle_beside_queue",
             Self::ReturnedUsed => "no_bind_after_return",
             Self::GoneLost => "reservations",
-            Self::StoreSilent => "bounded",
+            Self::StoreSilent | Self::GatesKept => "bounded",
             Self::ExitUnseen => "min_and_max",
             Self::EpochsCounted => "epoch_given_once",
             Self::CordonForgotten => "cordoned_gets_nothing",

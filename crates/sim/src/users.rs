@@ -16,6 +16,8 @@ use crate::{agenda::What, world::World};
 
 /// Functions that exist from time to time; one name more is never deployed.
 const FUNCTIONS: usize = 5;
+/// Names that anybody asks for.
+pub(crate) const NAMES: usize = FUNCTIONS + 1;
 const CALLERS_PAUSE: Duration = Duration::from_millis(40);
 
 /// What a sandbox of a function may need in the end: there is room for `min` of all of them.
@@ -50,6 +52,11 @@ pub(crate) struct Users {
 impl Users {
     pub(crate) fn new(affinity: bool) -> Self {
         Self { affinity, ..Self::default() }
+    }
+
+    /// Operators who wait for an answer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.requests.len()
     }
 
     pub(crate) fn is_deceived(&self, epoch: Epoch) -> bool {

@@ -31,6 +31,16 @@ pub struct Booked {
 /// How many objects of each kind are remembered: what must be bounded by what lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
+    /// Functions, those included that were deleted and are not over.
+    pub functions: usize,
+    /// Their names.
+    pub names: usize,
+    /// Data planes.
+    pub data_planes: usize,
+    /// Names that they are subscribed to.
+    pub subscribed: usize,
+    /// Deadlines.
+    pub timers: usize,
     /// Functions with active state.
     pub active: usize,
     /// Sandboxes.
@@ -113,7 +123,13 @@ impl Control {
     /// See [`Remembered`].
     #[must_use]
     pub fn remembered(&self) -> Remembered {
+        let peers = &self.cluster.peers;
         Remembered {
+            functions: self.functions.len(),
+            names: self.names.len(),
+            data_planes: peers.iter().count(),
+            subscribed: peers.iter().map(|(_, peer)| peer.names.len()).sum(),
+            timers: self.cluster.timers.len(),
             active: self.functions.values().filter(|f| f.active.is_some()).count(),
             sandboxes: self.cluster.fleet.known(),
             addresses: {

@@ -86,6 +86,11 @@ impl Timers {
         }
     }
 
+    /// How many are set or armed.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     pub(crate) fn next(&self) -> Option<Time> {
         self.order.first().map(|&(at, _)| at)
     }
