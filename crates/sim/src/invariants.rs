@@ -20,6 +20,7 @@ mod no_bind_after_return;
 mod one_leader_per_slot;
 mod reservations;
 mod right_sandbox;
+mod rollouts_end;
 mod slot_leak;
 mod started_once;
 mod to_zero;
@@ -27,12 +28,12 @@ mod understood;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dirigent_core::{DataPlaneId, Epoch, InvocationId, SandboxId, Time};
+use dirigent_core::{DataPlaneId, Epoch, InvocationId, RevisionId, SandboxId, Time};
 
 use crate::{agenda::Host, world::World};
 
 /// All of them by name.
-pub const NAMES: [&str; 23] = [
+pub const NAMES: [&str; 24] = [
     acknowledged_deploys_last::NAME,
     answered::NAME,
     at_most_once::NAME,
@@ -52,6 +53,7 @@ pub const NAMES: [&str; 23] = [
     one_leader_per_slot::NAME,
     reservations::NAME,
     right_sandbox::NAME,
+    rollouts_end::NAME,
     slot_leak::NAME,
     started_once::NAME,
     to_zero::NAME,
@@ -83,6 +85,8 @@ pub(crate) struct Witness {
     returned: BTreeSet<(usize, SandboxId)>,
     /// Since when slots are in the books that nobody holds.
     leaking: BTreeMap<(SandboxId, DataPlaneId), Time>,
+    /// Since when revisions are on their way to be live.
+    rolling: BTreeMap<RevisionId, Time>,
     silent: BTreeMap<SandboxId, slot_leak::Silent>,
     idle: idle_beside_queue::Idle,
 }
@@ -110,6 +114,7 @@ impl World {
         self.check_leaks();
         self.check_acknowledged();
         self.check_drains();
+        self.check_rollouts();
         self.check_all_queues();
         for plane in 0..self.planes.len() {
             self.sweep_plane(plane);

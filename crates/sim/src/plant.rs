@@ -69,6 +69,8 @@ pub enum Plant {
     StoreSilent,
     /// Data planes keep the gates of functions that were deleted.
     GatesKept,
+    /// Now and then nobody hears that a sandbox is ready.
+    ReadyLost,
     /// A sandbox ends and nobody notices.
     ExitUnseen,
     /// The next epoch is the last one of the store and one.
@@ -89,7 +91,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::RegrantOnSilence,
         Self::GrantUnclaimed,
         Self::FreedAtDisconnect,
@@ -115,6 +117,7 @@ impl Plant {
         Self::GoneLost,
         Self::StoreSilent,
         Self::GatesKept,
+        Self::ReadyLost,
         Self::ExitUnseen,
         Self::EpochsCounted,
         Self::AcknowledgedEarly,
@@ -149,6 +152,7 @@ impl Plant {
             Self::ReturnedUsed => "no_bind_after_return",
             Self::GoneLost => "reservations",
             Self::StoreSilent | Self::GatesKept => "bounded",
+            Self::ReadyLost => "rollouts_end",
             Self::ExitUnseen => "min_and_max",
             Self::EpochsCounted => "epoch_given_once",
             Self::CordonForgotten => "cordoned_gets_nothing",
@@ -200,6 +204,11 @@ impl World {
                 let returned = self.as_returned(peer, function, n);
                 let kept = FromDataPlane::Kept { function, n };
                 vec![Packet::FromPlane(returned.map_or(kept, FromDataPlane::Returned))]
+            }
+            (Plant::ReadyLost, Packet::FromWorker(FromWorker::SandboxReady { .. }))
+                if self.random.draw().is_multiple_of(4) =>
+            {
+                Vec::new()
             }
             (Plant::SettledLost, Packet::FromWorker(FromWorker::Settled { .. })) => Vec::new(),
             (Plant::GoneLost, Packet::FromWorker(FromWorker::SandboxGone { .. }))

@@ -29,7 +29,15 @@ pub(crate) const LARGEST_KEPT: Resources =
 struct Request {
     control: usize,
     name: FunctionName,
-    is_delete: bool,
+    what: Asked,
+}
+
+/// What is asked of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Deploy,
+    Rollback,
+    Delete,
 }
 
 /// See the module.
@@ -47,11 +55,13 @@ pub(crate) struct Users {
     /// durable what it has forgotten.
     deceived: BTreeSet<Epoch>,
     pub(crate) calm: bool,
+    /// Nothing is deployed any more after the healing.
+    stays: bool,
 }
 
 impl Users {
-    pub(crate) fn new(affinity: bool) -> Self {
-        Self { affinity, ..Self::default() }
+    pub(crate) fn new(affinity: bool, stays: bool) -> Self {
+        Self { affinity, stays, ..Self::default() }
     }
 
     /// Operators who wait for an answer.
@@ -147,7 +157,7 @@ impl World {
         let memory = [64, 128, 128, 192, 384].get(self.random.below(5)).copied().unwrap_or(128);
         let cpu = [50, 100, 100, 350, 1000].get(self.random.below(5)).copied().unwrap_or(100);
         let (memory, cpu) = (Bytes::mib(memory), MilliCpu(cpu));
-        if self.faulty() {
+        if self.faulty() && !self.users.stays {
             Resources { cpu, memory }
         } else {
             Resources { cpu: cpu.min(LARGEST_KEPT.cpu), memory: memory.min(LARGEST_KEPT.memory) }
@@ -159,7 +169,7 @@ impl World {
         let max = 3 + self.random.draw() % 6;
         let drawn = self.random.draw();
         // A learned one may be hours: in the end every function has one that is over soon.
-        let learned = self.faulty() && (drawn >> 8).is_multiple_of(4);
+        let learned = self.faulty() && !self.users.stays && (drawn >> 8).is_multiple_of(4);
         let keep_alive = Duration::from_secs(2 + u64::from(drawn % 4));
         Arc::new(Settings {
             min,
@@ -180,7 +190,7 @@ impl World {
     /// An operator does something.
     pub(crate) fn operate(&mut self) {
         if !self.faulty() {
-            if self.settled_since_healing(Duration::from_secs(7)) {
+            if self.settled_since_healing(Duration::from_secs(7)) && !self.users.stays {
                 self.deploy_all();
             }
             return;
@@ -188,11 +198,13 @@ impl World {
         let pause = 300 + u64::from(self.random.draw() % 2500);
         self.after(Duration::from_millis(pause), What::User);
         let name = name(self.random.below(FUNCTIONS));
-        if self.random.draw().is_multiple_of(9) {
-            self.order(name.clone(), Call::Delete { name });
-        } else {
-            let check = self.random.draw().is_multiple_of(2);
-            self.deploy(name, check);
+        match self.random.draw() % 18 {
+            0 | 1 => self.order(name.clone(), Call::Delete { name }),
+            2 | 3 => self.order(name.clone(), Call::Rollback { name, to: None }),
+            _ => {
+                let check = self.random.draw().is_multiple_of(2);
+                self.deploy(name, check);
+            }
         }
     }
 
@@ -201,7 +213,7 @@ impl World {
         self.order(name.clone(), Call::Deploy { name, spec, settings, check });
     }
 
-    /// After healing every function is deployed once more.
+    /// After healing every function is deployed once more, in most clusters.
     pub(crate) fn deploy_all(&mut self) {
         for n in 0..FUNCTIONS {
             self.deploy(name(n), false);
@@ -216,10 +228,14 @@ impl World {
             return;
         };
         let request = self.next_request();
-        let is_delete = matches!(call, Call::Delete { .. });
+        let what = match call {
+            Call::Delete { .. } => Asked::Delete,
+            Call::Rollback { .. } => Asked::Rollback,
+            _ => Asked::Deploy,
+        };
         self.users.acknowledged.remove(&name);
         self.users.newest.insert(name.clone(), request);
-        self.users.requests.insert(request, Request { control, name, is_delete });
+        self.users.requests.insert(request, Request { control, name, what });
         self.counts.orders += 1;
         self.tell_control(control, Event::Asked { request, call, wall_ms: 1 });
     }
@@ -240,8 +256,11 @@ impl World {
             || self.users.requests.values().any(|other| other.name == request.name);
         let deceived =
             self.epoch_of(request.control).is_none_or(|epoch| self.users.deceived.contains(&epoch));
-        if let (Ok(Answer::Deployed { revision, .. }), false, false) =
-            (result, later || deceived, request.is_delete)
+        if result.is_ok() && request.what == Asked::Rollback {
+            self.counts.rollbacks += 1;
+        }
+        if let (Ok(Answer::Deployed { revision, .. }), false, Asked::Deploy) =
+            (result, later || deceived, request.what)
         {
             self.users.acknowledged.insert(request.name, revision);
         }

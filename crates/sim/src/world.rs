@@ -83,6 +83,8 @@ pub struct Counts {
     pub silences: u64,
     /// Orders of operators.
     pub orders: u64,
+    /// Functions that went back to an earlier revision.
+    pub rollbacks: u64,
     /// Orders of operators about workers and data planes.
     pub postings: u64,
     /// Workers and data planes removed.
@@ -109,7 +111,7 @@ impl Counts {
     /// What must have happened in some seed, beside faults and the premises of invariants: what was
     /// never met was not put to the test.
     #[must_use]
-    pub fn met(&self) -> [(&'static str, u64); 17] {
+    pub fn met(&self) -> [(&'static str, u64); 18] {
         [
             ("retry", self.retries),
             ("caller left while queued", self.left_queued),
@@ -127,6 +129,7 @@ impl Counts {
             ("worker without memory", self.full_memory),
             ("worker without processors", self.full_cpu),
             ("worker without places", self.full_places),
+            ("rollback", self.rollbacks),
             ("late delivery after a cut", self.late_packets),
         ]
     }
@@ -206,6 +209,7 @@ impl World {
         };
         let affinity = random.draw().is_multiple_of(2) && plant != Some(Plant::SettledAtOnce);
         let members = random.draw().is_multiple_of(3);
+        let stays = random.draw().is_multiple_of(4);
         let mut world = Self {
             seed,
             now,
@@ -216,7 +220,7 @@ impl World {
             workers: (0..workers).map(|_| WorkerHost::new(now, room, plant)).collect(),
             store: Store::new(if members { 5 } else { 3 }),
             net: Net::default(),
-            users: Users::new(affinity),
+            users: Users::new(affinity, stays),
             operators: Operators::default(),
             undos: BTreeMap::new(),
             next_undo: 0,

@@ -1,4 +1,5 @@
-//! Once settled every function has its `min`, and never more than its `max`.
+//! Once settled every function has its `min`, if a revision of it ever was live, and never more than its
+//! `max`.
 
 use crate::world::World;
 
@@ -14,7 +15,9 @@ impl World {
                 .flat_map(|w| w.sandboxes.values())
                 .filter(|s| s.revision.function == record.id && s.listens)
                 .count();
-            let (min, max) = (record.settings.min as usize, record.settings.max as usize);
+            let is_live = !record.targets.is_empty();
+            let min = if is_live { record.settings.min as usize } else { 0 };
+            let max = record.settings.max as usize;
             self.hold(NAME, (min..=max).contains(&count), |_| {
                 format!("{} has {count} sandboxes, min {min}, max {max}", record.name)
             });
