@@ -8,6 +8,8 @@ const MANY: u64 = 1_000_000;
 const FEW: u64 = 1000;
 const WORKERS: u64 = 5000;
 const PLANES: u64 = 100;
+/// Enough to be weighed.
+const MANY_PLANES: u64 = 10_000;
 const SANDBOXES: u64 = 100_000;
 /// Functions that are called while the others idle.
 const CALLED: u64 = 1000;
@@ -40,6 +42,8 @@ fn cpu() -> Duration {
 pub(crate) fn scale() -> ExitCode {
     let mut bars = Bars::default();
     // First, while nothing was freed yet that could be used again unseen.
+    let (worker, plane) = peers();
+    println!("     {worker} bytes per worker, {plane} bytes per data plane, both idle");
     sandboxes(&mut bars);
     let before = resident();
     let records_of_many = records(MANY);
@@ -70,16 +74,24 @@ pub(crate) fn scale() -> ExitCode {
 fn compare(bars: &mut Bars, few: &mut Big, many: &mut Big) {
     let mut ratios = Vec::new();
     let mut rates = Vec::new();
+    let mut per_event = Vec::new();
     calls(few);
     calls(many);
     for _ in 0..BLOCKS {
         let (small, _) = calls(few);
+        let before = many.events;
         let (large, starts) = calls(many);
+        per_event.push(large.as_nanos() / u128::from(many.events - before).max(1));
         ratios.push(large.as_nanos() * 1000 / small.as_nanos().max(1));
         rates.push(u128::from(CALLS) * 1_000_000_000 / starts.as_nanos().max(1));
     }
     ratios.sort_unstable();
     rates.sort_unstable();
+    per_event.sort_unstable();
+    let event = per_event.get(per_event.len() / 2).copied().unwrap_or(0);
+    println!(
+        "     {event} ns of processor time per event among {MANY} functions (blocks {per_event:?})"
+    );
     let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or(u128::MAX);
     let rate = rates.get(rates.len() / 2).copied().unwrap_or(0);
     let text = format!(
@@ -126,6 +138,21 @@ fn burst(bars: &mut Bars, big: &mut Big) {
     let text =
         format!("a burst of 100000 calls: {events} starts ordered in {decided:?}, at most 1 s");
     bars.judge(decided < Duration::from_secs(1) && events == 100_000, &text);
+}
+
+/// What a worker and a data plane weigh of which nothing is wanted yet.
+fn peers() -> (u64, u64) {
+    let size = Size { functions: 1, workers: 0, planes: 0 };
+    let weigh = |size: Size, all: u64| {
+        let before = resident();
+        let big = Big::new(size, records(1));
+        let weight = resident().saturating_sub(before) / all;
+        // Kept: what the next one weighs must not fit in what this one leaves.
+        (weight, big)
+    };
+    let (worker, _workers) = weigh(Size { workers: WORKERS, ..size }, WORKERS);
+    let (plane, _planes) = weigh(Size { planes: MANY_PLANES, ..size }, MANY_PLANES);
+    (worker, plane)
 }
 
 /// What a live sandbox weighs.
