@@ -24,6 +24,8 @@ impl World {
         let worker = self.random.below(self.workers.len());
         let of = self.workers.get(worker)?;
         let control = self.net.streams.get(&of.stream?)?.control;
+        // Who does not lead takes no streams, also where the worker has not noticed.
+        self.epoch_of(control)?;
         if self.is_older(Host::Worker(worker), Host::Control(control)) {
             // That version tells two lives apart by their starts only.
             return None;
