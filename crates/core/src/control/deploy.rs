@@ -272,8 +272,10 @@ impl Function {
         let number = rollout.number;
         match &mut rollout.phase {
             Phase::Checking { .. } if active.books.wanted.is_empty() => {
-                // It has a worker: that one keeps the start's own time-out and reports it.
+                // It has a worker: that one keeps the start's own time-out and reports it. If it was
+                // told to stop, there is another one.
                 c.timers.set(Timer::Rollout(self.id()), c.now.after(timeout));
+                self.roll_out(c);
             }
             Phase::Checking { .. } => {
                 let mut message = format!(

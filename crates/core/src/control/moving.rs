@@ -61,8 +61,13 @@ impl Function {
             })
         };
         let (serving, idle): (Vec<_>, Vec<_>) = leaving.into_iter().partition(serves);
+        let is_none_idle = idle.is_empty();
         for sandbox in idle {
             self.recall(c, sandbox);
+        }
+        if !is_none_idle {
+            // One by which a deploy is checked may be among them.
+            self.roll_out(c);
         }
         let many = u32::try_from(serving.len()).unwrap_or(u32::MAX);
         if many > 0 && self.is_replaced(c, many) {

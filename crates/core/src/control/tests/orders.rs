@@ -441,3 +441,17 @@ fn a_data_plane_that_was_not_heard_stays_while_a_worker_may_bring_sandboxes_of_i
     let removed = Ok(Answer::Removed { whom: data_plane("a") });
     assert_eq!(world.answer(remove(data_plane("a"))), removed);
 }
+
+#[test]
+fn a_deploy_whose_check_starts_on_a_worker_that_is_drained_is_checked_elsewhere() {
+    let mut world = World::new();
+    world.attach_worker();
+    world.deploy("hello", &spec("a", 1), &Settings::default(), true);
+    let [checked] = world.started()[..] else { panic!("it is checked") };
+    world.attach_other_worker(64);
+    world.answer(order(worker("local"), Duty::Draining)).unwrap();
+    assert!(world.said().contains(&stop(checked)));
+    let [again] = world.started()[..] else { panic!("nobody would ever say how it ends") };
+    world.ready_elsewhere(again);
+    assert_eq!(world.describe("hello").revisions[0].state, crate::RevisionState::Live);
+}
