@@ -211,20 +211,7 @@ fn manifest(function: &TraceFunction, trace_resources: bool) -> Result<Manifest>
 /// The built-in program that sleeps or spins as asked.
 #[must_use]
 pub fn sleeper() -> Sandbox {
-    Sandbox {
-        runtime: RuntimeKind::Process,
-        command: ["dirigent", "example", "spin"].map(str::to_owned).to_vec(),
-        image: None,
-        component: None,
-        pull: dirigent_core::Pull::default(),
-        read_only: false,
-        handler: None,
-        port: None,
-        protocol: dirigent_core::Protocol::Http1,
-        isolation: None,
-        listen: dirigent_core::Listen::Port,
-        network: None,
-    }
+    Sandbox::new(RuntimeKind::Process, ["dirigent", "example", "spin"].map(str::to_owned).to_vec())
 }
 
 fn calls(trace: &Trace, shots: &[Shot]) -> Vec<Call> {

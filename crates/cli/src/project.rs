@@ -154,20 +154,7 @@ fn files_of(manifest: &Manifest, folder: &Path) -> Files {
 fn plain(name: FunctionName, command: Vec<String>) -> Manifest {
     Manifest {
         name,
-        sandbox: manifest::Sandbox {
-            runtime: RuntimeKind::Process,
-            command,
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: dirigent_core::Protocol::default(),
-            isolation: None,
-            listen: dirigent_core::Listen::default(),
-            network: None,
-        },
+        sandbox: manifest::Sandbox::new(RuntimeKind::Process, command),
         resources: manifest::ManifestResources::default(),
         scaling: manifest::Scaling::default(),
         invocation: manifest::Invocation::default(),

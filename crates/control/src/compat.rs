@@ -162,20 +162,7 @@ impl Form {
         };
         Ok(Manifest {
             name,
-            sandbox: Sandbox {
-                runtime: dirigent_core::RuntimeKind::Process,
-                command,
-                image: None,
-                component: None,
-                pull: dirigent_core::Pull::default(),
-                read_only: false,
-                handler: None,
-                port,
-                protocol: dirigent_core::Protocol::default(),
-                isolation: None,
-                listen: dirigent_core::Listen::default(),
-                network: None,
-            },
+            sandbox: Sandbox { port, ..Sandbox::new(dirigent_core::RuntimeKind::Process, command) },
             resources: self.resources()?,
             scaling: self.scaling(sweep)?,
             invocation: Invocation {

@@ -14,9 +14,8 @@ use dirigent_control::{
     },
 };
 use dirigent_core::{
-    Bytes, Epoch, FunctionId, FunctionName, FunctionRecord, Listen, MilliCpu, Protocol, Resources,
-    RevisionRecord, RevisionState, RuntimeKind, SandboxSpec, Settings, Spec, Target, Write,
-    control::Outcome,
+    Bytes, Epoch, FunctionId, FunctionName, FunctionRecord, MilliCpu, Resources, RevisionRecord,
+    RevisionState, RuntimeKind, SandboxSpec, Settings, Spec, Target, Write, control::Outcome,
 };
 use dirigent_service::Tasks;
 
@@ -26,20 +25,7 @@ const FUNCTIONS: u64 = 100_000;
 fn function(counter: u64) -> FunctionRecord {
     let command = ["dirigent", "example", "hello"].map(str::to_owned).to_vec();
     let spec = Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Process,
-            command,
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Process, command),
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(16) },
         env: [("MODE".to_owned(), "fast".to_owned())].into(),
         concurrency: 1,

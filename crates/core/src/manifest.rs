@@ -78,6 +78,27 @@ pub struct Sandbox {
     pub network: Option<Outbound>,
 }
 
+impl Sandbox {
+    /// What runs this command, and says nothing else.
+    #[must_use]
+    pub const fn new(runtime: RuntimeKind, command: Vec<String>) -> Self {
+        Self {
+            runtime,
+            command,
+            image: None,
+            pull: Pull::Missing,
+            read_only: false,
+            handler: None,
+            component: None,
+            port: None,
+            protocol: Protocol::Http1,
+            isolation: None,
+            listen: Listen::Port,
+            network: None,
+        }
+    }
+}
+
 /// What an image is that is sent with the deploy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageFiles<'a> {

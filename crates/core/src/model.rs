@@ -206,6 +206,25 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
+    /// What runs this command, and asks for nothing else.
+    #[must_use]
+    pub const fn new(runtime: RuntimeKind, command: Vec<String>) -> Self {
+        Self {
+            runtime,
+            command,
+            image: None,
+            pull: Pull::Missing,
+            read_only: false,
+            handler: None,
+            component: None,
+            port: None,
+            protocol: Protocol::Http1,
+            isolation: None,
+            listen: Listen::Port,
+            network: None,
+        }
+    }
+
     /// The image, if it is one of a registry.
     #[must_use]
     pub fn registry_image(&self) -> Option<&str> {

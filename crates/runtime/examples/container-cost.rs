@@ -30,9 +30,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use daemon::Daemon;
 use dirigent_core::{
-    Address, Bytes, Digest, Epoch, FunctionId, FunctionName, Listen, MilliCpu, Protocol, Resources,
-    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox,
-    worker::CreateSandbox,
+    Address, Bytes, Digest, Epoch, FunctionId, FunctionName, MilliCpu, Resources, RevisionId,
+    RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox, worker::CreateSandbox,
 };
 use dirigent_runtime::{
     Event, Runtime as _,
@@ -551,18 +550,8 @@ fn order(image: Digest, port: u16) -> Result<CreateSandbox> {
             name: FunctionName::new("default", "hello")?,
             spec: Arc::new(Spec {
                 sandbox: SandboxSpec {
-                    runtime: RuntimeKind::Container,
-                    command: Vec::new(),
                     image: Some("docker-archive:hello.tar".to_owned()),
-                    component: None,
-                    pull: dirigent_core::Pull::default(),
-                    read_only: false,
-                    handler: None,
-                    port: None,
-                    protocol: Protocol::Http1,
-                    isolation: None,
-                    listen: Listen::Port,
-                    network: None,
+                    ..SandboxSpec::new(RuntimeKind::Container, Vec::new())
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
                 env: BTreeMap::new(),

@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use dirigent_core::{
-    Address, Bytes, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
-    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox,
+    Address, Bytes, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Resources,
+    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, frame::StartSandbox,
     worker::CreateSandbox,
 };
 use dirigent_runtime::{
@@ -107,18 +107,12 @@ fn order(number: u64, port: u16, isolation: Isolation, listen: Listen) -> Result
             name: FunctionName::new("default", "hello")?,
             spec: Arc::new(Spec {
                 sandbox: SandboxSpec {
-                    runtime: RuntimeKind::Process,
-                    command: vec!["dirigent".to_owned(), "serve".to_owned()],
-                    image: None,
-                    component: None,
-                    pull: dirigent_core::Pull::default(),
-                    read_only: false,
-                    handler: None,
-                    port: None,
-                    protocol: Protocol::Http1,
                     isolation: Some(isolation),
                     listen,
-                    network: None,
+                    ..SandboxSpec::new(
+                        RuntimeKind::Process,
+                        vec!["dirigent".to_owned(), "serve".to_owned()],
+                    )
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
                 env: BTreeMap::new(),

@@ -5,10 +5,9 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use dirigent_core::{
-    Address, Bytes, Cause, ClusterId, Epoch, Fault, FunctionId, FunctionRecord, Isolation, Listen,
-    MilliCpu, Office, Protocol, Records, Resources, RevisionRecord, RevisionState, RuntimeKind,
-    SandboxId, SandboxSpec, Serial, Settings, Spec, StartFailure, StartPhases, StreamId, Target,
-    Time,
+    Address, Bytes, Cause, ClusterId, Epoch, Fault, FunctionId, FunctionRecord, Isolation,
+    MilliCpu, Office, Records, Resources, RevisionRecord, RevisionState, RuntimeKind, SandboxId,
+    SandboxSpec, Serial, Settings, Spec, StartFailure, StartPhases, StreamId, Target, Time,
     control::{Config, Control, Effect, Event, Outcome},
     frame::{
         Capacity, DataPlaneHello, Demand, FromDataPlane, FromWorker, Hello, Incarnation, PROTOCOL,
@@ -67,20 +66,7 @@ pub struct Big {
 
 fn spec() -> Arc<Spec> {
     Arc::new(Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Process,
-            command: vec!["x".to_owned()],
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Process, vec!["x".to_owned()]),
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(128) },
         env: BTreeMap::new(),
         concurrency: 1,

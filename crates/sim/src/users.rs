@@ -7,8 +7,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Auth, Bytes, Duty, Epoch, FunctionName, Isolation, KeepAlive, Listen, MilliCpu, Protocol,
-    RequestId, Resources, RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
+    Auth, Bytes, Duty, Epoch, FunctionName, Isolation, KeepAlive, MilliCpu, RequestId, Resources,
+    RevisionId, RuntimeKind, SandboxSpec, Settings, Spec,
     control::{Answer, Call, Event, Refusal},
 };
 
@@ -132,18 +132,8 @@ impl World {
         let concurrency = [1, 1, 1, 3, 10, 0].get(self.random.below(6)).copied().unwrap_or(1);
         Arc::new(Spec {
             sandbox: SandboxSpec {
-                runtime: RuntimeKind::Process,
-                command: vec!["x".to_owned()],
-                image: None,
-                component: None,
-                pull: dirigent_core::Pull::default(),
-                read_only: false,
-                handler: None,
-                port: None,
-                protocol: Protocol::Http1,
                 isolation: Some(Isolation::Basic),
-                listen: Listen::Port,
-                network: None,
+                ..SandboxSpec::new(RuntimeKind::Process, vec!["x".to_owned()])
             },
             resources: self.resources(),
             env,

@@ -5,28 +5,18 @@ use std::{io, path::Path, sync::atomic::AtomicBool, time::Duration};
 use ::redb::{StorageBackend, backends::FileBackend};
 use dirigent_core::{
     Access, ApiToken, ApiTokens, Bytes, DataPlaneId, DataPlaneRecord, Digest, Epoch, FunctionId,
-    FunctionName, FunctionRecord, Listen, MilliCpu, Protocol, Resources, RevisionRecord,
-    RevisionState, RuntimeKind, SandboxSpec, Spec, Target, WorkerId, WorkerRecord,
+    FunctionName, FunctionRecord, MilliCpu, Resources, RevisionRecord, RevisionState, RuntimeKind,
+    SandboxSpec, Spec, Target, WorkerId, WorkerRecord,
 };
 
 use super::*;
 
 pub(crate) fn function(counter: u64) -> FunctionRecord {
     let spec = Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Process,
-            command: vec!["dirigent".to_owned(), "example".to_owned(), "hello".to_owned()],
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(
+            RuntimeKind::Process,
+            vec!["dirigent".to_owned(), "example".to_owned(), "hello".to_owned()],
+        ),
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(16) },
         env: [("MODE".to_owned(), "fast".to_owned())].into(),
         concurrency: 1,

@@ -300,20 +300,7 @@ fn deploy(name: &str, spec: &Spec, settings: &Settings, check: bool) -> Call {
 
 fn spec(word: &str, concurrency: u32) -> Spec {
     Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Fake,
-            command: vec![word.to_owned()],
-            image: None,
-            component: None,
-            pull: crate::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: crate::Protocol::Http1,
-            isolation: None,
-            listen: crate::Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Fake, vec![word.to_owned()]),
         resources: Resources::default(),
         env: BTreeMap::new(),
         concurrency,

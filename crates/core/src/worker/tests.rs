@@ -2,8 +2,8 @@ use std::{collections::BTreeMap as Map, net::Ipv4Addr, sync::Arc};
 
 use super::*;
 use crate::{
-    Bytes, FunctionId, Isolation, Listen, MilliCpu, Protocol, Resources, RevisionId, RuntimeKind,
-    SandboxSpec, Spec, WorkerId,
+    Bytes, FunctionId, Isolation, MilliCpu, Resources, RevisionId, RuntimeKind, SandboxSpec, Spec,
+    WorkerId,
     frame::{Incarnation, SandboxReport},
 };
 
@@ -72,20 +72,7 @@ fn order(n: u64) -> StartSandbox {
         revision: RevisionId { function: FUNCTION, number: 1 },
         name: "f".parse().unwrap(),
         spec: Arc::new(Spec {
-            sandbox: SandboxSpec {
-                runtime: RuntimeKind::Process,
-                command: vec!["/bin/true".to_owned()],
-                image: None,
-                component: None,
-                pull: crate::Pull::default(),
-                read_only: false,
-                handler: None,
-                port: None,
-                protocol: Protocol::Http1,
-                isolation: None,
-                listen: Listen::Port,
-                network: None,
-            },
+            sandbox: SandboxSpec::new(RuntimeKind::Process, vec!["/bin/true".to_owned()]),
             resources: Resources::default(),
             env: Map::new(),
             concurrency: 1,

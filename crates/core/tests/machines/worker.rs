@@ -8,9 +8,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, Bytes, Cause, ClusterId, Digest, Epoch, Fault, FunctionId, Isolation, Listen,
-    MilliCpu, Protocol, Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec,
-    StartFailure, Time, WorkerId,
+    Address, Bytes, Cause, ClusterId, Digest, Epoch, Fault, FunctionId, Isolation, MilliCpu,
+    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure, Time, WorkerId,
     frame::{
         Capacity, FromWorker, Hello, Incarnation, SandboxReport, StartSandbox, ToWorker, Welcome,
     },
@@ -130,20 +129,7 @@ fn order(sandbox: SandboxId, mib: u64, artifact: Option<u8>) -> StartSandbox {
         revision: RevisionId { function: FunctionId::new(Epoch(1), 1), number: 1 },
         name: "f".parse().unwrap(),
         spec: Arc::new(Spec {
-            sandbox: SandboxSpec {
-                runtime: RuntimeKind::Process,
-                command: vec!["x".to_owned()],
-                image: None,
-                component: None,
-                pull: dirigent_core::Pull::default(),
-                read_only: false,
-                handler: None,
-                port: None,
-                protocol: Protocol::Http1,
-                isolation: None,
-                listen: Listen::Port,
-                network: None,
-            },
+            sandbox: SandboxSpec::new(RuntimeKind::Process, vec!["x".to_owned()]),
             resources: Resources { cpu: MilliCpu(10), memory: Bytes::mib(mib) },
             env: BTreeMap::new(),
             concurrency: 1,

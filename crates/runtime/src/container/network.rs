@@ -238,25 +238,15 @@ impl Network {
 
 #[cfg(test)]
 mod tests {
-    use dirigent_core::{Listen, Outbound, Protocol, Pull};
+    use dirigent_core::Outbound;
 
     use super::*;
 
     fn gives(least: Isolation, change: impl FnOnce(&mut SandboxSpec)) -> Result<bool, Fault> {
         let offer = Offer { spaces: None, least, address: Ipv4Addr::LOCALHOST };
         let mut spec = SandboxSpec {
-            runtime: RuntimeKind::Container,
-            command: Vec::new(),
             image: Some("docker-archive:x.tar".to_owned()),
-            pull: Pull::Missing,
-            read_only: false,
-            handler: None,
-            component: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
+            ..SandboxSpec::new(RuntimeKind::Container, Vec::new())
         };
         change(&mut spec);
         offer.gives_own(&spec).map_err(|failure| failure.fault)

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use dirigent_core::{
-    Bytes, Cause, Epoch, Fault, FunctionId, FunctionName, Protocol, Resources, RevisionId,
-    SandboxSpec, Spec, StartFailure,
+    Bytes, Cause, Epoch, Fault, FunctionId, FunctionName, Resources, RevisionId, SandboxSpec, Spec,
+    StartFailure,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,20 +15,7 @@ use super::*;
 
 fn create(n: u64, concurrency: u32, env: &[(&str, &str)]) -> CreateSandbox {
     let spec = Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Fake,
-            command: vec!["fake".into()],
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: dirigent_core::Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Fake, vec!["fake".into()]),
         resources: Resources::default(),
         env: env
             .iter()

@@ -14,8 +14,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, Bytes, Cause, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
-    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
+    Address, Bytes, Cause, Epoch, FunctionId, FunctionName, Isolation, MilliCpu, Resources,
+    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
     frame::{LogLine, LogQuery, StartSandbox},
     worker::CreateSandbox,
 };
@@ -215,18 +215,11 @@ pub(crate) fn create(command: &[&str], isolation: Option<Isolation>) -> CreateSa
             name: FunctionName::new("default", "hello").expect("a name"),
             spec: Arc::new(Spec {
                 sandbox: SandboxSpec {
-                    runtime: RuntimeKind::Process,
-                    command: command.iter().map(|&word| word.to_owned()).collect(),
-                    image: None,
-                    component: None,
-                    pull: dirigent_core::Pull::default(),
-                    read_only: false,
-                    handler: None,
-                    port: None,
-                    protocol: Protocol::Http1,
                     isolation,
-                    listen: Listen::Port,
-                    network: None,
+                    ..SandboxSpec::new(
+                        RuntimeKind::Process,
+                        command.iter().map(|&word| word.to_owned()).collect(),
+                    )
                 },
                 resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
                 env: BTreeMap::new(),

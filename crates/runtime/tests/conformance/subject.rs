@@ -14,8 +14,8 @@ use std::{
 #[cfg(feature = "containerd")]
 use crate::{daemon, images};
 use dirigent_core::{
-    Address, Bytes, Digest, Epoch, FunctionId, FunctionName, Isolation, Listen, MilliCpu, Protocol,
-    Resources, RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
+    Address, Bytes, Digest, Epoch, FunctionId, FunctionName, Isolation, MilliCpu, Resources,
+    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure,
     frame::{LogQuery, StartSandbox},
     worker::CreateSandbox,
 };
@@ -278,21 +278,11 @@ impl Harness {
         static SANDBOXES: AtomicU64 = AtomicU64::new(1);
         let spec = Spec {
             sandbox: SandboxSpec {
-                runtime: self.subject.kind(),
-                command: self.command(),
-                image: None,
-                component: None,
-                pull: dirigent_core::Pull::default(),
-                read_only: false,
-                handler: None,
-                port: None,
-                protocol: Protocol::Http1,
                 isolation: match self.subject {
                     Subject::Process(isolation) => Some(isolation),
                     _ => None,
                 },
-                listen: Listen::Port,
-                network: None,
+                ..SandboxSpec::new(self.subject.kind(), self.command())
             },
             resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(64) },
             env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),

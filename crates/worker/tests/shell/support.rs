@@ -11,8 +11,8 @@ use std::{
 };
 
 use dirigent_core::{
-    Address, ClusterId, Digest, Epoch, FunctionId, FunctionName, Listen, Protocol, Resources,
-    RevisionId, RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure, WorkerId,
+    Address, ClusterId, Digest, Epoch, FunctionId, FunctionName, Resources, RevisionId,
+    RuntimeKind, SandboxId, SandboxSpec, Spec, StartFailure, WorkerId,
     frame::{
         FromWorker, FromWorkerBulk, LogLine, StartSandbox, ToWorker, ToWorkerBulk, Welcome,
         WorkerHello,
@@ -247,20 +247,7 @@ pub(crate) fn digest(bytes: &[u8]) -> Digest {
 
 fn spec(env: &[(&str, &str)], artifact: Option<Digest>) -> Spec {
     Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Fake,
-            command: vec!["fake".to_owned()],
-            image: None,
-            component: None,
-            pull: dirigent_core::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Fake, vec!["fake".to_owned()]),
         resources: Resources::default(),
         env: env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         concurrency: 1,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    ClusterId, Epoch, Listen, Protocol, RuntimeKind, SandboxSpec,
+    ClusterId, Epoch, RuntimeKind, SandboxSpec,
     control::Outcome,
     frame::{Capacity, Hello, Incarnation, Load, StartSandbox, Welcome, WorkerHello},
 };
@@ -28,20 +28,7 @@ pub(super) fn function(n: u64) -> FunctionId {
 
 pub(super) fn spec(memory: u64) -> Spec {
     Spec {
-        sandbox: SandboxSpec {
-            runtime: RuntimeKind::Process,
-            command: vec!["serve".to_owned()],
-            image: None,
-            component: None,
-            pull: crate::Pull::default(),
-            read_only: false,
-            handler: None,
-            port: None,
-            protocol: Protocol::Http1,
-            isolation: None,
-            listen: Listen::Port,
-            network: None,
-        },
+        sandbox: SandboxSpec::new(RuntimeKind::Process, vec!["serve".to_owned()]),
         resources: Resources { cpu: MilliCpu(100), memory: Bytes::mib(memory) },
         env: BTreeMap::new(),
         concurrency: 1,
