@@ -131,7 +131,7 @@ impl Control {
                 revision.spec = self.specs.intern(&revision.spec);
             }
             self.cluster.artifacts.hold_all(&record);
-            let going = record.revisions.iter().any(|r| deploy::Rollout::is_going(r.state));
+            let going = record.revisions.iter().any(|r| r.state.is_going());
             if going || record.settings.min > 0 {
                 self.cluster.attention.insert(record.id);
             }

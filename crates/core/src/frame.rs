@@ -58,6 +58,14 @@ pub struct Hello {
     pub highest_epoch: Epoch,
 }
 
+impl Hello {
+    /// Whether the peer says that it has this feature.
+    #[must_use]
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|has| has == feature)
+    }
+}
+
 /// The answer to a `Hello`. The peer persists cluster and epoch before it obeys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {

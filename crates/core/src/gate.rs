@@ -173,9 +173,7 @@ impl Gate {
     /// The world says something.
     pub fn handle(&mut self, now: Time, event: Event) {
         self.advance(now);
-        let came = if let Event::Granted(grant) = &event
-            && self.learned.is_some()
-        {
+        let came = if let Event::Granted(grant) = &event {
             Some(grant.start.as_ref().map(StartPhases::again))
         } else {
             None

@@ -435,6 +435,14 @@ pub enum RevisionState {
     Failed,
 }
 
+impl RevisionState {
+    /// Whether it is on its way to be live.
+    #[must_use]
+    pub const fn is_going(self) -> bool {
+        matches!(self, Self::Pending | Self::Checking | Self::Ready)
+    }
+}
+
 /// A revision as recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevisionRecord {

@@ -303,9 +303,11 @@ impl Worker {
     /// Another one has the name. It may be this worker's last life, which ended and was not found lost
     /// yet. Who was in use before does not yield: the other one came later.
     fn taken(&mut self, now: Time) {
-        let Link::Greeting { .. } = self.link else { return };
+        if self.was_welcomed || !matches!(self.link, Link::Greeting { .. }) {
+            return;
+        }
         let since = *self.taken_since.get_or_insert(now);
-        if !self.was_welcomed && since + TAKEN_FOR <= now {
+        if since + TAKEN_FOR <= now {
             self.effects.push_back(Effect::GiveUp);
         }
     }
@@ -319,7 +321,6 @@ impl Worker {
             return;
         }
         self.was_welcomed = true;
-        self.taken_since = None;
         self.cluster = Some(welcome.cluster);
         self.highest_epoch = welcome.epoch;
         self.leaderless_since = None;

@@ -85,15 +85,12 @@ fn compare(bars: &mut Bars, few: &mut Big, many: &mut Big) {
         ratios.push(large.as_nanos() * 1000 / small.as_nanos().max(1));
         rates.push(u128::from(CALLS) * 1_000_000_000 / starts.as_nanos().max(1));
     }
-    ratios.sort_unstable();
-    rates.sort_unstable();
-    per_event.sort_unstable();
-    let event = per_event.get(per_event.len() / 2).copied().unwrap_or(0);
+    let event = median(&mut per_event).unwrap_or(0);
     println!(
         "     {event} ns of processor time per event among {MANY} functions (blocks {per_event:?})"
     );
-    let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or(u128::MAX);
-    let rate = rates.get(rates.len() / 2).copied().unwrap_or(0);
+    let ratio = median(&mut ratios).unwrap_or(u128::MAX);
+    let rate = median(&mut rates).unwrap_or(0);
     let text = format!(
         "one call among {MANY} functions costs {}.{:03} x one among {FEW} (blocks {:?}), at most 1.2",
         ratio / 1000,
@@ -177,4 +174,10 @@ fn fill(big: &mut Big, sandboxes: u64) -> u64 {
         big.demand(plane, function, [0, each, each]);
     }
     big.live() as u64
+}
+
+/// Sorts them, and gives the one in the middle.
+fn median(all: &mut [u128]) -> Option<u128> {
+    all.sort_unstable();
+    all.get(all.len() / 2).copied()
 }

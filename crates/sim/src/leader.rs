@@ -231,7 +231,7 @@ impl World {
                     let to = self.net.streams.get(&stream).map(|s| s.peer);
                     self.check_cordoned(control, to, &frame);
                     if let ToWorker::Welcome { .. } = frame {
-                        self.lives(stream, true);
+                        self.welcomed(stream);
                     }
                     self.send(stream, false, Packet::ToWorker(frame));
                 }
@@ -305,7 +305,7 @@ impl World {
                 if let FromWorker::SandboxGone { sandbox, .. } = frame {
                     self.gone_planted(control, sandbox);
                 }
-                self.lives(stream, false);
+                self.heard(stream);
                 Event::WorkerSaid { stream, frame }
             }
             Packet::Closed => return self.close_end(stream, true),

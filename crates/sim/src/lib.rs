@@ -36,5 +36,5 @@ pub use faults::FAULTS;
 pub use invariants::Violation;
 pub use plant::Plant;
 pub use replay::{Followed, replay};
-pub use run::{Options, Report, run};
+pub use run::{Options, Report, Totals, run};
 pub use world::Counts;

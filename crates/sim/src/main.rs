@@ -6,7 +6,6 @@
 mod bars;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -14,7 +13,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use dirigent_sim::{
-    FAULTS, Followed, Options, Report, invariants,
+    Followed, Options, Report, Totals,
     lab::command::{PolicyArgs, measure, text},
     replay, run,
 };
@@ -130,35 +129,22 @@ fn many(first: u64, seeds: u64) -> ExitCode {
     });
     let mut failed = 0;
     let (mut steps, mut calls) = (0, 0);
-    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut premises: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut met: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut totals = Totals::default();
     for (seed, report) in &reports {
         steps += report.counts.steps;
         calls += report.counts.calls;
-        for (kind, count) in &report.counts.faults {
-            *faults.entry(kind).or_default() += count;
-        }
-        for (name, count) in &report.premises {
-            *premises.entry(name).or_default() += count;
-        }
-        for (what, count) in report.counts.met() {
-            *met.entry(what).or_default() += count;
-        }
+        totals.add(report);
         if let Some(complaint) = report.complaint(*seed) {
             println!("{complaint}");
             failed += 1;
         }
     }
+    let Totals { faults, premises, met } = &totals;
     println!("faults: {faults:?}\npremises: {premises:?}\nmet: {met:?}");
-    let untested: Vec<&str> =
-        invariants::NAMES.into_iter().filter(|name| !premises.contains_key(name)).collect();
+    let (untested, unmet) = (totals.untested(), totals.unmet());
     if !untested.is_empty() {
         println!("never put to the test: {untested:?}");
     }
-    let mut unmet: Vec<&str> =
-        FAULTS.into_iter().filter(|kind| !faults.contains_key(kind)).collect();
-    unmet.extend(met.into_iter().filter(|(_, count)| *count == 0).map(|(what, _)| what));
     if !unmet.is_empty() {
         println!("never met: {unmet:?}");
     }

@@ -387,4 +387,10 @@ impl World {
         let name = self.controls.get(control)?.leads.as_ref()?.data_plane(id)?;
         name.strip_prefix("plane")?.parse().ok()
     }
+
+    /// The worker that is recorded by this name.
+    pub(crate) fn worker_named(&self, name: &str) -> Option<usize> {
+        let worker = name.strip_prefix("worker")?.parse().ok()?;
+        (worker < self.workers.len()).then_some(worker)
+    }
 }

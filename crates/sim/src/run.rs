@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    invariants::Violation,
+    faults::FAULTS,
+    invariants::{NAMES, Violation},
     plant::Plant,
     world::{Counts, World},
 };
@@ -59,6 +60,47 @@ pub fn run(options: Options) -> Report {
         violation: panicked.or_else(|| world.witness.violation.take()),
         log: world.trace.log.take(),
         counts: world.counts,
+    }
+}
+
+/// What many runs met together.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// How often the premise of each invariant was met.
+    pub premises: BTreeMap<&'static str, u64>,
+    /// What else is to happen in some run.
+    pub met: BTreeMap<&'static str, u64>,
+}
+
+impl Totals {
+    /// One more run.
+    pub fn add(&mut self, report: &Report) {
+        let met = report.counts.met();
+        for (all, one) in [
+            (&mut self.faults, &report.counts.faults),
+            (&mut self.premises, &report.premises),
+            (&mut self.met, &met.into_iter().collect()),
+        ] {
+            for (name, count) in one {
+                *all.entry(*name).or_default() += count;
+            }
+        }
+    }
+
+    /// Invariants that no run put to the test.
+    #[must_use]
+    pub fn untested(&self) -> Vec<&'static str> {
+        NAMES.into_iter().filter(|name| !self.premises.contains_key(name)).collect()
+    }
+
+    /// Faults and other things that no run met.
+    #[must_use]
+    pub fn unmet(&self) -> Vec<&'static str> {
+        let faults = FAULTS.into_iter().filter(|kind| !self.faults.contains_key(kind));
+        let others = self.met.iter().filter(|(_, count)| **count == 0).map(|(what, _)| *what);
+        faults.chain(others).collect()
     }
 }
 

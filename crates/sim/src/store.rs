@@ -286,9 +286,7 @@ impl World {
             above.next(random)
         };
         self.store.state.seat = Seat { epoch, holder: control as u64, beat: 0 };
-        self.store.state.terms.push(epoch);
-        let forgotten = self.store.state.terms.len().saturating_sub(Records::TERMS);
-        self.store.state.terms.drain(..forgotten);
+        Records::enter(&mut self.store.state.terms, epoch);
         self.counts.terms += 1;
         self.epoch_given(epoch);
     }

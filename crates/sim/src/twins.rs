@@ -43,13 +43,18 @@ impl World {
         Some("two workers of one name")
     }
 
-    /// A worker was heard, or is welcome: from then on its name is its own.
-    pub(crate) fn lives(&mut self, stream: StreamId, is_welcome: bool) {
+    /// A worker is welcome: from then on its name is its own.
+    pub(crate) fn welcomed(&mut self, stream: StreamId) {
         let now = self.now;
-        if let Some(s) = self.net.streams.get_mut(&stream)
-            && (is_welcome || s.heard.is_some())
-        {
+        if let Some(s) = self.net.streams.get_mut(&stream) {
             s.heard = Some(now);
+        }
+    }
+
+    /// A worker was heard.
+    pub(crate) fn heard(&mut self, stream: StreamId) {
+        if self.net.streams.get(&stream).is_some_and(|s| s.heard.is_some()) {
+            self.welcomed(stream);
         }
     }
 

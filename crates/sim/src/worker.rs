@@ -145,9 +145,7 @@ impl WorkerHost {
     pub(crate) fn capacity(&self) -> Capacity {
         config(self.offers, self.few_ports).capacity
     }
-}
 
-impl WorkerHost {
     /// Bytes, thousandths of processors and places that its sandboxes reserve.
     pub(crate) fn reserved(&self) -> (u64, u64, u64) {
         let all = || self.sandboxes.values();

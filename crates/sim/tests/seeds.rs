@@ -2,12 +2,9 @@
 
 #![cfg(test)]
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use dirigent_sim::{Options, Report, invariants, run};
+use dirigent_sim::{Options, Report, Totals, run};
 
 const SEEDS: u64 = 200;
 
@@ -48,28 +45,10 @@ fn every_invariant_holds_in_200_clusters_and_each_was_put_to_the_test() {
     assert!(sum(|r| r.counts.removals) >= SEEDS / 4, "{}", sum(|r| r.counts.removals));
     assert!(sum(|r| r.counts.departures) >= SEEDS / 2, "{}", sum(|r| r.counts.departures));
 
-    let (mut faults, mut premises) = (BTreeMap::new(), BTreeMap::new());
-    let mut met = BTreeMap::new();
-    for (_, report) in &reports {
-        for (kind, count) in &report.counts.faults {
-            *faults.entry(*kind).or_insert(0) += count;
-        }
-        for (what, count) in report.counts.met() {
-            *met.entry(what).or_insert(0) += count;
-        }
-        for (name, count) in &report.premises {
-            *premises.entry(*name).or_insert(0) += count;
-        }
-    }
-    for kind in dirigent_sim::FAULTS {
-        assert!(faults.contains_key(kind), "no seed met the fault `{kind}`");
-    }
-    for (what, count) in met {
-        assert!(count > 0, "no seed met `{what}`");
-    }
-    for name in invariants::NAMES {
-        assert!(premises.contains_key(name), "no seed put `{name}` to the test");
-    }
+    let mut totals = Totals::default();
+    reports.iter().for_each(|(_, report)| totals.add(report));
+    assert!(totals.unmet().is_empty(), "no seed met {:?}", totals.unmet());
+    assert!(totals.untested().is_empty(), "no seed put to the test {:?}", totals.untested());
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::{collections::VecDeque, sync::Arc};
 use crate::{
     FunctionId, FunctionName, FunctionRecord, RequestId, RevisionId, RevisionState, Settings, Spec,
     control::{
-        Answer, Call, Control, Refusal, cluster::MAX_WAITERS, deploy::Rollout, function::Function,
-        record::Op, tokens::Change,
+        Answer, Call, Control, Refusal, cluster::MAX_WAITERS, function::Function, record::Op,
+        tokens::Change,
     },
 };
 
@@ -177,7 +177,7 @@ impl Control {
         let known = function.revision(number).map(|r| (r.state, r.failure.clone()));
         let (state, failure) = known.unwrap_or((RevisionState::Retired, None));
         let deleted = function.active.as_ref().is_some_and(|active| active.deleted);
-        if deleted || (!function.is_rolling_out(number) && !Rollout::is_going(state)) {
+        if deleted || (!function.is_rolling_out(number) && !state.is_going()) {
             return settled(state, failure);
         }
         if self.cluster.waiters.len() >= MAX_WAITERS as usize {

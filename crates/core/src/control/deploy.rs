@@ -55,13 +55,6 @@ pub(crate) enum Phase {
     Applying { version: u64, missing: BTreeSet<DataPlaneId>, until: Time },
 }
 
-impl Rollout {
-    /// Whether a recorded revision is on its way to be live.
-    pub(crate) const fn is_going(state: RevisionState) -> bool {
-        matches!(state, RevisionState::Pending | RevisionState::Checking | RevisionState::Ready)
-    }
-}
-
 impl Function {
     pub(crate) fn is_rolling_out(&self, number: u32) -> bool {
         self.active
@@ -95,7 +88,7 @@ impl Function {
         let Some(rollout) = self.active.as_deref().and_then(|a| a.rollout.as_ref()) else { return };
         let number = rollout.number;
         let state = self.revision(number).map(|r| r.state);
-        let goes_on = state.is_some_and(Rollout::is_going) || self.is_target(number);
+        let goes_on = state.is_some_and(RevisionState::is_going) || self.is_target(number);
         if !goes_on {
             self.settle_revision(c, number, None);
         }

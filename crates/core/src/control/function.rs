@@ -504,7 +504,7 @@ impl Function {
             let held: u32 = active.sandboxes.values().map(|s| s.held_by(data_plane)).sum();
             assert_eq!(held, level.books, "{data_plane} at {}", self.record.name);
         }
-        let going = self.record.revisions.iter().filter(|r| Rollout::is_going(r.state)).count();
+        let going = self.record.revisions.iter().filter(|r| r.state.is_going()).count();
         assert!(going <= 1, "{} has {going} deploys going on", self.record.name);
     }
 }

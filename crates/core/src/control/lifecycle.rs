@@ -9,7 +9,6 @@ use crate::{
     control::{
         Measure,
         cluster::Cluster,
-        deploy::Rollout,
         fleet::Want,
         function::{Failure, Function},
         sandbox::{Reason, Sandbox, Stage},
@@ -391,7 +390,7 @@ impl Function {
             return;
         }
         if let Some(going) =
-            self.record.revisions.iter().find(|r| Rollout::is_going(r.state)).map(|r| r.number)
+            self.record.revisions.iter().find(|r| r.state.is_going()).map(|r| r.number)
             && !self.is_deleted()
             && !self.active.as_ref().is_some_and(|a| a.rollout.is_some() || a.writing.is_some())
         {

@@ -61,11 +61,10 @@ impl Function {
             })
         };
         let (serving, idle): (Vec<_>, Vec<_>) = leaving.into_iter().partition(serves);
-        let is_none_idle = idle.is_empty();
-        for sandbox in idle {
-            self.recall(c, sandbox);
-        }
-        if !is_none_idle {
+        if !idle.is_empty() {
+            for sandbox in idle {
+                self.recall(c, sandbox);
+            }
             // One by which a deploy is checked may be among them.
             self.roll_out(c);
         }

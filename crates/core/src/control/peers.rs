@@ -203,8 +203,8 @@ impl Peers {
         peer.serial = 0;
         peer.heard = true;
         peer.incarnation = hello.incarnation.clone();
-        peer.checks_tokens = hello.features.iter().any(|feature| feature == CHECKS_TOKENS);
-        peer.takes_orders = hello.features.iter().any(|feature| feature == DUTY);
+        peer.checks_tokens = hello.has(CHECKS_TOKENS);
+        peer.takes_orders = hello.has(DUTY);
         let before = peer.stream.replace(stream).filter(|before| *before != stream);
         if let Some(before) = before {
             self.lines.remove(&before);

@@ -14,7 +14,6 @@ use crate::{
     control::{
         Answer, Effect, Outcome, REWRITE, Refusal,
         cluster::{Author, Cluster},
-        deploy::Rollout,
         function::Function,
         timers::Timer,
     },
@@ -271,7 +270,7 @@ impl Function {
         if switched {
             self.switched(c);
         }
-        let going = self.record.revisions.iter().any(|r| Rollout::is_going(r.state));
+        let going = self.record.revisions.iter().any(|r| r.state.is_going());
         if going && self.active.as_ref().is_some_and(|active| active.rollout.is_none()) {
             // An earlier leader began it, and it was not taken up yet.
             c.look_at(self.id());
@@ -311,7 +310,7 @@ impl Function {
             Op::Fail { number, failure } => {
                 let mut record = FunctionRecord::clone(&self.record);
                 let revision = record.revisions.iter_mut().find(|r| r.number == *number);
-                let Some(revision) = revision.filter(|r| Rollout::is_going(r.state)) else {
+                let Some(revision) = revision.filter(|r| r.state.is_going()) else {
                     return Plan::Void;
                 };
                 revision.state = RevisionState::Failed;
@@ -331,7 +330,7 @@ impl Function {
         wall_ms: u64,
     ) -> Plan {
         let revisions = &self.record.revisions;
-        let going = revisions.iter().find(|r| Rollout::is_going(r.state));
+        let going = revisions.iter().find(|r| r.state.is_going());
         let live = self.record.targets.first().and_then(|t| self.revision(t.revision));
         let same = |r: &&RevisionRecord| &r.spec == spec;
         let mut record = FunctionRecord::clone(&self.record);
@@ -385,7 +384,7 @@ impl Function {
                 number
             }
         };
-        let going = record.revisions.iter().any(|r| Rollout::is_going(r.state));
+        let going = record.revisions.iter().any(|r| r.state.is_going());
         if going && !record.targets.is_empty() {
             record.next = (&record.settings != settings).then(|| Arc::clone(settings));
         } else {
@@ -415,7 +414,7 @@ impl Function {
             let name = self.record.name.clone();
             return Plan::Done(Err(Refusal::NoRevision { name, number }));
         }
-        let going = self.record.revisions.iter().find(|r| Rollout::is_going(r.state));
+        let going = self.record.revisions.iter().find(|r| r.state.is_going());
         if going.map_or(live, |going| Some(going.number)) == Some(number) {
             return Plan::Done(Ok(self.answer(number, false)));
         }
@@ -467,7 +466,7 @@ fn make_live(record: &mut FunctionRecord, number: u32) -> bool {
     }
     for revision in &mut record.revisions {
         if revision.number == number {
-            if Rollout::is_going(revision.state)
+            if revision.state.is_going()
                 && let Some(settings) = record.next.take()
             {
                 record.settings = settings;
@@ -487,7 +486,7 @@ fn make_live(record: &mut FunctionRecord, number: u32) -> bool {
 /// A deploy that is going on is given up.
 fn retire_going(record: &mut FunctionRecord) {
     record.next = None;
-    for revision in record.revisions.iter_mut().filter(|r| Rollout::is_going(r.state)) {
+    for revision in record.revisions.iter_mut().filter(|r| r.state.is_going()) {
         revision.state = RevisionState::Retired;
     }
 }

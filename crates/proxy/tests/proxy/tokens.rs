@@ -57,7 +57,7 @@ async fn only_who_shows_a_token_that_may_call_is_let_in_and_the_function_does_no
     let rig = Rig::start().await;
     let backend = Backend::answering(|head, body| format!("{head}{}", body.len())).await;
     rig.saw("what it can do", |frame| match frame {
-        FromDataPlane::Hello(hello) => hello.hello.features.iter().any(|it| it == CHECKS_TOKENS),
+        FromDataPlane::Hello(hello) => hello.hello.has(CHECKS_TOKENS),
         _ => false,
     })
     .await;

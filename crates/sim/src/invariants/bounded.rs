@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dirigent_core::{FunctionId, control::Control};
+use dirigent_core::FunctionId;
 
 use crate::{plane::Known, users::NAMES, world::World};
 
@@ -81,7 +81,8 @@ impl World {
         let peers = self.planes.len() + self.workers.len();
         let recorded = self.store.state.functions.len();
         // What runs on a worker that left stays with whoever holds slots of it and never tries.
-        let lost = lost(machine);
+        let booked = machine.booked();
+        let lost = booked.iter().filter(|b| b.lost && !b.holders.is_empty()).count();
         let holds = remembered.sandboxes <= running + lost
             && remembered.functions == recorded
             && remembered.names == recorded
@@ -95,7 +96,6 @@ impl World {
             && queues <= 4 * peers
             && self.net.streams.len() <= peers;
         let (agenda, streams) = (self.agenda.len(), self.net.streams.len());
-        let booked = machine.booked();
         self.hold(NAME, holds && agenda < 1000, |_| {
             format!(
                 "{recorded} functions, {running} sandboxes, {lost} lost, {peers} peers; {remembered:?}, \
@@ -103,8 +103,4 @@ impl World {
             )
         });
     }
-}
-
-fn lost(machine: &Control) -> usize {
-    machine.booked().iter().filter(|b| b.lost && !b.holders.is_empty()).count()
 }

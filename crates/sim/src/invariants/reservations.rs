@@ -11,16 +11,12 @@ impl World {
             return self.hold(NAME, false, |_| "nobody leads".to_owned());
         };
         for summary in machine.workers() {
-            let at = self
-                .workers
-                .iter()
-                .enumerate()
-                .find(|(n, _)| *summary.name == *format!("{:?}", Host::Worker(*n)));
+            let at = self.worker_named(&summary.name);
             // Who left is not asked, and what it had is of no use.
-            if at.is_some_and(|(n, _)| self.left.contains(&Host::Worker(n))) {
+            if at.is_some_and(|n| self.left.contains(&Host::Worker(n))) {
                 continue;
             }
-            let truth = at.map_or((0, 0, 0), |(_, w)| w.reserved());
+            let truth = at.and_then(|n| self.workers.get(n)).map_or((0, 0, 0), |w| w.reserved());
             let (memory, cpu) = (summary.memory.0.0, u64::from(summary.cpu.0.0));
             let booked = (memory, cpu, u64::from(summary.sandboxes));
             self.hold(NAME, booked == truth, |_| {

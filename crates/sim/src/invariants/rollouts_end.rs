@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dirigent_core::{RevisionId, RevisionState};
+use dirigent_core::RevisionId;
 
 use crate::world::World;
 
@@ -29,11 +29,7 @@ impl World {
         let mut rolling = BTreeMap::new();
         for record in self.store.state.functions.values() {
             for revision in &record.revisions {
-                let going = matches!(
-                    revision.state,
-                    RevisionState::Pending | RevisionState::Checking | RevisionState::Ready
-                );
-                if going {
+                if revision.state.is_going() {
                     let revision = RevisionId { function: record.id, number: revision.number };
                     let since = before.get(&revision).copied().unwrap_or(now);
                     rolling.insert(revision, since.max(self.operators.led_since.after(RECOVERED)));

@@ -180,9 +180,4 @@ impl World {
         let stream = self.net.streams.get(&self.stream_of(host)?)?;
         (stream.control_open && stream.peer_open).then_some(stream.control)
     }
-
-    fn worker_named(&self, name: &str) -> Option<usize> {
-        let n = name.strip_prefix("worker")?.parse().ok()?;
-        self.is_up(Host::Worker(n)).then_some(n)
-    }
 }

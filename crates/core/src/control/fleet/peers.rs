@@ -18,8 +18,6 @@ const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 const LOST_AFTER: Duration = Duration::from_secs(3);
 /// A stream without `Hello` for this long is closed. Ours: long enough for any honest peer.
 const GREETING: Duration = Duration::from_secs(10);
-/// A worker's record that the store did not take is written again after this.
-pub(super) const REWRITE_AFTER: Duration = Duration::from_secs(1);
 /// A deadline that is looked at so much later than it was due tells of a stall of this leader, not
 /// of a worker: what workers said meanwhile lies unread, and their silence proves nothing. Ours:
 /// above any delay of a healthy host, below a missed beat or two.
@@ -157,7 +155,7 @@ impl Fleet {
         if worker.incarnation == hello.incarnation || !lives {
             return Ok(());
         }
-        if hello.features.iter().any(|feature| feature == TAKEN) {
+        if hello.has(TAKEN) {
             self.outputs.push_back(Output::Send { stream, frame: ToWorker::Taken });
         }
         Err(format!("another worker {name} is attached, and was heard just now"))

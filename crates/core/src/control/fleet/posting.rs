@@ -4,14 +4,13 @@ use std::{mem, sync::Arc};
 
 use super::{
     Fleet, Output, TOKEN_BIT,
-    peers::REWRITE_AFTER,
     waiting::Shape,
     worker::{Health, Worker},
 };
 use crate::{
     Duty, RequestId, Time, Whom, WorkerId, Write, WriteToken,
     control::{
-        Answer, Outcome, Refusal,
+        Answer, Outcome, REWRITE, Refusal,
         posting::{Settled, To},
     },
 };
@@ -69,10 +68,9 @@ impl Fleet {
 
     /// Writes a worker's record as it is wanted now; later, if a change of it is on its way.
     pub(super) fn record(&mut self, id: WorkerId) {
-        let now = self.now;
         let Some(worker) = self.workers.get(&id) else { return };
         if worker.posting.is_on_its_way() {
-            return self.write_again(now, id);
+            return self.write_again(id);
         }
         let write = match worker.posting.wanted() {
             Some(duty) => Write::PutWorker(worker.record.on(duty)),
@@ -121,19 +119,20 @@ impl Fleet {
                 if let Some(asker) = asker {
                     self.reply(asker, Err(Refusal::InDoubt));
                 }
-                self.write_again(now, id);
+                self.write_again(id);
             }
             Settled::Nothing if !matches!(outcome, Outcome::Ok { .. }) => {
-                self.write_again(now, id);
+                self.write_again(id);
             }
             Settled::Nothing => {}
         }
         true
     }
 
-    fn write_again(&mut self, now: Time, id: WorkerId) {
+    fn write_again(&mut self, id: WorkerId) {
+        let at = self.now.after(REWRITE);
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.rewrite = Some(now.after(REWRITE_AFTER));
+            worker.rewrite = Some(at);
         }
         self.rearm(id);
     }
