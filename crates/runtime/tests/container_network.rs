@@ -271,6 +271,17 @@ fn another(of: &CreateSandbox) -> CreateSandbox {
     another
 }
 
+/// Where one is made ahead, and the next start is by it.
+fn scales(rig: &mut Rig, image: Digest) -> CreateSandbox {
+    let create = order(image);
+    for create in [create.clone(), another(&create)] {
+        let (sandbox, _) = rig.serve(create);
+        rig.end(sandbox);
+    }
+    common::until("one is made ahead", || rig.left().tasks == 1);
+    another(&create)
+}
+
 #[test]
 fn one_that_scales_is_started_from_what_was_made_ahead() {
     let Some((mut rig, image)) = rig_ahead(1) else { return };
@@ -307,12 +318,7 @@ fn one_that_scales_is_started_from_what_was_made_ahead() {
 #[test]
 fn what_was_made_ahead_and_died_costs_no_start_and_goes_with_its_image() {
     let Some((mut rig, image)) = rig_ahead(1) else { return };
-    let create = order(image);
-    for create in [create.clone(), another(&create)] {
-        let (sandbox, _) = rig.serve(create);
-        rig.end(sandbox);
-    }
-    common::until("one is made ahead", || rig.left().tasks == 1);
+    let create = scales(&mut rig, image);
     for shim in rig.daemon.shims() {
         kill_process(shim, Signal::KILL).unwrap();
     }
@@ -324,4 +330,18 @@ fn what_was_made_ahead_and_died_costs_no_start_and_goes_with_its_image() {
         let left = rig.left();
         (left.tasks, left.networks, left.shims) == (0, 0, 0)
     });
+}
+
+#[test]
+fn a_start_by_what_was_made_ahead_is_told_to_have_failed_without_containerd() {
+    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let create = scales(&mut rig, image);
+    rig.daemon.kill();
+    let sandbox = create.order.sandbox;
+    rig.runtime.create(create);
+    let failure = rig.gone(sandbox);
+    assert!(matches!(failure.cause, Cause::CreateFailed { .. }), "{failure:?}");
+    assert_eq!(failure.fault, Fault::Worker);
+    rig.daemon.restart();
+    rig.nothing_left();
 }

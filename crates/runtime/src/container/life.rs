@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 use tokio::{
     io::unix::AsyncFd,
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -107,23 +107,33 @@ pub(super) async fn live(
     world: Rc<World>,
     create: CreateSandbox,
     task: Option<Task>,
-    mut claim: Option<Claim>,
+    claim: Option<Claim>,
     stops: watch::Receiver<Stop>,
 ) {
     let sandbox = create.order.sandbox;
     let place = world.place(sandbox);
-    let begun = match task {
-        Some(task) => begin_ahead(&world, &create, task, &mut claim).await,
-        None => None,
-    };
+    let mut begun = None;
+    if let Some(task) = task {
+        let spent = task.place.clone();
+        match begin_ahead(&world, &create, task).await {
+            Ok(running) => begun = Some(running),
+            Err(failure) => {
+                tracing::debug!(%sandbox, cause = %failure.cause, "not begun as it was made ahead");
+                // Where containerd cannot remove one it makes no other.
+                if timeout(PATIENCE, remove(&world, &spent)).await.is_err() {
+                    return bury(&world, &spent, sandbox, failure).await;
+                }
+            }
+        }
+    }
     let made = match begun {
         Some(running) => Ok(running),
-        None => make(&world, &create, &place, &mut claim, &stops).await,
+        None => make(&world, &create, &place, &stops).await,
     };
     match made {
         Ok(running) => {
             world.report(Event::Created { sandbox }).await;
-            serve(world, running, stops).await;
+            serve(world, Running { _claim: claim, ..running }, stops).await;
         }
         Err(failure) => {
             if matches!(failure.cause, Cause::ArtifactFailed { .. })
@@ -136,33 +146,16 @@ pub(super) async fn live(
     }
 }
 
-/// By a task that was made ahead; `None` if it cannot be started.
-async fn begin_ahead(
-    world: &World,
-    create: &CreateSandbox,
-    mut task: Task,
-    claim: &mut Option<Claim>,
-) -> Option<Running> {
-    let place = task.place.clone();
-    let begun = async {
-        let missing = |error: std::io::Error| {
-            failure(Cause::CreateFailed { message: error.to_string() }, Fault::Worker)
-        };
-        world.offer.expose(&mut task.network, create.port).await.map_err(missing)?;
-        // First: should this process die now, the next one must know whose it is.
-        let record = adopted(create, Some(task.network.reached_at.clone()));
-        place.record(&record).map_err(missing)?;
-        task.begin(world, create, claim).await
+/// By a task that was made ahead.
+async fn begin_ahead(world: &World, create: &CreateSandbox, mut task: Task) -> Made<Running> {
+    let missing = |error: std::io::Error| {
+        failure(Cause::CreateFailed { message: error.to_string() }, Fault::Worker)
     };
-    match begun.await {
-        Ok(running) => Some(running),
-        Err(failure) => {
-            let sandbox = create.order.sandbox;
-            tracing::debug!(%sandbox, cause = %failure.cause, "not begun as it was made ahead");
-            remove(world, &place).await;
-            None
-        }
-    }
+    world.offer.expose(&mut task.network, create.port).await.map_err(missing)?;
+    // First: should this process die now, the next one must know whose it is.
+    let record = adopted(create, Some(task.network.reached_at.clone()));
+    task.place.record(&record).map_err(missing)?;
+    task.begin(world, create).await
 }
 
 /// Looks between the calls whether it is still wanted: a call that is cut off may be carried out all
@@ -171,7 +164,6 @@ async fn make(
     world: &World,
     create: &CreateSandbox,
     place: &Place,
-    claim: &mut Option<Claim>,
     stops: &watch::Receiver<Stop>,
 ) -> Made<Running> {
     let wanted = || match *stops.borrow() {
@@ -183,7 +175,7 @@ async fn make(
     let record = adopted(create, Some(network.reached_at.clone()));
     let task = make_task(world, create, place.clone(), network, Some(&record)).await?;
     wanted()?;
-    task.begin(world, create, claim).await
+    task.begin(world, create).await
 }
 
 /// A task that waits to be started.
@@ -233,12 +225,7 @@ pub(super) async fn make_task(
 }
 
 impl Task {
-    async fn begin(
-        self,
-        world: &World,
-        create: &CreateSandbox,
-        claim: &mut Option<Claim>,
-    ) -> Made<Running> {
+    async fn begin(self, world: &World, create: &CreateSandbox) -> Made<Running> {
         let Self { place, network, pid, held, pipes: [stdout, stderr], stop_signal } = self;
         let (function, sandbox) = (create.order.revision.function, create.order.sandbox);
         let output = world.output(function, sandbox, stdout, stderr).map_err(|error| {
@@ -262,7 +249,7 @@ impl Task {
                 network,
                 listeners,
             }),
-            _claim: claim.take(),
+            _claim: None,
         })
     }
 }
@@ -415,7 +402,7 @@ impl Running {
 
 async fn end(world: &World, one: Running, verdict: Option<StartFailure>, stopped: bool) {
     let (sandbox, place, limit) = (one.sandbox, one.place.clone(), one.limit);
-    let known = tokio::time::timeout(PATIENCE, exit_status(&place)).await.ok().flatten();
+    let known = timeout(PATIENCE, exit_status(&place)).await.ok().flatten();
     let failure = match verdict {
         Some(verdict) => verdict,
         None => judge(known, stopped, place.out_of_memory(), limit),
