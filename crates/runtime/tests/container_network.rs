@@ -214,10 +214,7 @@ fn its_network_is_its_own_until_it_is_gone_whoever_restarts() {
     rig.nothing_left();
 }
 
-#[test]
-fn with_a_keeper_that_is_killed_go_those_whom_it_lent_networks() {
-    let Some((mut rig, image)) = rig() else { return };
-    let (sandbox, _) = rig.serve(order(image));
+fn kill_keeper(rig: &Rig) {
     let mark = format!("\"directory\":\"{}\"", rig.dir.path().join("pool").display());
     let mut killed = 0;
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -230,6 +227,13 @@ fn with_a_keeper_that_is_killed_go_those_whom_it_lent_networks() {
         }
     }
     assert!(killed > 0, "no keeper");
+}
+
+#[test]
+fn with_a_keeper_that_is_killed_go_those_whom_it_lent_networks() {
+    let Some((mut rig, image)) = rig() else { return };
+    let (sandbox, _) = rig.serve(order(image));
+    kill_keeper(&rig);
     let failure = rig.gone(sandbox);
     assert_eq!((failure.cause, failure.fault), (Cause::WorkerLost, Fault::Worker));
     rig.nothing_left();
@@ -344,4 +348,24 @@ fn a_start_by_what_was_made_ahead_is_told_to_have_failed_without_containerd() {
     assert_eq!(failure.fault, Fault::Worker);
     rig.daemon.restart();
     rig.nothing_left();
+}
+
+#[test]
+fn a_keeper_that_dies_while_one_is_started_takes_it_along() {
+    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let create = scales(&mut rig, image);
+    let (sandbox, port) = (create.order.sandbox, create.port);
+    let containerd = Pid::from_raw(rig.daemon.pid().try_into().unwrap()).unwrap();
+    kill_process(containerd, Signal::STOP).unwrap();
+    rig.runtime.create(create);
+    let is_exposed = || {
+        let lent = rig.processes.spaces().lent();
+        lent.iter().any(|lent| matches!(lent.reached_at, Address::Tcp(at) if at.port() == port))
+    };
+    common::until("only containerd is waited for", is_exposed);
+    kill_keeper(&rig);
+    common::until("another keeper is there", || !is_exposed());
+    kill_process(containerd, Signal::CONT).unwrap();
+    let failure = rig.gone(sandbox);
+    assert_eq!((failure.cause, failure.fault), (Cause::WorkerLost, Fault::Worker));
 }

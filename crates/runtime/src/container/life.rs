@@ -324,7 +324,8 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
     end(&world, one, verdict, signalled).await;
 }
 
-/// There is another keeper; never, if there is none.
+/// There may be another keeper than who lent a network, as at first: that one may have died since.
+/// Never, if there is none.
 async fn another(keepers: &mut Option<watch::Receiver<u64>>) {
     if let Some(changes) = keepers {
         if changes.changed().await.is_ok() {

@@ -149,11 +149,16 @@ impl Spaces {
         self.shared().is_ok_and(|shared| lock(&shared.spaces.lent).contains_key(&sandbox))
     }
 
-    /// Tells of another keeper than before: it may have lent less.
+    /// Tells of another keeper than before: it may have lent less. Tells at once, too: whoever has
+    /// a network asks [`Self::is_lent`], as its keeper may have died since it was lent.
     #[must_use]
     pub fn keepers(&self) -> watch::Receiver<u64> {
         match self.shared() {
-            Ok(shared) => shared.spaces.keepers.subscribe(),
+            Ok(shared) => {
+                let mut keepers = shared.spaces.keepers.subscribe();
+                keepers.mark_changed();
+                keepers
+            }
             Err(_gone) => watch::channel(0).1,
         }
     }

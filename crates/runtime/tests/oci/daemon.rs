@@ -131,6 +131,8 @@ impl Drop for Daemon {
         }
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             kill_process(pid, Signal::TERM).unwrap_or_default();
+            // One that a test has stopped hears nothing.
+            kill_process(pid, Signal::CONT).unwrap_or_default();
         }
         match self.child.wait() {
             Ok(_) => {}
