@@ -77,6 +77,8 @@ enum Alarm {
     Idle,
     /// Network rules are made anew.
     Rules,
+    /// Network rules are missing, perhaps.
+    Missing,
     /// Networks are made ahead.
     Fill,
     /// Networks that were given back are looked at.
@@ -336,7 +338,7 @@ impl Board {
                 Alarm::Sweep => self.sweep_groups(),
                 Alarm::Watch => self.watch(),
                 Alarm::Idle => self.look_idle(now),
-                Alarm::Rules => self.renew_rules(),
+                Alarm::Rules | Alarm::Missing => self.renew_rules(),
                 Alarm::Fill => self.fill_spaces(),
                 Alarm::Rest => self.look_at_resting(now),
                 Alarm::Renewed => self.look_at_renewal(),

@@ -219,13 +219,14 @@ impl Driver {
                 self.obey(order);
             }
             if readable && let Err(error) = self.hear() {
+                // In this order: who asks afterwards cannot be heard, who asked before is told.
+                self.shared.link.close();
+                self.shared.spaces.unanswered();
                 if self.shared.closing.load(Ordering::Acquire) {
                     return;
                 }
                 tracing::warn!(%error, "the keeper is gone");
-                self.shared.spaces.unanswered();
                 self.stream = None;
-                self.shared.link.close();
             }
             let now = Instant::now();
             if self.stream.is_none() {
@@ -509,13 +510,14 @@ impl Driver {
         let connected = link::connect(&self.shared.config.keeper_command, &self.options);
         let (kept, ended): (HashSet<SandboxId>, _) = match connected {
             Ok((stream, welcome)) => {
+                // First: who asks this keeper already must not be taken for one that asked another.
+                self.shared.spaces.found(welcome.lent);
+                *lock(&self.shared.abilities) = welcome.abilities;
                 if let Err(error) = self.shared.link.replace(&stream) {
                     return tracing::warn!(%error, "the keeper cannot be used");
                 }
                 self.inbox = Inbox::default();
                 self.stream = Some(stream);
-                self.shared.spaces.found(welcome.lent);
-                *lock(&self.shared.abilities) = welcome.abilities;
                 let kept = welcome.sandboxes.iter().map(|adopted| adopted.report.sandbox);
                 (kept.collect(), ends(welcome.ended))
             }

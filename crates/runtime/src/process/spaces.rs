@@ -15,8 +15,10 @@ use super::{Shared, lock};
 pub use crate::keeper::protocol::Lent;
 use crate::keeper::protocol::ToKeeper;
 
-/// How long a keeper that lives may take; it makes a network in a millisecond.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper that lives may take. It makes a network in a millisecond, unless the kernel takes
+/// down those of others meanwhile: that can hold it up for seconds. One that died is known by its
+/// connection, at once.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is lent and what is waited for.
 #[derive(Debug, Default)]

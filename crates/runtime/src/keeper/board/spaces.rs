@@ -42,6 +42,9 @@ const FILL_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How soon one that was given back is looked at: it has sockets until others have said goodbye.
 const REST: Duration = Duration::from_millis(5);
 
+/// More than a loan takes, unless something holds the kernel up.
+const LONG_LOAN: Duration = Duration::from_secs(1);
+
 /// How often, where that takes longer.
 const LONG_REST: Duration = Duration::from_millis(200);
 
@@ -118,7 +121,15 @@ impl Board {
         let lent = match self.networks.loans.get(&sandbox) {
             // Asked twice: the first answer was lost with the worker that asked.
             Some(loan) => Ok(loan.lent.clone()),
-            None => self.borrow(sandbox, outbound, (port, inside)).map_err(|e| e.to_string()),
+            None => {
+                let begun = Instant::now();
+                let lent = self.borrow(sandbox, outbound, (port, inside));
+                let took = begun.elapsed();
+                if took > LONG_LOAN {
+                    tracing::warn!(%sandbox, ?took, "the kernel was slow to give a network");
+                }
+                lent.map_err(|error| error.to_string())
+            }
         };
         self.tell(&FromKeeper::Lent { sandbox, lent });
     }
@@ -186,8 +197,9 @@ impl Board {
         let taken = pool.lend(outbound, exposed);
         self.schedule_once(FILL_AFTER, Alarm::Fill);
         if taken.is_err() {
-            // The rules are missing, perhaps: they are not waited for until the next look.
-            self.renew_rules();
+            // The rules are missing, perhaps: they are not waited for until the next look, nor is
+            // the answer kept waiting for them.
+            self.schedule_once(Duration::ZERO, Alarm::Missing);
         }
         taken
     }
