@@ -81,7 +81,7 @@ async fn all_workers(client: &Client) -> Result<Vec<WorkerSummary>> {
     }
 }
 
-async fn all_data_planes(client: &Client) -> Result<Vec<DataPlaneSummary>> {
+pub(super) async fn all_data_planes(client: &Client) -> Result<Vec<DataPlaneSummary>> {
     match client.ask(Method::GET, "/v1/data-planes").await? {
         Answer::DataPlanes(planes) => Ok(planes),
         other => Err(unexpected(&other)),

@@ -4,10 +4,10 @@
 use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -27,6 +27,7 @@ use crate::{
     commands::{
         describe::{ClusterStatus, WorkerOffer},
         path,
+        peers::all_data_planes,
     },
     config::PREFIX,
     fail::{Fail, Kind, OrFail as _, Result},
@@ -140,18 +141,16 @@ impl System {
 
     /// Memory resident now, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
-        resident(self.launched().child.id())
+        resident(self.launched().processes.first())
     }
 
     /// What each of its processes has used so far.
     pub(super) fn used(&self) -> Result<Vec<Used>> {
-        let launched = self.launched();
-        let others = launched.others.iter().map(|(part, child)| (*part, child.id()));
-        let used = |(part, pid)| {
-            let cpu = warm::cpu_of(pid).or_fail(Kind::Internal, || "processor time")?;
-            Ok(Used { part, cpu, resident: resident(pid)? })
+        let used = |(part, child): &(&'static str, Child)| {
+            let cpu = warm::cpu_of(child.id()).or_fail(Kind::Internal, || "processor time")?;
+            Ok(Used { part, cpu, resident: resident(child.id())? })
         };
-        std::iter::once((launched.part, launched.child.id())).chain(others).map(used).collect()
+        self.launched().processes.0.iter().map(used).collect()
     }
 
     /// From the start of the other processes until all workers and the data plane were attached.
@@ -210,20 +209,16 @@ impl System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        if let Some(launched) = &mut self.launched {
-            // Not stopped in order: the measurement panicked.
+        if let Some(Launched { mut processes, .. }) = self.launched.take() {
+            // Not stopped in order: the measurement panicked. Whom this does not reach is killed.
+            drop(processes.tell_to_end());
             let begun = Instant::now();
-            if launched.tell_to_end().is_ok() {
-                while begun.elapsed() < STOPS_WITHIN && launched.is_running() {
-                    std::thread::park_timeout(LOOK_EVERY);
-                }
+            while begun.elapsed() < STOPS_WITHIN && processes.is_running() {
+                std::thread::park_timeout(LOOK_EVERY);
             }
-            // Nothing where it has ended.
-            launched.children().for_each(|child| {
-                drop(child.kill());
-                drop(child.wait());
-            });
         }
+        // Nobody writes there any more.
+        self.etcd = None;
         drop(std::fs::remove_dir_all(&self.directory));
     }
 }
@@ -248,13 +243,62 @@ fn resident(pid: u32) -> Result<u64> {
     Ok(kib << 10)
 }
 
+/// The processes of a Dirigent, by what they are. The others hang on the first. None of them outlives
+/// the value.
+#[derive(Debug)]
+struct Processes(Vec<(&'static str, Child)>);
+
+impl Processes {
+    /// The id of the first one.
+    fn first(&self) -> u32 {
+        self.0.first().expect("it begins with one").1.id()
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.0.iter_mut().any(|(_, child)| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// One that has ended, if any has.
+    fn ended(&mut self) -> Result<Option<(&'static str, ExitStatus)>> {
+        for (part, child) in &mut self.0 {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some((*part, status)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Those that hang on the first one before it. All are told, also if one of them cannot be.
+    fn tell_to_end(&mut self) -> Result {
+        let tell = |(part, child): &mut (&'static str, Child)| {
+            // The id of one that has ended may be somebody else's.
+            if child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            let pid = rustix::process::Pid::from_child(child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .or_fail(Kind::Internal, || format!("cannot stop the {part}"))
+        };
+        self.0.iter_mut().rev().map(tell).fold(Ok(()), Result::and)
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for (_, child) in self.0.iter_mut().rev() {
+            // Nothing where it has ended.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
 /// One life of a Dirigent.
 #[derive(Debug)]
 struct Launched {
-    part: &'static str,
-    child: Child,
-    /// The data plane and the workers, where they are processes of their own.
-    others: Vec<(&'static str, Child)>,
+    /// The control plane, or all in one; then the data plane and the workers, where they are
+    /// processes of their own.
+    processes: Processes,
     attached_after: Duration,
     /// Nobody can be called where the control plane runs alone.
     functions: Option<SocketAddr>,
@@ -263,45 +307,24 @@ struct Launched {
 }
 
 impl Launched {
-    /// Those that hang on the control plane first.
-    fn children(&mut self) -> impl Iterator<Item = &mut Child> {
-        self.others.iter_mut().map(|(_, child)| child).chain([&mut self.child])
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.children().any(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    fn tell_to_end(&mut self) -> Result {
-        for child in self.children() {
-            let pid = rustix::process::Pid::from_child(child);
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-                .or_fail(Kind::Internal, || "cannot stop it")?;
-        }
-        Ok(())
-    }
-
-    async fn stop(mut self) -> Result {
-        self.tell_to_end()?;
+    async fn stop(self) -> Result {
+        let Self { mut processes, .. } = self;
+        let told = processes.tell_to_end();
         let begun = Instant::now();
-        while self.is_running() {
+        while processes.is_running() {
             if begun.elapsed() > STOPS_WITHIN {
-                for child in self.children() {
-                    child.kill()?;
-                    child.wait()?;
-                }
                 let text = format!("it did not end within {STOPS_WITHIN:?}: killed");
-                return Err(Fail::internal(text));
+                return told.and(Err(Fail::internal(text)));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        for child in self.children() {
+        for (part, child) in processes.0.iter_mut().rev() {
             let status = child.wait()?;
             if !status.success() {
-                return Err(Fail::internal(format!("it ended badly: {status}")));
+                return Err(Fail::internal(format!("the {part} ended badly: {status}")));
             }
         }
-        Ok(())
+        told
     }
 }
 
@@ -318,53 +341,46 @@ async fn launch(
     }
     let begun = Instant::now();
     let ports = free_ports(2).or_fail(Kind::Unavailable, || "no free port")?;
-    let [peers, listen] = [0, 1].map(|n| format!("127.0.0.1:{}", ports.get(n).unwrap_or(&0)));
+    let &[peers, listen] = &*ports else {
+        return Err(Fail::internal(format!("asked for two ports, got {ports:?}")));
+    };
+    let [peers, listen] = [peers, listen].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let (part, args) = match shape {
         Shape::Up => {
             let args = ["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"];
-            ("up", args.map(str::to_owned).to_vec())
+            ("system", args.map(str::to_owned).to_vec())
         }
         Shape::OnEtcd(_) | Shape::Apart { .. } => {
-            let mut args = ["control-plane", "--peers", &peers].map(str::to_owned).to_vec();
+            let mut args = ["control-plane", "--peers"].map(str::to_owned).to_vec();
+            args.push(peers.to_string());
             if let Some(etcd) = etcd {
                 args.extend(["--etcd".to_owned(), etcd.addresses().join(",")]);
             }
             ("control plane", args)
         }
     };
-    let (mut child, said) = spawn(&args, &["--api", "127.0.0.1:0"], state, printer)?;
+    let (child, said) = spawn(&args, &["--api", "127.0.0.1:0"], state, printer)?;
+    let mut processes = Processes(vec![(part, child)]);
     let alone = !matches!(shape, Shape::Up);
     let (functions, client) = loop {
         if let Some(found) = found(state, alone).await? {
             break found;
         }
-        if let Some(status) = child.try_wait()? {
+        if let Some((part, status)) = processes.ended()? {
             let said = said.lock().expect("no holder panics").clone();
-            return Err(Fail::unavailable(format!("{part} ended: {status}")).details(said));
+            return Err(Fail::unavailable(format!("the {part} ended: {status}")).details(said));
         }
         if begun.elapsed() > READY_WITHIN {
-            child.kill()?;
-            child.wait()?;
-            return Err(Fail::unavailable(format!("{part} is not ready after {READY_WITHIN:?}")));
+            let text = format!("the {part} is not ready after {READY_WITHIN:?}");
+            return Err(Fail::unavailable(text));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    let (others, attached_after) = (Vec::new(), Duration::ZERO);
-    let ready_after = begun.elapsed();
-    let mut launched =
-        Launched { part, child, others, attached_after, functions, client, ready_after };
+    let (attached_after, ready_after) = (Duration::ZERO, begun.elapsed());
+    let mut launched = Launched { processes, attached_after, functions, client, ready_after };
     if let Shape::Apart { workers } = shape {
-        launched.functions =
-            Some(listen.parse().or_fail(Kind::Internal, || "where functions are called")?);
-        if let Err(error) =
-            join_others(&mut launched, state, [&peers, &listen], workers, printer).await
-        {
-            launched.children().for_each(|child| {
-                drop(child.kill());
-                drop(child.wait());
-            });
-            return Err(error);
-        }
+        launched.functions = Some(listen);
+        join_others(&mut launched, state, peers, listen, workers, printer).await?;
     }
     Ok(launched)
 }
@@ -373,37 +389,34 @@ async fn launch(
 async fn join_others(
     launched: &mut Launched,
     state: &Path,
-    [peers, listen]: [&str; 2],
+    peers: SocketAddr,
+    listen: SocketAddr,
     workers: u32,
     printer: Printer,
 ) -> Result {
+    let Launched { processes, client, .. } = launched;
     let begun = Instant::now();
     let token = state.join("peer-token").display().to_string();
-    let count = workers.to_string();
-    let common = ["--control", peers, "--peer-token", &token];
-    let data_plane = ["data-plane", "--listen", listen, "--admin", "127.0.0.1:0", "--drain", "5s"];
+    let [peers, listen, count] = [peers.to_string(), listen.to_string(), workers.to_string()];
+    let common = ["--control", &peers, "--peer-token", &token];
+    let data_plane = ["data-plane", "--listen", &listen, "--admin", "127.0.0.1:0", "--drain", "5s"];
     let emulated = ["worker", "--emulate", &count];
     for (part, args) in [("data plane", &data_plane[..]), ("workers", &emulated[..])] {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let (child, _) = spawn(&args, &common, &state.join(part.replace(' ', "-")), printer)?;
-        launched.others.push((part, child));
+        processes.0.push((part, child));
     }
     loop {
-        let status: Value = launched.client.call(Method::GET, "/v1/status", None::<&()>).await?;
+        let status: Value = client.call(Method::GET, "/v1/status", None::<&()>).await?;
         let attached = status.pointer("/counts/workers").and_then(Value::as_u64).unwrap_or(0);
-        let planes = launched.client.ask(Method::GET, "/v1/data-planes").await?;
-        let serves = |one: &control::DataPlaneSummary| one.state == "ready";
-        if attached >= u64::from(workers)
-            && matches!(&planes, control::Answer::DataPlanes(planes) if planes.iter().any(serves))
-        {
+        let planes = all_data_planes(client).await?;
+        if attached >= u64::from(workers) && planes.iter().any(|plane| plane.state == "ready") {
             launched.attached_after = begun.elapsed();
             return Ok(());
         }
-        for (part, child) in &mut launched.others {
-            if let Some(status) = child.try_wait()? {
-                let hint = "with `--verbose` it says why";
-                return Err(Fail::unavailable(format!("the {part} ended: {status}")).hint(hint));
-            }
+        if let Some((part, status)) = processes.ended()? {
+            let hint = "with `--verbose` it says why";
+            return Err(Fail::unavailable(format!("the {part} ended: {status}")).hint(hint));
         }
         if begun.elapsed() > ATTACHED_WITHIN {
             let text =
@@ -549,7 +562,7 @@ impl Cluster for System {
     }
 
     fn cpu_used(&self) -> Answer<'_, Duration> {
-        Box::pin(async move { warm::cpu_of(self.launched().child.id()) })
+        Box::pin(async move { warm::cpu_of(self.launched().processes.first()) })
     }
 }
 
@@ -569,4 +582,39 @@ fn sum(functions: &[FunctionSummary], memory_mib: &HashMap<String, u64>) -> Cens
             busy_mib: sum.busy_mib + u64::from(busy) * each,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    fn started(program: &str, arg: &str) -> Child {
+        Command::new(program).arg(arg).spawn().unwrap()
+    }
+
+    #[test]
+    fn no_process_outlives_its_owner() {
+        let two = [("one", started("sleep", "1000")), ("two", started("sleep", "1000"))];
+        let pids = [0, 1].map(|number: usize| two[number].1.id());
+        let mut processes = Processes(two.into());
+        assert!(processes.is_running() && processes.ended().unwrap().is_none());
+        assert_eq!(processes.first(), pids[0]);
+        drop(processes);
+        // Each was waited for: a process that is only dead would be there still.
+        assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+    }
+
+    #[test]
+    fn all_that_run_are_told_to_end_where_one_has_ended() {
+        let mut ended = started("true", "");
+        ended.wait().unwrap();
+        let one = ("one", started("sleep", "1000"));
+        let mut processes = Processes(vec![one, ("two", ended), ("three", started("sleep", "9"))]);
+        assert_eq!(processes.ended().unwrap().unwrap().0, "two");
+        processes.tell_to_end().unwrap();
+        let signals = processes.0.iter_mut().map(|(_, child)| child.wait().unwrap().signal());
+        assert_eq!(signals.collect::<Vec<_>>(), [Some(15), None, Some(15)]);
+    }
 }
