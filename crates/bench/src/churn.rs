@@ -45,7 +45,7 @@ pub struct Churn {
     pub after: Traces,
 }
 
-/// From the last answer to zero sandboxes takes the keep-alive and their ends.
+/// What is made once and prepared comes to rest within this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often is looked.
@@ -99,15 +99,8 @@ async fn round(cluster: &dyn Cluster, at_once: u32, made: &mut BTreeSet<String>)
     let calls = vec![call; usize::try_from(at_once)?];
     let samples = Load::http1(cluster.functions()).run(calls, Arc::default()).await?;
     made.extend(samples.iter().filter_map(|sample| sample.sandbox.as_deref().map(str::to_owned)));
-    let begun = Instant::now();
-    loop {
-        let census = cluster.census().await?;
-        if census.ready + census.starting == 0 {
-            return Ok(samples.iter().filter(|sample| sample.failure.is_some()).count());
-        }
-        anyhow::ensure!(begun.elapsed() < PATIENCE, "sandboxes stay: {census:?}");
-        tokio::time::sleep(PAUSE).await;
-    }
+    replay::until_gone(cluster).await?;
+    Ok(samples.iter().filter(|sample| sample.failure.is_some()).count())
 }
 
 const NAME: &str = "churn";

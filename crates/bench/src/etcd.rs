@@ -38,10 +38,18 @@ struct Member {
 
 /// What a member says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Status {
+pub struct Status {
     id: String,
-    leader: String,
+    leader: Option<String>,
     revision: u64,
+}
+
+impl Status {
+    /// Whether it leads; nothing while it knows of no leader.
+    #[must_use]
+    pub fn leads(&self) -> Option<bool> {
+        self.leader.as_ref().map(|leader| *leader == self.id)
+    }
 }
 
 impl Etcd {
@@ -67,12 +75,7 @@ impl Etcd {
             .chunks_exact(2)
             .filter_map(|pair| Some((*pair.first()?, *pair.last()?)))
             .collect();
-        let cluster: Vec<String> = pairs
-            .iter()
-            .enumerate()
-            .map(|(number, (_, peer))| format!("m{number}=http://{peer}"))
-            .collect();
-        let cluster = cluster.join(",");
+        let cluster = initial_cluster(pairs.iter().map(|(_, peer)| *peer));
         let members = pairs.into_iter().enumerate().map(|(number, (client, peer))| {
             let dir = scratch.join(format!("m{number}"));
             Member { dir, client, peer, cluster: cluster.clone(), child: None }
@@ -82,7 +85,7 @@ impl Etcd {
             this.restart(number)?;
         }
         let begin = Instant::now();
-        while !this.members.iter().all(|member| member.leader().is_some()) {
+        while !this.members.iter().all(|member| member.leads().is_some()) {
             if begin.elapsed() > START_WITHIN {
                 bail!("etcd does not start:\n{}", this.last_words());
             }
@@ -106,15 +109,13 @@ impl Etcd {
     /// The member that leads now.
     #[must_use]
     pub fn leader(&self) -> Option<usize> {
-        self.members
-            .iter()
-            .position(|member| member.status().is_some_and(|status| status.id == status.leader))
+        self.members.iter().position(|member| member.leads() == Some(true))
     }
 
     /// How often its data has changed: each transaction that changes something counts once.
     #[must_use]
     pub fn revision(&self) -> Option<u64> {
-        self.members.iter().find_map(Member::status).map(|status| status.revision)
+        self.members.iter().find_map(|member| status(member.client)).map(|status| status.revision)
     }
 
     /// Ends a member as a failing host would.
@@ -173,8 +174,17 @@ impl Etcd {
     }
 }
 
+/// What members are told of each other, from where each listens for the others.
+#[must_use]
+pub fn initial_cluster(peers: impl IntoIterator<Item = SocketAddr>) -> String {
+    let members = peers.into_iter().enumerate();
+    let members = members.map(|(number, peer)| format!("m{number}=http://{peer}"));
+    members.collect::<Vec<_>>().join(",")
+}
+
 /// The arguments of a member that is known to the others as `mNUMBER`, but for its directory, which
-/// is the last one. All that has to be known from outside is where it listens.
+/// is the last one; `cluster` is [`initial_cluster`]. All that has to be known from outside is where
+/// it listens.
 #[must_use]
 pub fn arguments(
     number: usize,
@@ -207,29 +217,31 @@ impl Member {
         }
     }
 
-    fn leader(&self) -> Option<String> {
-        self.status().map(|status| status.leader).filter(|leader| leader != "0")
+    fn leads(&self) -> Option<bool> {
+        status(self.client)?.leads()
     }
+}
 
-    fn status(&self) -> Option<Status> {
-        let answer = self.ask("/v3/maintenance/status").ok()?;
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        Some(Status {
-            id: text(answer.pointer("/header/member_id")?)?,
-            leader: text(answer.get("leader")?)?,
-            revision: answer.pointer("/header/revision")?.as_str()?.parse().ok()?,
-        })
-    }
+/// What the member says that is asked there, if it answers.
+#[must_use]
+pub fn status(client: SocketAddr) -> Option<Status> {
+    let answer = ask(client, "/v3/maintenance/status").ok()?;
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    Some(Status {
+        id: text(answer.pointer("/header/member_id")?)?,
+        leader: Some(text(answer.get("leader")?)?).filter(|leader| leader != "0"),
+        revision: answer.pointer("/header/revision")?.as_str()?.parse().ok()?,
+    })
+}
 
-    fn ask(&self, path: &str) -> Result<Value> {
-        let mut stream = TcpStream::connect_timeout(&self.client, ANSWER_WITHIN)?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        // The older version: no chunks.
-        let request = format!("POST {path} HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}");
-        stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let (_, body) = text.split_once("\r\n\r\n").context("an answer without a body")?;
-        Ok(serde_json::from_str(body)?)
-    }
+fn ask(client: SocketAddr, path: &str) -> Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&client, ANSWER_WITHIN)?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    // The older version: no chunks.
+    let request = format!("POST {path} HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}");
+    stream.write_all(request.as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (_, body) = text.split_once("\r\n\r\n").context("an answer without a body")?;
+    Ok(serde_json::from_str(body)?)
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dirigent_core::{
     Bytes as Size, MilliCpu, RuntimeKind,
@@ -25,6 +25,11 @@ use crate::{
     percentiles::{Summary, ms, sorted, summary},
     trace::{Trace, TraceFunction},
 };
+
+/// From the last answer to zero sandboxes takes the keep-alive and their ends.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// Between two looks at that.
+const GONE_LOOK: Duration = Duration::from_millis(100);
 
 /// How a trace is replayed.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -303,20 +308,42 @@ fn due(samples: &[Sample]) -> Vec<Due> {
     seconds
 }
 
-/// Failures by kind, and by the platform's code where it gave one; lost calls are apart.
+/// Why a call failed, if it did: in the platform's code where it gave one.
+#[must_use]
+pub fn kind(sample: &Sample) -> Option<String> {
+    let failure = sample.failure?;
+    Some(match (&sample.code, sample.status, failure) {
+        (Some(code), _, _) => code.clone(),
+        (None, Some(status), Failure::Status) => format!("status {status}"),
+        (None, _, Failure::NoAnswer) => "no answer".to_owned(),
+        (None, _, failure) => format!("{failure:?}").to_lowercase(),
+    })
+}
+
+/// Failures by kind; lost calls are apart.
 #[must_use]
 pub fn failures(samples: &[Sample]) -> Vec<(String, usize)> {
     let mut kinds = std::collections::BTreeMap::<String, usize>::new();
-    for sample in samples {
-        let Some(failure) = sample.failure.filter(|f| *f != Failure::NoAnswer) else { continue };
-        let kind = match (&sample.code, sample.status, failure) {
-            (Some(code), _, _) => code.clone(),
-            (None, Some(status), Failure::Status) => format!("status {status}"),
-            (None, _, failure) => format!("{failure:?}").to_lowercase(),
-        };
+    let answered = samples.iter().filter(|sample| sample.failure != Some(Failure::NoAnswer));
+    for kind in answered.filter_map(kind) {
         *kinds.entry(kind).or_default() += 1;
     }
     kinds.into_iter().collect()
+}
+
+/// Waits until no sandbox is left.
+pub(crate) async fn until_gone(cluster: &dyn Cluster) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let census = cluster.census().await?;
+        if census.ready + census.starting == 0 {
+            return Ok(());
+        }
+        if begun.elapsed() > GONE_WITHIN {
+            bail!("sandboxes are left after {GONE_WITHIN:?}: {census:?}");
+        }
+        tokio::time::sleep(GONE_LOOK).await;
+    }
 }
 
 /// Points of a cumulative distribution, few enough to be drawn.

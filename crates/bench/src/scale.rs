@@ -2,7 +2,7 @@
 //! on workers whose sandboxes cost nothing. What is left is what Dirigent itself takes.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -60,8 +60,6 @@ pub struct Scale {
 
 /// Sandboxes without a call go after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// All of them are gone within this.
-const GONE_WITHIN: Duration = Duration::from_secs(60);
 /// Registrations at once.
 const CLIENTS: usize = 64;
 /// Round trips for the median.
@@ -91,15 +89,8 @@ pub async fn run(
     let round_trip_ms = round_trip().await.context("loopback round trips")?;
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
     let load = Load::http1(cluster.functions());
-    let samples = load.run(calls(options.calls, gap), Arc::clone(&progress)).await?;
-    debug_assert_eq!(progress.sent.load(Ordering::Relaxed), options.calls as u64);
-    until_gone(cluster).await?;
-    let failure = |sample: &Sample| {
-        let why = sample.failure?;
-        let status = sample.status.map_or_else(String::new, |status| format!(" {status}"));
-        Some(format!("{why:?}{status} {}", sample.code.as_deref().unwrap_or_default()))
-    };
-    let failures: Vec<String> = samples.iter().filter_map(failure).collect();
+    let samples = load.run(calls(options.calls, gap), progress).await?;
+    replay::until_gone(cluster).await?;
     let well: Vec<&Sample> = samples.iter().filter(|sample| sample.failure.is_none()).collect();
     let created = well.iter().filter(|sample| sample.is_cold()).count();
     let last = well.iter().map(|sample| sample.done).max().unwrap_or_default();
@@ -112,8 +103,8 @@ pub async fn run(
         latency: summary(well.iter().map(|sample| ms(sample.latency()))),
         decide: summary(decided),
         round_trip_ms,
-        failed: failures.len(),
-        first_failure: failures.into_iter().next(),
+        failed: samples.len() - well.len(),
+        first_failure: samples.iter().find_map(replay::kind),
     })
 }
 
@@ -141,21 +132,6 @@ fn manifest(number: usize) -> Result<Manifest> {
         invocation: Invocation::default(),
         env: std::collections::BTreeMap::new(),
     })
-}
-
-/// Waits until no sandbox is left.
-async fn until_gone(cluster: &dyn Cluster) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        let census = cluster.census().await?;
-        if census.ready + census.starting == 0 {
-            return Ok(());
-        }
-        if begun.elapsed() > GONE_WITHIN {
-            bail!("{} sandboxes are left after {GONE_WITHIN:?}", census.ready + census.starting);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// The median round trip of a byte over a loopback connection of this process to itself.

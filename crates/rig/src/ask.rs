@@ -18,17 +18,12 @@ use tokio::{task::JoinSet, time::timeout};
 /// Until an answer is there. A host that is cut off gives none.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// What a plain HTTP server answers; a body is sent if there is one.
-pub(crate) fn plain(ip: Ipv4Addr, port: u16, path: &str, body: Option<&str>) -> Result<String> {
+/// What a plain HTTP server answers.
+pub(crate) fn plain(ip: Ipv4Addr, port: u16, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&(ip, port).into(), WITHIN)?;
     stream.set_read_timeout(Some(WITHIN))?;
     // The older version: no chunks, and the end of the connection is the end of the answer.
-    let request = match body {
-        Some(body) => {
-            format!("POST {path} HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-        }
-        None => format!("GET {path} HTTP/1.0\r\nhost: {ip}\r\n\r\n"),
-    };
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {ip}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use dirigent_bench::{
+    etcd,
     load::{Call, Sample},
     traces::processes_of,
 };
@@ -30,7 +31,7 @@ use crate::{
     ask,
     load::{self, Mix, Steady},
     net::{Host, Net},
-    part::{Part, until},
+    part::{Part, hosts, until, until_some},
     witness::Witness,
 };
 
@@ -47,7 +48,7 @@ const ETCD_PEERS: u16 = 2380;
 pub type Programs = BTreeMap<String, Vec<(usize, Pid)>>;
 
 /// Three of each: one may die.
-pub const CONTROLS: usize = 3;
+pub(crate) const CONTROLS: usize = 3;
 
 /// How large it is, and the program.
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ pub struct Cluster {
     /// Workers.
     pub workers: Vec<Part>,
     /// HAProxy, on the caller's host.
-    pub balancer: Part,
+    balancer: Part,
     /// From where calls are made and the cluster is asked.
     pub caller: Host,
     token: String,
@@ -90,8 +91,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Everything below is there: every state directory, by the name of its part.
-    #[must_use]
-    pub fn scratch(&self) -> &Path {
+    fn scratch(&self) -> &Path {
         self.scratch.path()
     }
 
@@ -126,7 +126,7 @@ impl Cluster {
     ///
     /// # Errors
     /// If it does not, in time.
-    pub fn ask(&self, control: usize, path: &str) -> Result<Value> {
+    pub(crate) fn ask(&self, control: usize, path: &str) -> Result<Value> {
         let part = self.controls.get(control).context("there is no such control plane")?;
         let trust = self.trust.as_ref().context("the cluster is not made yet")?;
         self.net.inside(part.host, || ask::api(part.host.ip(), path, trust, &self.token))?
@@ -157,28 +157,26 @@ impl Cluster {
     /// # Errors
     /// If there is none in time.
     pub fn one_leads(&self) -> Result<usize> {
-        let mut leader = None;
-        until("one control plane leads", || {
-            leader = self.leader();
-            leader.is_some()
-        })?;
-        leader.context("one leads")
+        until_some("one control plane leads", || self.leader())
     }
 
     /// What a member of etcd says of itself: whether it leads.
     fn leads_etcd(&self, member: &Part) -> Option<bool> {
-        let ip = member.host.ip();
-        let ask = || ask::plain(ip, ETCD, "/v3/maintenance/status", Some("{}"));
-        let status: Value =
-            serde_json::from_str(&self.net.inside(member.host, ask).ok()?.ok()?).ok()?;
-        let leader = status["leader"].as_str().filter(|leader| *leader != "0")?;
-        Some(status["header"]["member_id"].as_str()? == leader)
+        let ask = || etcd::status((member.host.ip(), ETCD).into());
+        self.net.inside(member.host, ask).ok()??.leads()
     }
 
     /// The member of etcd that leads, by its own word.
-    #[must_use]
-    pub fn etcd_leader(&self) -> Option<usize> {
+    pub(crate) fn etcd_leader(&self) -> Option<usize> {
         self.etcd.iter().position(|member| self.leads_etcd(member) == Some(true))
+    }
+
+    /// Hosts of control planes, data planes and workers that are none of `ours`.
+    #[must_use]
+    pub fn others(&self, ours: &[Host]) -> Vec<Host> {
+        let all = [&self.controls, &self.planes, &self.workers];
+        let all = all.into_iter().flat_map(|parts| hosts(parts));
+        all.filter(|host| !ours.contains(host)).collect()
     }
 
     /// Starts a control plane again, and waits until it is ready.
@@ -215,33 +213,20 @@ impl Cluster {
                 member.start(&self.net)?;
             }
         }
-        self.etcd_is_whole()
-    }
-
-    /// Waits for [`Self::etcd_leader`].
-    ///
-    /// # Errors
-    /// If there is none in time.
-    pub fn etcd_leads(&self) -> Result<usize> {
-        let mut leader = None;
-        until("a member of etcd leads", || {
-            leader = self.etcd_leader();
-            leader.is_some()
-        })?;
-        leader.context("one leads")
-    }
-
-    /// Waits until all members of etcd follow one of them.
-    ///
-    /// # Errors
-    /// If they do not in time.
-    pub fn etcd_is_whole(&self) -> Result<()> {
         until("all members of etcd follow one", || {
             let leads: Vec<_> = self.etcd.iter().map(|member| self.leads_etcd(member)).collect();
             !leads.contains(&None)
                 && leads.iter().filter(|leads| **leads == Some(true)).count() == 1
         })?;
         Ok(())
+    }
+
+    /// Waits until a member of etcd leads, by its own word; which.
+    ///
+    /// # Errors
+    /// If there is none in time.
+    pub fn etcd_leads(&self) -> Result<usize> {
+        until_some("a member of etcd leads", || self.etcd_leader())
     }
 
     /// Waits until every part that runs is of use: etcd and the cluster have one leader, it has all
@@ -262,8 +247,7 @@ impl Cluster {
     }
 
     /// How many workers there are when all run.
-    #[must_use]
-    pub fn worker_count(&self) -> usize {
+    fn worker_count(&self) -> usize {
         self.workers.len() * self.emulate.unwrap_or(1)
     }
 
@@ -280,7 +264,7 @@ impl Cluster {
         let ready = |plane: &Part| {
             let ip = plane.host.ip();
             self.net
-                .inside(self.caller, || ask::plain(ip, ADMIN, "/ready", None))
+                .inside(self.caller, || ask::plain(ip, ADMIN, "/ready"))
                 .is_ok_and(|a| a.is_ok())
         };
         self.planes.iter().all(ready) && setup::servers_up(&self.balancer) == self.planes.len()
@@ -378,8 +362,7 @@ impl Cluster {
     }
 
     /// Parts that have said this.
-    #[must_use]
-    pub fn said(&self, text: &str) -> Vec<String> {
+    pub(crate) fn said(&self, text: &str) -> Vec<String> {
         let parts = self.controls.iter().chain(&self.planes).chain(&self.workers);
         let said =
             |part: &&Part| fs::read_to_string(part.log()).is_ok_and(|log| log.contains(text));

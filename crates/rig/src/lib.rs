@@ -6,7 +6,6 @@
 //! - [`cluster`]: control planes on an etcd, data planes, workers, and callers behind HAProxy.
 //! - [`functions`]: the functions that are called.
 //! - [`load`]: steady calls whose outcomes are told apart.
-//! - [`processors`]: how busy the machine was.
 //! - [`witness`]: what was executed, as functions tell it.
 //! - [`chaos`]: random faults, with everything accounted for.
 
@@ -17,7 +16,7 @@ pub mod functions;
 pub mod load;
 pub mod net;
 pub mod part;
-pub mod processors;
+mod processors;
 mod switch;
 pub mod wire;
 pub mod witness;

@@ -37,7 +37,7 @@ const HOSTS_MAX: u8 = 250;
 
 /// A host, by its number from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Host(u8);
+pub struct Host(pub(crate) u8);
 
 impl Host {
     /// Its address.
@@ -69,8 +69,7 @@ pub struct Net {
 
 impl Net {
     /// Why there can be none here, if so.
-    #[must_use]
-    pub fn obstacle() -> Option<String> {
+    pub(crate) fn obstacle() -> Option<String> {
         if !rustix::process::geteuid().is_root() {
             return Some("only root makes hosts of network namespaces".to_owned());
         }
@@ -82,7 +81,7 @@ impl Net {
     ///
     /// # Errors
     /// If the system does not let us, or lacks a program.
-    pub fn new(hosts: u8, seed: u64) -> Result<Self> {
+    pub(crate) fn new(hosts: u8, seed: u64) -> Result<Self> {
         static NETS: AtomicU32 = AtomicU32::new(0);
         if hosts > HOSTS_MAX {
             bail!("{hosts} hosts, more than {HOSTS_MAX}");
@@ -119,8 +118,7 @@ impl Net {
     }
 
     /// A program on a host, with nothing of our environment but where programs are.
-    #[must_use]
-    pub fn command(&self, host: Host, program: &Path) -> Command {
+    pub(crate) fn command(&self, host: Host, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", self.path(host).display()))
@@ -150,7 +148,7 @@ impl Net {
     }
 
     /// Makes the link from one host to another like this; the way back stays as it is.
-    pub fn set(&self, from: Host, to: Host, link: Link) {
+    pub(crate) fn set(&self, from: Host, to: Host, link: Link) {
         self.wires.set(from.place(), to.place(), link);
     }
 
@@ -201,8 +199,7 @@ impl Door {
 }
 
 /// Whether a program is there.
-#[must_use]
-pub fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }

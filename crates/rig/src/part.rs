@@ -25,17 +25,29 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// If it does not within [`PATIENCE`].
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
     let begun = Instant::now();
-    while !condition() {
+    until_some(what, || condition().then_some(()))?;
+    Ok(begun.elapsed())
+}
+
+/// Waits until there is a value, looking often.
+///
+/// # Errors
+/// If there is none within [`PATIENCE`].
+pub(crate) fn until_some<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = value() {
+            return Ok(value);
+        }
         if begun.elapsed() > PATIENCE {
             bail!("waited in vain until {what}");
         }
         thread::park_timeout(PAUSE);
     }
-    Ok(begun.elapsed())
 }
 
 /// Lets so much time pass.
-pub fn rest(time: Duration) {
+pub(crate) fn rest(time: Duration) {
     let begun = Instant::now();
     // It may be woken early: by threads that it has waited for, for one.
     while let Some(left) = time.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
@@ -47,15 +59,13 @@ pub fn rest(time: Duration) {
 #[derive(Debug)]
 pub struct Part {
     /// A name that no other one of the cluster has.
-    pub name: String,
+    pub(crate) name: String,
     /// Its host.
     pub host: Host,
     /// Its own directory.
     pub state: PathBuf,
     program: PathBuf,
     args: Vec<String>,
-    /// Variables besides.
-    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -64,22 +74,16 @@ impl Part {
     ///
     /// # Errors
     /// If its directory cannot be made.
-    pub fn new(name: &str, host: Host, scratch: &Path, program: &Path) -> Result<Self> {
+    pub(crate) fn new(name: &str, host: Host, scratch: &Path, program: &Path) -> Result<Self> {
         let state = scratch.join(name);
         fs::create_dir_all(&state)?;
         let (name, program) = (name.to_owned(), program.to_owned());
-        Ok(Self { name, host, state, program, args: Vec::new(), env: Vec::new(), child: None })
+        Ok(Self { name, host, state, program, args: Vec::new(), child: None })
     }
 
     /// With these arguments.
-    pub fn args(&mut self, args: impl IntoIterator<Item = impl Into<String>>) {
+    pub(crate) fn args(&mut self, args: impl IntoIterator<Item = impl Into<String>>) {
         self.args = args.into_iter().map(Into::into).collect();
-    }
-
-    /// With this variable.
-    pub fn env(&mut self, name: &str, value: &str) {
-        self.env.retain(|(other, _)| other != name);
-        self.env.push((name.to_owned(), value.to_owned()));
     }
 
     fn out(&self) -> PathBuf {
@@ -87,8 +91,7 @@ impl Part {
     }
 
     /// Where what it says is kept, of all its lives.
-    #[must_use]
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.state.with_extension("log")
     }
 
@@ -96,7 +99,7 @@ impl Part {
     ///
     /// # Errors
     /// If it runs already, or cannot be started.
-    pub fn start(&mut self, net: &Net) -> Result<()> {
+    pub(crate) fn start(&mut self, net: &Net) -> Result<()> {
         if self.is_running() {
             bail!("{} runs already", self.name);
         }
@@ -104,7 +107,6 @@ impl Part {
         let child = net
             .command(self.host, &self.program)
             .args(&self.args)
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdout(File::create(self.out())?)
             .stderr(said)
             .spawn()
@@ -117,7 +119,7 @@ impl Part {
     ///
     /// # Errors
     /// If it ends before, or says nothing.
-    pub fn ready(&mut self) -> Result<Value> {
+    pub(crate) fn ready(&mut self) -> Result<Value> {
         let begun = Instant::now();
         loop {
             let text = fs::read_to_string(self.out())?;
@@ -132,8 +134,7 @@ impl Part {
     }
 
     /// The last lines that it said.
-    #[must_use]
-    pub fn last_words(&self) -> String {
+    fn last_words(&self) -> String {
         let said = fs::read_to_string(self.log()).unwrap_or_default();
         let mut lines: Vec<&str> = said.lines().rev().take(10).collect();
         lines.reverse();
@@ -145,19 +146,18 @@ impl Part {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Its process, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<Pid> {
-        Pid::from_raw(i32::try_from(self.child.as_ref()?.id()).ok()?)
-    }
-
     /// Sends a signal.
     ///
     /// # Errors
     /// If it does not run.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
-        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<()> {
+        // The id of one that has ended and was waited for may be somebody else's.
+        if !self.is_running() {
+            bail!("{} does not run", self.name);
+        }
+        let child = self.child.as_ref().context("it runs")?;
+        kill_process(Pid::from_child(child), signal)
+            .with_context(|| format!("cannot signal {}", self.name))
     }
 
     /// Kills it as a crash would: `kill -9`.
@@ -175,23 +175,43 @@ impl Part {
     /// If it does not end.
     pub fn end(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        let mut child = self.child.take().context("it runs")?;
-        let mut status = None;
-        let ended = until(&format!("{} ends", self.name), || {
-            status = child.try_wait().ok().flatten();
-            status.is_some()
-        });
-        if ended.is_err() {
-            drop(child.kill());
-            drop(child.wait());
-        }
-        ended?;
-        status.context("it ended")
+        let child = self.child.as_mut().context("it runs")?;
+        let ended = until_some(&format!("{} ends", self.name), || child.try_wait().ok().flatten());
+        // Nothing where it has ended.
+        self.kill();
+        ended
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Their hosts.
+#[must_use]
+pub fn hosts(parts: &[Part]) -> Vec<Host> {
+    parts.iter().map(|part| part.host).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn one_that_was_waited_for_gets_no_signal() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut part = Part::new("one", Host(1), scratch.path(), Path::new("true")).unwrap();
+        assert!(part.signal(Signal::TERM).is_err(), "it was not started");
+        part.child = Some(Command::new("true").spawn().unwrap());
+        until("it ends", || !part.is_running()).unwrap();
+        let refused = part.signal(Signal::TERM).unwrap_err();
+        assert_eq!(refused.to_string(), "one does not run");
+        assert!(part.end().is_err());
+        part.child = Some(Command::new("sleep").arg("1000").spawn().unwrap());
+        assert!(!part.end().unwrap().success());
     }
 }

@@ -1,6 +1,6 @@
 //! How busy the machine is: a measurement on one that is full measures the machine.
 
-use std::{fs, sync::Mutex};
+use std::fs;
 
 /// Jiffies of all processors since boot, in use and in all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,22 +11,22 @@ struct Jiffies {
 
 /// Of all processes, the rig's and others.
 #[derive(Debug)]
-pub struct Processors(Mutex<Jiffies>);
+pub(crate) struct Processors {
+    begin: Jiffies,
+}
 
 impl Processors {
     /// From now on.
-    #[must_use]
-    pub fn watch() -> Self {
-        Self(Mutex::new(now()))
+    pub(crate) fn watch() -> Self {
+        Self { begin: now() }
     }
 
-    /// In percent of all processors, since the start or the last look.
-    pub fn busy(&self) -> u64 {
-        let mut then = self.0.lock().expect("no holder panics");
+    /// In percent of all processors, since the start.
+    pub(crate) fn busy(&self) -> u64 {
         let now = now();
         // Some of what is counted as idle is an estimate, which may go back.
-        let (used, all) = (now.used.saturating_sub(then.used), now.all - then.all);
-        *then = now;
+        let used = now.used.saturating_sub(self.begin.used);
+        let all = now.all.saturating_sub(self.begin.all);
         100 * used / all.max(1)
     }
 }

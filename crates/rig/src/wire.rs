@@ -27,6 +27,17 @@ impl Link {
     pub fn cut() -> Self {
         Self { is_cut: true, ..Self::default() }
     }
+
+    /// Ways in which links are bad that nobody's call may fail by, each with its name.
+    #[must_use]
+    pub fn bad() -> [(&'static str, Self); 3] {
+        let well = Self::default();
+        [
+            ("late", Self { delay: Duration::from_millis(30), ..well }),
+            ("lossy", Self { loss: 0.03, ..well }),
+            ("slow", Self { rate: Some(500_000), ..well }),
+        ]
+    }
 }
 
 /// What becomes of a frame.

@@ -13,8 +13,7 @@ pub struct Witness {
 
 impl Witness {
     /// From the logs that workers keep below a directory.
-    #[must_use]
-    pub fn of(scratch: &Path) -> Self {
+    pub(crate) fn of(scratch: &Path) -> Self {
         let mut this = Self::default();
         for state in fs::read_dir(scratch).into_iter().flatten().flatten() {
             let logs = state.path().join("worker/logs");

@@ -1,7 +1,5 @@
 //! Links are late, lossy and slow: everything takes longer, and no call fails by it.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use dirigent_rig::wire::Link;
 use http::Method;
@@ -11,15 +9,12 @@ use crate::stage::{Stage, rounds};
 #[test]
 fn links_are_late_lossy_and_slow_and_no_call_fails() -> Result<()> {
     let Some(stage) = Stage::set(2)? else { return Ok(()) };
-    let late = Link { delay: Duration::from_millis(30), ..Link::default() };
-    let lossy = Link { loss: 0.03, ..Link::default() };
-    let slow = Link { rate: Some(500_000), ..Link::default() };
     let load = stage.load()?;
     for round in 0..rounds() {
-        for (number, link) in [late, lossy, slow].into_iter().enumerate() {
+        for (bad, link) in Link::bad() {
             let hosts = stage.cluster.net.hosts();
             stage.cluster.net.between(hosts, hosts, link);
-            let cold = format!("cold-{round}-{number}");
+            let cold = format!("cold-{round}-{bad}");
             stage.deploy(&[&cold], "")?;
             assert_eq!(stage.cluster.call(&cold, Method::POST)?.failure, None);
             stage.goes_on(&load, 4 * 60)?;

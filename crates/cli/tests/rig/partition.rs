@@ -3,8 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use dirigent_rig::{
-    net::Host,
-    part::{Part, until},
+    part::{hosts, until},
     wire::Link,
 };
 use http::Method;
@@ -13,10 +12,6 @@ use crate::stage::{FUNCTIONS, Stage};
 
 /// As wanted of the twenty: at least and at most so many sandboxes each.
 const SCALING: &str = "[scaling]\nmin = 1\nmax = 2\n";
-
-fn hosts(parts: &[Part]) -> Vec<Host> {
-    parts.iter().map(|part| part.host).collect()
-}
 
 fn heal(stage: &Stage) -> Result<()> {
     stage.cluster.net.heal();
@@ -51,9 +46,7 @@ fn an_old_leader_with_half_of_the_cluster_is_obeyed_by_nobody_who_knows_a_later_
     let (controls, planes) = (hosts(&stage.cluster.controls), hosts(&stage.cluster.planes));
     let workers = hosts(&stage.cluster.workers);
     let ours = [controls[old], planes[0], workers[0]];
-    let all = controls.iter().chain(&planes).chain(&workers).copied();
-    let theirs: Vec<Host> = all.filter(|host| !ours.contains(host)).collect();
-    stage.cluster.net.cut(&ours, &theirs);
+    stage.cluster.net.cut(&ours, &stage.cluster.others(&ours));
     until("another one leads", || {
         let roles = stage.cluster.roles();
         (0..roles.len()).any(|control| control != old && roles[control] == "leader")

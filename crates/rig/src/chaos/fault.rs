@@ -6,7 +6,12 @@ use anyhow::{Context as _, Result};
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rustix::process::{Signal, kill_process};
 
-use crate::{cluster::Cluster, net::Host, part::Part, wire::Link};
+use crate::{
+    cluster::Cluster,
+    net::Host,
+    part::{Part, hosts},
+    wire::Link,
+};
 
 /// Which calls a fault may make fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +41,6 @@ pub(super) enum Kind {
     Worker,
 }
 
-/// A link as it becomes.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Bad {
-    Late,
-    Lossy,
-    Slow,
-}
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
@@ -69,8 +66,8 @@ pub(super) enum Fault {
     Behead(Kind),
     /// A control plane with a data plane and a worker on one side.
     Split(usize),
-    /// All links.
-    Links(Bad),
+    /// All links become like this, which has a name.
+    Links(&'static str, Link),
 }
 
 impl Fault {
@@ -82,7 +79,7 @@ impl Fault {
         let any = dice.random_range(0..parts(cluster, kind).len());
         let two: Vec<Host> = cluster.net.hosts().choose_multiple(dice, 2).copied().collect();
         let worker = dice.random_range(0..cluster.workers.len());
-        let bad = *[Bad::Late, Bad::Lossy, Bad::Slow].choose(dice).expect("there are three");
+        let (bad, link) = *Link::bad().choose(dice).expect("there are three");
         match dice.random_range(0..15) {
             0 | 1 => Self::Kill(kind, any),
             2 => Self::Kill(Kind::Control, leader),
@@ -101,7 +98,7 @@ impl Fault {
                 Self::Behead(if dice.random_bool(0.5) { Kind::Worker } else { Kind::Plane })
             }
             13 => Self::Split(leader),
-            _ => Self::Links(bad),
+            _ => Self::Links(bad, link),
         }
     }
 
@@ -135,7 +132,7 @@ impl Fault {
             Self::Split(control) => {
                 format!("{} is cut off with d1 and w1", part(Kind::Control, *control))
             }
-            Self::Links(bad) => format!("links are {bad:?}").to_lowercase(),
+            Self::Links(bad, _) => format!("links are {bad}"),
         }
     }
 
@@ -149,7 +146,7 @@ impl Fault {
             | Self::KillBothLeaders { .. }
             | Self::KillMajorityOfEtcd(_)
             | Self::Isolate(Kind::Control | Kind::Etcd, _)
-            | Self::Links(_)
+            | Self::Links(..)
             | Self::Behead(_) => Harm::None,
             Self::Kill(Kind::Plane, _) => Harm::OfPlane,
             Self::KillSandbox(_) => Harm::OfSandbox,
@@ -195,24 +192,16 @@ impl Fault {
                 cluster.net.cut(&hosts(&cluster.controls), &others);
             }
             Self::Split(control) => {
-                let all = [&cluster.controls, &cluster.planes, &cluster.workers];
-                let all: Vec<Host> = all.into_iter().flat_map(|parts| hosts(parts)).collect();
                 let with = [
                     cluster.controls.get(*control),
                     cluster.planes.first(),
                     cluster.workers.first(),
                 ];
                 let ours: Vec<Host> = with.into_iter().flatten().map(|part| part.host).collect();
-                let theirs: Vec<Host> = all.into_iter().filter(|it| !ours.contains(it)).collect();
-                cluster.net.cut(&ours, &theirs);
+                cluster.net.cut(&ours, &cluster.others(&ours));
             }
-            Self::Links(bad) => {
-                let link = match bad {
-                    Bad::Late => Link { delay: Duration::from_millis(30), ..Link::default() },
-                    Bad::Lossy => Link { loss: 0.03, ..Link::default() },
-                    Bad::Slow => Link { rate: Some(500_000), ..Link::default() },
-                };
-                cluster.net.between(cluster.net.hosts(), cluster.net.hosts(), link);
+            Self::Links(_, link) => {
+                cluster.net.between(cluster.net.hosts(), cluster.net.hosts(), *link);
             }
         }
         Ok(())
@@ -246,14 +235,10 @@ impl Fault {
             | Self::OneWay(..)
             | Self::Behead(_)
             | Self::Split(_)
-            | Self::Links(_) => {}
+            | Self::Links(..) => {}
         }
         Ok(())
     }
-}
-
-fn hosts(parts: &[Part]) -> Vec<Host> {
-    parts.iter().map(|part| part.host).collect()
 }
 
 fn parts(cluster: &Cluster, kind: Kind) -> &[Part] {

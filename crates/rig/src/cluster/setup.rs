@@ -75,11 +75,8 @@ impl Cluster {
     /// The arguments of etcd's members.
     fn tell_etcd(&mut self) {
         let at = |host: Host, port: u16| SocketAddr::from((host.ip(), port));
-        let hosts: Vec<Host> = self.etcd.iter().map(|member| member.host).collect();
-        let listed = hosts.iter().enumerate();
-        let cluster: Vec<String> =
-            listed.map(|(n, host)| format!("m{n}=http://{}", at(*host, ETCD_PEERS))).collect();
-        let cluster = cluster.join(",");
+        let members = self.etcd.iter();
+        let cluster = etcd::initial_cluster(members.map(|member| at(member.host, ETCD_PEERS)));
         for (number, member) in self.etcd.iter_mut().enumerate() {
             let (client, peer) = (at(member.host, ETCD), at(member.host, ETCD_PEERS));
             let data = member.state.join("data").display().to_string();
@@ -116,12 +113,7 @@ impl Cluster {
         self.tell_peers();
         let (first, others) = self.controls.split_first_mut().context("there is a first one")?;
         for control in &*others {
-            for file in ["token", "peer-token"] {
-                let (from, to) = (first.state.join(file), control.state.join(file));
-                if from.exists() {
-                    fs::copy(from, to)?;
-                }
-            }
+            fs::copy(first.state.join("token"), control.state.join("token"))?;
         }
         let mut rest: Vec<&mut Part> =
             others.iter_mut().chain(&mut self.planes).chain(&mut self.workers).collect();
