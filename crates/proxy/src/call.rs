@@ -13,7 +13,6 @@ use http::HeaderValue;
 use crate::{
     Shared,
     errors::Failure,
-    failure_log::Failed,
     records::{CUT, LEFT, Of, Record},
     slot::FunctionSlot,
     wire::Line,
@@ -199,14 +198,7 @@ impl Drop for Call {
             warm: (self.phases.queue, self.phases.connect, self.phases.first_byte),
             phases,
         };
-        if let Some(code) = record.failure() {
-            let why = std::mem::take(&mut self.why);
-            let request_id = self.request_id.clone();
-            let failed =
-                Failed { status: self.status, request_id, why, is_fault: record.is_fault() };
-            self.shared.failures.note(record.function(), code, failed);
-        }
-        self.shared.records.put(record);
+        self.shared.remember(record, std::mem::take(&mut self.why));
     }
 }
 

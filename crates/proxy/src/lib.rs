@@ -48,6 +48,7 @@ mod wire;
 pub use config::{Config, Limits, loopback};
 
 use std::{
+    borrow::Cow,
     io,
     net::{IpAddr, SocketAddr},
     sync::{
@@ -73,9 +74,9 @@ use tokio_util::sync::CancellationToken;
 
 use catalogue::Catalogue;
 use control::Memory;
-use failure_log::FailureLog;
+use failure_log::{Failed, FailureLog};
 use metrics::Metrics;
-use records::Records;
+use records::{Record, Records};
 use source::Budget;
 use timers::Timers;
 use tokens::Tokens;
@@ -282,6 +283,16 @@ impl Shared {
     fn begin_drain(&self) {
         self.is_draining.store(true, Release);
         self.draining.cancel();
+    }
+
+    /// Keeps what became of an invocation, and has it in the log if it failed.
+    fn remember(&self, record: Record, why: Cow<'static, str>) {
+        if let Some(code) = record.failure() {
+            let (status, request_id) = (record.status, record.request_id.clone());
+            let failed = Failed { status, request_id, why, is_fault: record.is_fault() };
+            self.failures.note(record.function(), code, failed);
+        }
+        self.records.put(record);
     }
 
     fn next_invocation(&self) -> InvocationId {

@@ -67,7 +67,7 @@ impl Record {
 
     /// Whether the platform failed.
     pub(crate) fn is_fault(&self) -> bool {
-        self.code.is_some() && self.end() == End::Failed
+        self.code.is_some_and(|code| code == CUT || self.status >= 500)
     }
 
     pub(crate) fn function(&self) -> Option<FunctionName> {
@@ -79,6 +79,8 @@ impl Record {
 
     fn end(&self) -> End {
         match self.code {
+            // However many connections a full data plane turns away: they push out nobody's call.
+            Some(_) if matches!(self.of, Of::Nothing) => End::Refused,
             _ if self.status >= 500 => End::Failed,
             Some(CUT) => End::Failed,
             None | Some(LEFT) => End::Answered,
@@ -212,5 +214,43 @@ impl Rings {
             let mut records = ring.records.iter().rev();
             records.find(|r| r.request_id.as_bytes() == request_id.as_bytes()).map(&view)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn record(number: usize, of: Of) -> Record {
+        Record {
+            request_id: HeaderValue::from_str(&format!("r{number}")).unwrap(),
+            of,
+            sandbox: None,
+            revision: None,
+            arrived: 0,
+            total: 0,
+            status: 503,
+            code: Some("no_capacity"),
+            attempts: 0,
+            cold: false,
+            warm: (0, 0, 0),
+            phases: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn connections_that_were_turned_away_push_out_no_call_that_failed() {
+        let records = Records::new(SHARDS, Clock::new());
+        records.put(record(0, Of::Name("hello".parse().unwrap())));
+        for number in 1..1000 {
+            let turned_away = record(number, Of::Nothing);
+            assert!(turned_away.is_fault(), "it is a warning in the log");
+            records.put(turned_away);
+        }
+        assert!(records.find("r0").is_some());
+        assert!(records.find("r999").is_some());
+        assert!(records.find("r1").is_none(), "what is remembered is bounded");
     }
 }

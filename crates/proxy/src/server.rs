@@ -26,9 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    Shared, errors,
-    failure_log::Failed,
-    ids,
+    Shared, errors, ids,
     invoke::Front,
     lease::Open,
     records::{Of, Record},
@@ -148,7 +146,7 @@ impl Shared {
         let request_id = ids::request_id(self.records.wall_ms(now));
         let (answer, code) = errors::bare_answer(violation, &request_id);
         let record = Record {
-            request_id: request_id.clone(),
+            request_id,
             of: Of::Nothing,
             sandbox: None,
             revision: None,
@@ -161,10 +159,7 @@ impl Shared {
             warm: (0, 0, 0),
             phases: Vec::new(),
         };
-        let (status, why, is_fault) =
-            (violation.status, violation.reason.into(), record.is_fault());
-        self.failures.note(None, code, Failed { status, request_id, why, is_fault });
-        self.records.put(record);
+        self.remember(record, violation.reason.into());
         answer
     }
 }
