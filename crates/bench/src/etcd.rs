@@ -53,6 +53,9 @@ impl Status {
 }
 
 impl Etcd {
+    /// What tests say where it is not.
+    pub const MISSING: &str = "skip: etcd is not installed (Debian: etcd-server)";
+
     /// Whether the program is installed.
     #[must_use]
     pub fn is_installed() -> bool {

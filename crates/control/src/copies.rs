@@ -382,7 +382,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_majority_holds_what_is_recorded_and_the_rest_gets_it_in_time() {
         if !Etcd::is_installed() {
-            return println!("skip: etcd is not installed (Debian: etcd-server)");
+            return println!("{}", Etcd::MISSING);
         }
         let scratch = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(scratch.path(), 1).unwrap();
@@ -432,7 +432,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_majority_held_once_is_asked_for_again() {
         if !Etcd::is_installed() {
-            return println!("skip: etcd is not installed (Debian: etcd-server)");
+            return println!("{}", Etcd::MISSING);
         }
         let scratch = tempfile::tempdir().unwrap();
         let etcd = Etcd::start(scratch.path(), 1).unwrap();

@@ -102,7 +102,7 @@ async fn a_hundred_thousand_functions_are_loaded_at_start() {
 #[ignore = "it measures; see the module"]
 fn a_hundred_thousand_functions_are_loaded_from_etcd() {
     if !Etcd::is_installed() {
-        return println!("skip: etcd is not installed (Debian: etcd-server)");
+        return println!("{}", Etcd::MISSING);
     }
     let dir = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(dir.path(), 1).unwrap();

@@ -3,6 +3,7 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
+use dirigent_bench::etcd::Etcd;
 use serde_json::Value;
 
 use crate::host;
@@ -51,8 +52,8 @@ fn register_makes_functions_and_starts_again_with_them() {
 
 #[test]
 fn register_measures_an_etcd_of_its_own() {
-    if !dirigent_bench::etcd::Etcd::is_installed() {
-        return println!("skip: etcd is not installed (Debian: etcd-server)");
+    if !Etcd::is_installed() {
+        return println!("{}", Etcd::MISSING);
     }
     let args = ["register", "--functions", "2000", "--clients", "16", "--etcd", "1"];
     let (values, _) = bench(&args, 5);

@@ -145,7 +145,7 @@ fn members_of_a_cluster_work_together_off_loopback_and_nobody_else_is_let_in() {
 #[test]
 fn who_was_removed_is_refused_by_every_control_plane_and_by_its_next_life() {
     if !Etcd::is_installed() {
-        return println!("skip: etcd is not installed (Debian: etcd-server)");
+        return println!("{}", Etcd::MISSING);
     }
     let scratch = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(scratch.path(), 1).unwrap();

@@ -50,7 +50,7 @@ impl Cluster {
         before: impl FnOnce(&Etcd),
     ) -> Option<Self> {
         if !Etcd::is_installed() {
-            println!("skip: etcd is not installed (Debian: etcd-server)");
+            println!("{}", Etcd::MISSING);
             return None;
         }
         let scratch = tempfile::tempdir().unwrap();

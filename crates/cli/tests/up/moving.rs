@@ -14,7 +14,7 @@ use crate::{
 #[test]
 fn a_store_is_moved_into_etcd_and_nothing_is_deployed_or_started_anew() {
     if !Etcd::is_installed() {
-        return println!("skip: etcd is not installed (Debian: etcd-server)");
+        return println!("{}", Etcd::MISSING);
     }
     let scratch = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(scratch.path(), 1).unwrap();

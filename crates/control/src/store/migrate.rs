@@ -182,7 +182,7 @@ mod tests {
         /// `None` where etcd is not installed, which is said.
         fn start() -> Option<Self> {
             if !Etcd::is_installed() {
-                println!("skip: etcd is not installed (Debian: etcd-server)");
+                println!("{}", Etcd::MISSING);
                 return None;
             }
             let (scratch, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -32,7 +32,7 @@ impl Host {
     /// `None` where etcd is not installed, which is said.
     fn start(members: usize) -> Option<Self> {
         if !Etcd::is_installed() {
-            println!("skip: etcd is not installed (Debian: etcd-server)");
+            println!("{}", Etcd::MISSING);
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
