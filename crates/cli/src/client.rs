@@ -367,7 +367,7 @@ pub(crate) async fn refused(response: Response<Incoming>) -> Fail {
                         "name the control plane that has the cluster's authority with --server",
                     );
                 }
-                "untold" => return fail.hint("nothing has to be repeated"),
+                "untold" => return fail,
                 _ => fail,
             }
         }

@@ -68,12 +68,15 @@ impl Refusals {
                     return;
                 },
             }
+            let begun = Instant::now();
             let since = seen.filter(|_| compared.elapsed() < WHOLE);
-            if since.is_none() {
-                compared = Instant::now();
-            }
             match self.exchange(since).await {
-                Ok(revision) => seen = revision,
+                Ok(revision) => {
+                    if since.is_none() {
+                        compared = begun;
+                    }
+                    seen = revision;
+                }
                 Err(error) => tracing::debug!(%error, "refused certificates are not compared now"),
             }
         }
@@ -169,7 +172,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn whom_the_authority_refuses_all_refuse_in_this_life_and_the_next() {
         if !Etcd::is_installed() {
-            return println!("skip: etcd is not installed (Debian: etcd-server)");
+            return println!("{}", Etcd::MISSING);
         }
         let scratch = tempfile::tempdir().unwrap();
         let running = Etcd::start(scratch.path(), 1).unwrap();
@@ -204,7 +207,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_restored_store_has_forgotten_is_told_again_by_whoever_knows() {
         if !Etcd::is_installed() {
-            return println!("skip: etcd is not installed (Debian: etcd-server)");
+            return println!("{}", Etcd::MISSING);
         }
         let scratch = tempfile::tempdir().unwrap();
         let running = Etcd::start(scratch.path(), 1).unwrap();

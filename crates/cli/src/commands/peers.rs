@@ -312,9 +312,10 @@ async fn refuse_certificate(client: &Client, whom: &Whom) -> Result {
     match response.status() {
         // There are no certificates here, or none of this one.
         StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(()),
-        StatusCode::SERVICE_UNAVAILABLE => Err(refused(response)
-            .await
-            .hint("with --keep-certificate the certificate is left good")),
+        StatusCode::SERVICE_UNAVAILABLE => Err(refused(response).await.hint(
+            "nothing is forgotten yet: run it again, or with --keep-certificate, which asks for no \
+             certificate to be refused",
+        )),
         _ => succeeded(response).await.map(|_| ()),
     }
 }
