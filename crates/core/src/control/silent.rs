@@ -28,6 +28,17 @@ impl Function {
         }
     }
 
+    /// It has been silent since before the worker attached that has a sandbox of which it claimed slots.
+    /// What it holds elsewhere waits no longer for that.
+    pub(crate) fn is_silent(&mut self, c: &mut Cluster, data_plane: DataPlaneId, sandbox: SandboxId) {
+        if self.level_of(data_plane).is_some_and(|level| level.settling) {
+            self.make_sure(c, sandbox);
+        } else {
+            let at = c.now.after(self.record.settings.timeout);
+            c.timers.start(Timer::Silent(self.id(), data_plane), at);
+        }
+    }
+
     /// It attached again. What workers were asked to bar it from is of no use to it any more.
     pub(crate) fn spoke_again(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
         c.timers.cancel(Timer::Silent(self.id(), data_plane));

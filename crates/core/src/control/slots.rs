@@ -602,12 +602,11 @@ impl Function {
         let Some((slots, leaving)) = claimed else { return };
         if slots > 0 {
             self.level(c, by, |level| level.books += slots);
-            if !c.peers.is_attached(by) {
-                // It fell silent before the worker attached that has what it claimed.
-                self.fell_silent(c, by);
-            }
         }
         self.sure_if_all_claimed(c, sandbox);
+        if slots > 0 && !c.peers.is_attached(by) {
+            self.is_silent(c, by, sandbox);
+        }
         if leaving || slots == 0 {
             let gone = self
                 .activate()

@@ -411,3 +411,37 @@ fn what_is_expected_while_a_leader_recovers_is_started_when_that_is_over() {
     world.pass(Duration::from_secs(10));
     assert_eq!(world.started().len(), 1);
 }
+
+#[test]
+fn what_a_silent_data_plane_holds_does_not_wait_for_workers_that_attach_meanwhile() {
+    let timeout = Settings::default().timeout;
+    let settle = |counter| {
+        let (sandbox, data_plane) = (SandboxId::new(Epoch(3), counter), DataPlaneId(1));
+        ToWorker::Settle { sandbox, data_plane }
+    };
+    // The second worker attaches before or after the silence is a long one.
+    for silent in [timeout / 2, timeout] {
+        let (mut records, function) = records(&Settings::default());
+        records.workers.push(WorkerRecord::new(WorkerId(2), "second".into()));
+        let mut world = World::with(records);
+        world.attach_worker_with(vec![report(function, 1)]);
+        let holdings = vec![holding(function, 1), holding(function, 2)];
+        world.attach_plane_with(PLANE, "a", holdings);
+        world.pass(Duration::from_secs(4));
+        world.tell(Event::Detached { stream: PLANE });
+        world.pass(silent);
+        let second = StreamId(9);
+        world.tell(Event::WorkerAttached { stream: second, name: "second".into() });
+        let (hello, capacity, artifacts) = (hello(), capacity(64), Vec::new());
+        let sandboxes = vec![report(function, 2)];
+        let hello = WorkerHello { hello, capacity, sandboxes, artifacts };
+        let frame = FromWorker::Hello(Box::new(hello));
+        world.tell(Event::WorkerSaid { stream: second, frame });
+        world.pass(timeout.saturating_sub(silent));
+        let said = world.said();
+        assert!(said.contains(&to_worker(settle(1))), "after {silent:?}: {said:?}");
+        // It was not heard of since it attached, where that was long ago.
+        let asked = Effect::ToWorker { stream: second, frame: settle(2) };
+        assert!(silent < timeout || said.contains(&asked), "{said:?}");
+    }
+}
