@@ -20,6 +20,7 @@ pub(crate) mod output;
 pub(crate) mod protocol;
 pub(crate) mod root;
 pub(crate) mod rules;
+mod scope;
 pub(crate) mod seccomp;
 
 use std::{

@@ -2,12 +2,18 @@
 //!
 //! The function takes one line per connection and answers with text: `run COMMAND` gives the output
 //! of a shell, `print TEXT` and `complain TEXT` write to its log, `exit N` ends it, `eat MIB` takes
-//! memory, `connect ADDRESS` tries to reach somebody, `raw` tries for sockets that see others' packets,
+//! memory, `connect ADDRESS` tries to reach somebody (`@NAME`: a Unix
+//! socket with an abstract name), `listen @NAME` is one, `raw` tries for sockets that see others' packets,
 //! `squat PORTS` listens there. Before it listens it does what `MODE` says.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
+    mem,
     net::{TcpListener, TcpStream},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -29,7 +35,7 @@ fn serve() -> ExitCode {
     let passed = dirigent_runtime::passed_listener();
     for word in variable("MODE").split(' ') {
         match word.split_once('=').unwrap_or((word, "")) {
-            ("print", text) => write(&mut std::io::stdout(), text),
+            ("print", text) => write(&mut io::stdout(), text),
             ("exit", code) => return ExitCode::from(code.parse().unwrap_or(1)),
             ("never", "") => loop {
                 std::thread::park();
@@ -58,7 +64,7 @@ fn serve() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn write(to: &mut impl std::io::Write, text: &str) {
+fn write(to: &mut impl io::Write, text: &str) {
     if writeln!(to, "{text}").and_then(|()| to.flush()).is_err() {
         std::process::abort();
     }
@@ -103,6 +109,23 @@ fn raw() -> String {
     got.map(|(name, ..)| name).collect::<Vec<_>>().join(" ")
 }
 
+fn abstract_name(text: &str) -> Option<io::Result<SocketAddr>> {
+    text.strip_prefix('@').map(SocketAddr::from_abstract_name)
+}
+
+fn connect(to: &str) -> io::Result<()> {
+    match abstract_name(to) {
+        Some(name) => UnixStream::connect_addr(&name?).map(drop),
+        None => TcpStream::connect(to).map(drop),
+    }
+}
+
+/// Until the process ends.
+fn listen(at: &str) -> io::Result<()> {
+    let name = abstract_name(at).ok_or(io::ErrorKind::InvalidInput)??;
+    UnixListener::bind_addr(&name).map(mem::forget)
+}
+
 fn answer(mut connection: TcpStream) {
     let mut line = String::new();
     if BufReader::new(&connection).read_line(&mut line).is_err() {
@@ -122,21 +145,21 @@ fn answer(mut connection: TcpStream) {
         "squat" => {
             let ports = rest.split(' ').filter_map(|port| port.parse::<u16>().ok());
             let held = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-            held.map(std::mem::forget).count().to_string()
+            held.map(mem::forget).count().to_string()
         }
         "print" => {
-            write(&mut std::io::stdout(), rest);
+            write(&mut io::stdout(), rest);
             "ok".to_owned()
         }
         "complain" => {
-            write(&mut std::io::stderr(), rest);
+            write(&mut io::stderr(), rest);
             "ok".to_owned()
         }
         "flood" => {
             let line = "x".repeat(99) + "\n";
             let block = line.repeat(10_000);
             for _ in 0..rest.parse().unwrap_or(0) {
-                if std::io::stdout().write_all(block.as_bytes()).is_err() {
+                if io::stdout().write_all(block.as_bytes()).is_err() {
                     std::process::abort();
                 }
             }
@@ -153,8 +176,12 @@ fn answer(mut connection: TcpStream) {
             std::thread::spawn(move || hold(&mib));
             "ok".to_owned()
         }
-        "connect" => match TcpStream::connect(rest) {
-            Ok(_) => "connected".to_owned(),
+        "connect" => match connect(rest) {
+            Ok(()) => "connected".to_owned(),
+            Err(error) => format!("refused: {error}"),
+        },
+        "listen" => match listen(rest) {
+            Ok(()) => "listening".to_owned(),
             Err(error) => format!("refused: {error}"),
         },
         // Sockets that see or make what is not a connection of one's own.
@@ -168,6 +195,6 @@ fn answer(mut connection: TcpStream) {
     };
     // The test may have what it wanted already.
     if let Err(error) = connection.write_all(text.as_bytes()) {
-        write(&mut std::io::stderr(), &error.to_string());
+        write(&mut io::stderr(), &error.to_string());
     }
 }

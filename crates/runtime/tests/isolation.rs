@@ -6,7 +6,14 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    time::Duration,
+};
 
 use common::{Rig, ask, create, is_root, mode, refused, run, server, until, with};
 use dirigent_core::{Bytes, Cause, Digest, Isolation, Listen, MilliCpu, SandboxId};
@@ -409,6 +416,30 @@ fn neither_a_neighbours_port_nor_the_api_can_be_reached() {
     assert_eq!(run(other, "echo alive"), "alive\n");
     rig.destroy(one);
     rig.destroy(two);
+}
+
+#[test]
+fn unix_sockets_of_the_machine_and_of_neighbours_have_no_name_here() {
+    let name = format!("dirigent-test-{}", std::process::id());
+    let here = SocketAddr::from_abstract_name(&name).expect("a name");
+    let _listener = UnixListener::bind_addr(&here).expect("nobody has this name");
+    UnixStream::connect_addr(&here).expect("it listens");
+    each(|rig, level| {
+        let missing = rig.runtime.facts().missing;
+        if missing.iter().any(|line| line.starts_with("abstract names")) {
+            return println!("skipped: this kernel does not keep them apart: {missing:?}");
+        }
+        let (one, port) = rig.serve(level);
+        let (two, other) = rig.serve(level);
+        let refused = |answer: &str| answer.starts_with("refused");
+        assert!(refused(&ask(port, &format!("connect @{name}"))));
+        // A neighbour's are its own.
+        assert_eq!(ask(port, &format!("listen @{name}-one")), "listening");
+        assert_eq!(ask(port, &format!("connect @{name}-one")), "connected");
+        assert!(refused(&ask(other, &format!("connect @{name}-one"))));
+        rig.destroy(one);
+        rig.destroy(two);
+    });
 }
 
 #[test]

@@ -30,7 +30,12 @@ impl Function {
 
     /// It has been silent since before the worker attached that has a sandbox of which it claimed slots.
     /// What it holds elsewhere waits no longer for that.
-    pub(crate) fn is_silent(&mut self, c: &mut Cluster, data_plane: DataPlaneId, sandbox: SandboxId) {
+    pub(crate) fn is_silent(
+        &mut self,
+        c: &mut Cluster,
+        data_plane: DataPlaneId,
+        sandbox: SandboxId,
+    ) {
         if self.level_of(data_plane).is_some_and(|level| level.settling) {
             self.make_sure(c, sandbox);
         } else {

@@ -36,6 +36,7 @@ use crate::{
         launch::{self, Identity, Launch},
         protocol::{Exit, FromInit, Run, ToInit},
         root::Template,
+        scope,
     },
     sys::{
         process::{close_from, exit_now, kill_all_others, own, place},
@@ -108,6 +109,10 @@ fn prepare(plan: &Plan<'_>) -> io::Result<OwnedFd> {
     if let Some(template) = plan.template {
         rustix::system::sethostname(b"sandbox")?;
         template.prepare(plan.artifacts, plan.uid)?;
+        if let Err(error) = scope::confine() {
+            // Said once, by the keeper, where the kernel cannot.
+            tracing::debug!(%error, "abstract names are not kept apart");
+        }
     } else {
         set_child_subreaper(Some(getpid()))?;
     }

@@ -19,7 +19,7 @@ use crate::{
         orphans::{self, Name},
         protocol::{Abilities, Network},
         root::Template,
-        rules, socket_path,
+        rules, scope, socket_path,
     },
     network::{Pool, resolvers},
     sys::{
@@ -77,6 +77,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         abilities.no_basic = Some("switched off by configuration".to_owned());
         None
     };
+    abilities.missing.extend(template.as_ref().and_then(|_| open_names()));
     let made = as_root.then(|| rules::make(options, &name.table()));
     let has_rules = matches!(made, Some(Ok(())));
     if let Some(Err(reason)) = made {
@@ -124,6 +125,16 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
         );
     }
     Ok(Found { claim, name, groups, template, abilities, has_rules, pool })
+}
+
+/// What it means that this kernel does not keep abstract names apart, if so.
+fn open_names() -> Option<String> {
+    let error = scope::look().err()?;
+    tracing::debug!(%error, "no scopes of Landlock");
+    let text = "abstract names: sandboxes without a network of their own can connect to Unix sockets of \
+                this machine that have one (X11, D-Bus, containerd's shims); Linux 6.12 with Landlock \
+                keeps them apart";
+    Some(text.to_owned())
 }
 
 /// Networks of their own for sandboxes, or why there are none.
