@@ -3,10 +3,11 @@
 use std::{error::Error, path::Path};
 
 /// What a runtime needs of containerd; they import the rest.
-const ROOTS: [&str; 9] = [
+const ROOTS: [&str; 10] = [
     "services/containers/v1/containers.proto",
     "services/content/v1/content.proto",
     "services/diff/v1/diff.proto",
+    "services/introspection/v1/introspection.proto",
     "services/leases/v1/leases.proto",
     "services/namespaces/v1/namespace.proto",
     "services/snapshots/v1/snapshots.proto",

@@ -224,6 +224,13 @@ pub(crate) struct ContainerdConfig {
     /// Tasks that are made ahead and wait to be started, of functions that scale; some 15 MiB of memory
     /// each. 0: none.
     pub(crate) ahead: usize,
+    /// How long images are kept that no revision needs any more.
+    #[serde(with = "units::duration")]
+    pub(crate) keep_images: Duration,
+    /// How full the disk of containerd may get, in percent, before they go earlier, oldest first.
+    pub(crate) disk_full: u8,
+    /// How full it may be when no more of them go.
+    pub(crate) disk_freed: u8,
     /// How registries are spoken to that are private, or have an authority of their own, by their names as
     /// references to images have them.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
@@ -253,6 +260,9 @@ impl Default for ContainerdConfig {
             handler: "io.containerd.runc.v2".to_owned(),
             program: None,
             ahead: 4,
+            keep_images: Duration::from_secs(24 * 3600),
+            disk_full: 85,
+            disk_freed: 80,
             registries: BTreeMap::new(),
         }
     }
@@ -363,7 +373,14 @@ fn check(config: &Config) -> Result {
         return Err(Fail::config(format!("runtime: `{}` cannot be run yet", config.runtime))
             .hint("use `process`"));
     }
-    let ContainerdConfig { namespace, snapshotter, handler, .. } = &config.containerd;
+    let ContainerdConfig { namespace, snapshotter, handler, disk_full, disk_freed, .. } =
+        &config.containerd;
+    if !(disk_freed <= disk_full && *disk_full <= 100) {
+        return Err(Fail::config(format!(
+            "containerd.disk_full and containerd.disk_freed: {disk_full} and {disk_freed} are not two \
+             shares in percent, the second no larger than the first"
+        )));
+    }
     for (key, value) in
         [("namespace", namespace), ("snapshotter", snapshotter), ("handler", handler)]
     {

@@ -18,6 +18,7 @@ use tower::service_fn;
 use crate::api::containerd::services::{
     containers::v1::containers_client::ContainersClient,
     content::v1::content_client::ContentClient, diff::v1::diff_client::DiffClient,
+    introspection::v1::introspection_client::IntrospectionClient,
     leases::v1::leases_client::LeasesClient, namespaces::v1::namespaces_client::NamespacesClient,
     snapshots::v1::snapshots_client::SnapshotsClient, tasks::v1::tasks_client::TasksClient,
     version::v1::version_client::VersionClient,
@@ -162,6 +163,12 @@ impl Client {
     #[must_use]
     pub fn namespaces(&self) -> NamespacesClient<Service> {
         NamespacesClient::new(self.service())
+    }
+
+    /// What containerd says of itself and its plugins.
+    #[must_use]
+    pub fn introspection(&self) -> IntrospectionClient<Service> {
+        IntrospectionClient::new(self.service())
     }
 
     /// Which containerd answers.

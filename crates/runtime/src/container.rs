@@ -18,6 +18,7 @@ mod ahead;
 mod driver;
 mod image;
 mod images;
+mod kept;
 mod life;
 mod made;
 mod network;
@@ -27,6 +28,7 @@ mod recover;
 mod registry;
 mod spec;
 
+pub use kept::Keep;
 pub use registry::Registry;
 
 use std::{
@@ -48,6 +50,7 @@ use tokio::sync::mpsc;
 
 use crate::{Event, Facts, Runtime, logs, process::Spaces};
 use driver::{Order, Start};
+use kept::Stock;
 use network::Offer;
 
 /// The label of everything that is ours in containerd; its value tells workers of one machine apart.
@@ -96,6 +99,8 @@ pub struct ContainerConfig {
     pub ahead: usize,
     /// Sandboxes that are removed from containerd at once: more would keep starts waiting.
     pub removals: usize,
+    /// When images go that no revision needs any more.
+    pub keep: Keep,
 }
 
 impl ContainerConfig {
@@ -118,6 +123,7 @@ impl ContainerConfig {
             log_total: Bytes::mib(512),
             ahead: 4,
             removals: 4,
+            keep: Keep::default(),
         }
     }
 
@@ -136,7 +142,7 @@ const RECOVERY: Duration = Duration::from_secs(60);
 /// Sandboxes as OCI containers.
 pub struct ContainerRuntime {
     logs: PathBuf,
-    images: Arc<Mutex<Vec<Digest>>>,
+    stock: Stock,
     /// Whether containerd answered, so that what is left there can be taken stock of.
     is_connected: bool,
     /// Why nothing is offered; empty if something is.
@@ -168,9 +174,8 @@ impl ContainerRuntime {
         let offer = config.offer();
         let (orders, inbox) = mpsc::channel(ORDERS);
         let (started, start) = std_mpsc::channel();
-        let images = Arc::new(Mutex::new(Vec::new()));
-        let world =
-            Start { config, events: events.clone(), inbox, images: Arc::clone(&images), started };
+        let stock = Stock::default();
+        let world = Start { config, events: events.clone(), inbox, stock: stock.clone(), started };
         let thread = std::thread::Builder::new()
             .name("container-runtime".to_owned())
             .spawn(move || driver::run(world))?;
@@ -181,7 +186,7 @@ impl ContainerRuntime {
         let missing = offer.falls_short().map_or(missing, |why| vec![why]);
         Ok(Arc::new(Self {
             logs,
-            images,
+            stock,
             is_connected,
             missing,
             offer,
@@ -241,7 +246,7 @@ impl Runtime for ContainerRuntime {
     }
 
     fn artifacts(&self) -> Vec<Digest> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stock.held()
     }
 
     fn unpack(&self, digest: Digest, path: PathBuf) {
@@ -266,6 +271,14 @@ impl Runtime for ContainerRuntime {
 
     fn discard(&self, digest: Digest) {
         self.order(Order::Discard { digest });
+    }
+
+    fn revive(&self, digest: Digest) -> bool {
+        let is_kept = self.stock.withdraw(digest);
+        if is_kept {
+            self.order(Order::Revive { digest });
+        }
+        is_kept
     }
 
     fn create(&self, create: CreateSandbox) {

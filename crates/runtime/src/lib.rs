@@ -138,8 +138,14 @@ pub trait Runtime: Send + Sync + fmt::Debug {
         Err(ArtifactFailure::new("this runtime has no images", Fault::Function))
     }
 
-    /// Remove an unpacked artifact in the background.
+    /// Nobody needs an unpacked artifact: remove it, in the background, now or after a while.
     fn discard(&self, digest: Digest);
+
+    /// An artifact is needed that may have been discarded and be there still: if so it is answered
+    /// by [`Event::Unpacked`], as if it had been fetched.
+    fn revive(&self, _digest: Digest) -> bool {
+        false
+    }
 
     /// Start a sandbox; answered by `Created`, `Listening`, `Gone`.
     fn create(&self, create: CreateSandbox);

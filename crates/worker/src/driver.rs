@@ -282,10 +282,7 @@ impl Driver {
                     }
                 }
                 Effect::GiveUp => self.name_taken.store(true, Relaxed),
-                Effect::Fetch { digest, runtime, image: None } => self.fetch(digest, runtime),
-                Effect::Fetch { digest, runtime, image: Some(image) } => {
-                    self.pull(digest, runtime, &image);
-                }
+                Effect::Fetch { digest, runtime, image } => self.provide(digest, runtime, image),
                 Effect::Resolve { sandbox, runtime, image, pull } => {
                     self.resolve(sandbox, runtime, &image, pull);
                 }
@@ -307,6 +304,16 @@ impl Driver {
         if let Err(error) = stream.push(None, size(&frame), frame) {
             tracing::debug!(%error, "the stream is over");
             self.stream = None;
+        }
+    }
+
+    fn provide(&mut self, digest: Digest, runtime: RuntimeKind, image: Option<String>) {
+        if self.runtimes.get(runtime).is_some_and(|runtime| runtime.revive(digest)) {
+            return;
+        }
+        match image {
+            None => self.fetch(digest, runtime),
+            Some(image) => self.pull(digest, runtime, &image),
         }
     }
 

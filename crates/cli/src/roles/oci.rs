@@ -54,7 +54,7 @@ async fn built(_config: &Config, _dir: &Path, _spaces: Option<Spaces>) -> Result
 
 #[cfg(feature = "containerd")]
 async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(Reports, Kept)> {
-    use dirigent_runtime::container::{ContainerConfig, ContainerRuntime, Registry};
+    use dirigent_runtime::container::{ContainerConfig, ContainerRuntime, Keep, Registry};
 
     use crate::fail::{Kind, OrFail as _};
 
@@ -66,6 +66,9 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         handler,
         program,
         ahead,
+        keep_images,
+        disk_full,
+        disk_freed,
         registries,
     } = config.containerd.clone();
     let registries = registries.into_iter().map(|(name, registry)| {
@@ -81,6 +84,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         handler,
         program,
         ahead,
+        keep: Keep { time: keep_images, full: disk_full, freed: disk_freed },
         registries: registries.collect(),
         address: config.address,
         spaces,

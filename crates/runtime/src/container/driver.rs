@@ -1,12 +1,7 @@
 //! The runtime's thread: orders in, a task for each sandbox, events out.
 
 use std::{
-    cell::RefCell,
-    collections::HashMap,
-    io,
-    path::PathBuf,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc},
+    cell::RefCell, collections::HashMap, io, path::PathBuf, rc::Rc, sync::mpsc as std_mpsc,
     time::Duration,
 };
 
@@ -21,13 +16,15 @@ use dirigent_core::{
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinSet, LocalSet},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 use super::{
     ContainerConfig, HANDLER,
     ahead::{self, Shelf},
+    image::ImageError,
     images::Images,
+    kept::{self, Stock},
     life::{self, Stop},
     made::Place,
     network::Offer,
@@ -64,8 +61,10 @@ pub(super) enum Order {
     Resolve { sandbox: SandboxId, image: String, pull: Pull },
     /// Get an image from its registry.
     Pull { digest: Digest, image: String },
-    /// Let go of an image.
+    /// No revision needs an image any more.
     Discard { digest: Digest },
+    /// One needs it again, that was withdrawn from what is kept.
+    Revive { digest: Digest },
     /// Start a sandbox.
     Create(Box<CreateSandbox>),
     /// Stop one.
@@ -82,7 +81,7 @@ pub(super) struct Start {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) inbox: mpsc::Receiver<Order>,
     /// What is held, for those who ask.
-    pub(super) images: Arc<Mutex<Vec<Digest>>>,
+    pub(super) stock: Stock,
     /// What is missing here, once that is known.
     pub(super) started: std_mpsc::Sender<io::Result<Vec<String>>>,
 }
@@ -101,15 +100,17 @@ pub(super) struct World {
     pub(super) listeners: RefCell<Listeners>,
     /// How many may be removed at once.
     pub(super) removals: Semaphore,
+    /// One collects images at a time.
+    pub(super) collecting: tokio::sync::Mutex<()>,
+    pub(super) stock: Stock,
     events: mpsc::Sender<Event>,
-    held: Arc<Mutex<Vec<Digest>>>,
 }
 
 impl World {
     pub(super) fn new(
         config: ContainerConfig,
         events: mpsc::Sender<Event>,
-        held: Arc<Mutex<Vec<Digest>>>,
+        stock: Stock,
     ) -> io::Result<Self> {
         let client = Client::new(&config.socket, &config.namespace, CALL)
             .map_err(|failure| io::Error::other(failure.message))?;
@@ -126,8 +127,9 @@ impl World {
             logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
             listeners: RefCell::new(Listeners::new(config.address)),
             removals: Semaphore::new(config.removals.max(1)),
+            collecting: tokio::sync::Mutex::new(()),
+            stock,
             events,
-            held,
             config,
         })
     }
@@ -155,22 +157,47 @@ impl World {
 
     /// Others ask what is held from their own threads.
     fn publish(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = self.images.list();
+        self.stock.publish(self.images.list());
+    }
+
+    /// An image that was withdrawn from what is kept is needed again; whether it is there.
+    fn take_back(&self, digest: Digest) -> Result<bool, ImageError> {
+        let taken = self.images.take_back(digest);
+        if taken.is_err() {
+            self.stock.keep(digest);
+        }
+        taken
+    }
+
+    /// Takes an image, in the place of those that nobody needs where there is no other.
+    async fn with_room<T: Future<Output = Result<(), ImageError>>>(
+        &self,
+        digest: Digest,
+        take: impl Fn() -> T,
+    ) -> Result<(), ImageError> {
+        // It may have been discarded a moment ago.
+        if self.stock.withdraw(digest) && self.take_back(digest)? {
+            return Ok(());
+        }
+        kept::collect(self).await;
+        match take().await {
+            Err(ImageError::Full(_)) if kept::give_up(self).await => take().await,
+            result => result,
+        }
     }
 
     /// An image has gone from containerd behind our back.
     pub(super) async fn lost(&self, digest: Digest) {
-        if let Some(released) = self.images.forget(digest) {
+        if self.images.forget(digest) {
             self.publish();
             self.report(Event::Lost { digest }).await;
-            released.await;
         }
     }
 }
 
 /// The thread.
 pub(super) fn run(start: Start) {
-    let Start { config, events, inbox, images, started } = start;
+    let Start { config, events, inbox, stock, started } = start;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("container-runtime-disk")
@@ -186,7 +213,7 @@ pub(super) fn run(start: Start) {
         Err(error) => return answer(Err(error)),
     };
     let work = async {
-        let mut world = match World::new(config, events, images) {
+        let mut world = match World::new(config, events, stock) {
             Ok(world) => world,
             Err(error) => return answer(Err(error)),
         };
@@ -257,10 +284,13 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
+        let mut looks = tokio::time::interval(kept::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 Some(ended) = self.tasks.join_next() => self.ended(ended),
+                _ = looks.tick(), if self.world.images.keeps_any() => self.collect(),
                 order = inbox.recv() => match order {
                     None | Some(Order::Detach) => return,
                     Some(Order::Close) => return self.close().await,
@@ -290,16 +320,8 @@ impl Driver {
             Order::Import { digest, path } => self.import(digest, path),
             Order::Resolve { sandbox, image, pull } => self.resolve(sandbox, image, pull),
             Order::Pull { digest, image } => self.pull(digest, image),
-            Order::Discard { digest } => {
-                self.world.shelf.let_go(digest);
-                if let Some(released) = self.world.images.forget(digest) {
-                    self.world.publish();
-                    self.tasks.spawn_local(async move {
-                        released.await;
-                        None
-                    });
-                }
-            }
+            Order::Discard { digest } => self.discard(digest),
+            Order::Revive { digest } => self.revive(digest),
             Order::Create(create) => self.create(*create).await,
             Order::Destroy { sandbox, grace } => self.stop(sandbox, grace),
             Order::Close | Order::Detach => {}
@@ -310,6 +332,9 @@ impl Driver {
         let told = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
         self.world.images.recover().await.map_err(|error| told(&error))?;
         self.world.publish();
+        for (_, digest) in self.world.images.kept() {
+            self.world.stock.keep(digest);
+        }
         let found = recover::recover(&self.world).await.map_err(|error| told(&error))?;
         let adopted = found.iter().map(|one| one.adopted().clone()).collect();
         for one in found {
@@ -333,12 +358,49 @@ impl Driver {
     fn import(&mut self, digest: Digest, path: PathBuf) {
         let world = Rc::clone(&self.world);
         self.tasks.spawn_local(async move {
-            let result = world.images.import(digest, &path).await.map_err(|error| error.failure());
+            let result = world.with_room(digest, || world.images.import(digest, &path)).await;
             if let Err(error) = tokio::fs::remove_file(&path).await {
                 tracing::warn!(path = %path.display(), %error, "an image's archive stays");
             }
             world.publish();
+            let result = result.map_err(|error| error.failure());
             world.report(Event::Unpacked { digest, result }).await;
+            None
+        });
+    }
+
+    fn revive(&mut self, digest: Digest) {
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            let result = world.take_back(digest).map(drop);
+            world.publish();
+            let result = result.map_err(|error| error.failure());
+            world.report(Event::Unpacked { digest, result }).await;
+            None
+        });
+    }
+
+    fn discard(&mut self, digest: Digest) {
+        self.world.shelf.let_go(digest);
+        if !self.world.config.keep.time.is_zero() && self.world.images.set_aside(digest) {
+            self.world.stock.keep(digest);
+            self.world.publish();
+            return self.collect();
+        }
+        if self.world.images.forget(digest) {
+            self.world.publish();
+            let world = Rc::clone(&self.world);
+            self.tasks.spawn_local(async move {
+                world.images.let_go_of(digest).await;
+                None
+            });
+        }
+    }
+
+    fn collect(&mut self) {
+        let world = Rc::clone(&self.world);
+        self.tasks.spawn_local(async move {
+            kept::collect(&world).await;
             None
         });
     }
@@ -356,8 +418,9 @@ impl Driver {
     fn pull(&mut self, digest: Digest, image: String) {
         let world = Rc::clone(&self.world);
         self.tasks.spawn_local(async move {
-            let result = world.images.pull(digest, &image).await.map_err(|error| error.failure());
+            let result = world.with_room(digest, || world.images.pull(digest, &image)).await;
             world.publish();
+            let result = result.map_err(|error| error.failure());
             world.report(Event::Unpacked { digest, result }).await;
             None
         });

@@ -48,6 +48,9 @@ pub(super) struct Image {
     pub(super) bytes: u64,
     /// The tag by which it was asked of its registry, and when.
     pub(super) tag: Option<(String, u64)>,
+    /// Since when no revision needs it, by the machine's clock.
+    #[serde(default)]
+    pub(super) unneeded_since_ms: Option<u64>,
 }
 
 /// Layers that follow each other, by the digests of what they unpack to: the name of a snapshot
@@ -89,6 +92,9 @@ pub(super) enum ImageError {
         /// Whether another worker would be told the same.
         fault: Fault,
     },
+    /// A disk of the machine is full.
+    #[error("no space left on {0}")]
+    Full(String),
     /// The machine cannot.
     #[error("{0}")]
     Machine(String),
@@ -96,13 +102,12 @@ pub(super) enum ImageError {
 
 impl ImageError {
     pub(super) fn io(what: &str, error: &std::io::Error) -> Self {
-        let message = match error.kind() {
+        match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                format!("no space left on the worker's disk for {what}: free some")
+                Self::Full(format!("the worker's disk for {what}: free some"))
             }
-            _ => format!("{what}: {error}"),
-        };
-        Self::Machine(message)
+            _ => Self::Machine(format!("{what}: {error}")),
+        }
     }
 
     /// The function's where every worker would find the same.
@@ -111,7 +116,7 @@ impl ImageError {
             Self::Format(_) | Self::Refused(_) | Self::TooLarge(_) => Fault::Function,
             Self::Registry { fault, .. } => *fault,
             // As for artifacts: the disk may have done it.
-            Self::Mismatch { .. } | Self::Machine(_) => Fault::Worker,
+            Self::Mismatch { .. } | Self::Full(_) | Self::Machine(_) => Fault::Worker,
         };
         ArtifactFailure::new(format!("image: {self}"), fault)
     }
@@ -119,12 +124,10 @@ impl ImageError {
 
 impl From<dirigent_containerd::Failure> for ImageError {
     fn from(failure: dirigent_containerd::Failure) -> Self {
-        let full = failure.message.contains("no space left on device");
-        Self::Machine(if full {
-            format!("no space left on containerd's disk: free some ({failure})")
-        } else {
-            failure.message
-        })
+        if failure.message.contains("no space left on device") {
+            return Self::Full(format!("containerd's disk: free some ({failure})"));
+        }
+        Self::Machine(failure.message)
     }
 }
 

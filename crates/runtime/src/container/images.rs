@@ -66,6 +66,8 @@ pub(super) struct Images {
     /// What is ours in containerd begins with it.
     mark: String,
     held: RefCell<BTreeMap<Digest, Rc<Image>>>,
+    /// Those that no revision needs any more.
+    kept: RefCell<BTreeMap<Digest, Rc<Image>>>,
     /// One import at a time: they take a core and the disk each.
     importing: tokio::sync::Mutex<()>,
 }
@@ -81,6 +83,7 @@ impl Images {
             registries: config.registries.clone(),
             mark: mark.to_owned(),
             held: RefCell::default(),
+            kept: RefCell::default(),
             importing: tokio::sync::Mutex::new(()),
         })
     }
@@ -88,7 +91,7 @@ impl Images {
     /// Finds what an earlier life left, and removes what is half done.
     pub(super) async fn recover(&self) -> Result<(), ImageError> {
         let error = |error: io::Error| ImageError::io("the images' directory", &error);
-        let mut held = BTreeMap::new();
+        let (mut held, mut kept) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(&self.directory).map_err(error)? {
             let path = entry.map_err(error)?.path();
             let image = std::fs::read(&path)
@@ -96,7 +99,9 @@ impl Images {
                 .and_then(|bytes| serde_json::from_slice::<Image>(&bytes).ok());
             match image {
                 Some(image) if self.has(&image.chain).await? => {
-                    held.insert(image.digest, Rc::new(image));
+                    let needed = image.unneeded_since_ms.is_none();
+                    let place = if needed { &mut held } else { &mut kept };
+                    place.insert(image.digest, Rc::new(image));
                 }
                 // Layers of a pull that was cut off are in a directory.
                 _ if path.is_dir() => std::fs::remove_dir_all(&path).map_err(error)?,
@@ -106,13 +111,15 @@ impl Images {
         let filters = vec![format!("labels.\"{DIRECTORY}\"=={}", self.mark)];
         let leases = self.client.leases().list(ListRequest { filters }).await;
         let leases = leases.map_err(|status| self.client.failure(&status))?.into_inner().leases;
-        let wanted: Vec<String> = held.keys().map(|digest| self.lease(*digest)).collect();
+        let wanted: Vec<String> =
+            held.keys().chain(kept.keys()).map(|digest| self.lease(*digest)).collect();
         for lease in leases {
             if !wanted.contains(&lease.id) {
                 self.release(&lease.id).await?;
             }
         }
         self.held.replace(held);
+        self.kept.replace(kept);
         Ok(())
     }
 
@@ -122,6 +129,38 @@ impl Images {
 
     pub(super) fn list(&self) -> Vec<Digest> {
         self.held.borrow().keys().copied().collect()
+    }
+
+    /// Since when nobody needs them, and which.
+    pub(super) fn kept(&self) -> Vec<(u64, Digest)> {
+        let kept = self.kept.borrow();
+        kept.values().map(|one| (one.unneeded_since_ms.unwrap_or_default(), one.digest)).collect()
+    }
+
+    pub(super) fn keeps_any(&self) -> bool {
+        !self.kept.borrow().is_empty()
+    }
+
+    /// No revision needs it any more; whether it is kept.
+    pub(super) fn set_aside(&self, digest: Digest) -> bool {
+        let Some(image) = self.get(digest) else { return false };
+        let image = Image { unneeded_since_ms: Some(wall_ms()), ..Image::clone(&image) };
+        if let Err(error) = self.remember(&image) {
+            // Not even so little can be written.
+            tracing::warn!(%digest, %error, "an image that nobody needs cannot be kept");
+            return false;
+        }
+        self.held.borrow_mut().remove(&digest);
+        self.kept.borrow_mut().insert(digest, Rc::new(image));
+        true
+    }
+
+    /// It is needed again; whether it was kept.
+    pub(super) fn take_back(&self, digest: Digest) -> Result<bool, ImageError> {
+        let Some(image) = self.kept.borrow().get(&digest).cloned() else { return Ok(false) };
+        self.keep(Image { unneeded_since_ms: None, ..Image::clone(&image) })?;
+        self.kept.borrow_mut().remove(&digest);
+        Ok(true)
     }
 
     async fn has(&self, name: &str) -> Result<bool, Failure> {
@@ -164,14 +203,18 @@ impl Images {
                 ImageError::Refused(format!("`{image}` has a digest that is not SHA-256"))
             });
         }
-        let newest = || {
-            let held = self.held.borrow();
-            let tagged =
-                held.values().filter_map(|image| Some((image.tag.as_ref()?, image.digest)));
+        let newest = |of: &RefCell<BTreeMap<Digest, Rc<Image>>>| {
+            let of = of.borrow();
+            let tagged = of.values().filter_map(|image| Some((image.tag.as_ref()?, image.digest)));
             let of_it = tagged.filter(|((tag, _), _)| tag == image);
             of_it.max_by_key(|((_, at_ms), _)| *at_ms).map(|(_, digest)| digest)
         };
-        match (pull, newest()) {
+        let here = match pull {
+            // What nobody needed for a while may be an old one; where none is asked it is better than none.
+            Pull::Never => newest(&self.held).or_else(|| newest(&self.kept)),
+            Pull::Missing | Pull::Always => newest(&self.held),
+        };
+        match (pull, here) {
             (Pull::Missing | Pull::Never, Some(digest)) => Ok(digest),
             (Pull::Never, None) => Err(ImageError::Registry {
                 message: format!("`{image}` is not on this worker, and `sandbox.pull` is `never`"),
@@ -258,7 +301,8 @@ impl Images {
         }
         let chain = below.unwrap_or_default();
         let bytes = allowance.bytes();
-        Ok(Image { digest, chain, program: config.program(&seen)?, bytes, tag: None })
+        let program = config.program(&seen)?;
+        Ok(Image { digest, chain, program, bytes, tag: None, unneeded_since_ms: None })
     }
 
     fn keep(&self, image: Image) -> Result<(), ImageError> {
@@ -420,26 +464,32 @@ impl Images {
     }
 
     async fn release(&self, lease: &str) -> Result<(), Failure> {
+        // Else it is collected some hundred calls later.
         let delete = DeleteRequest { id: lease.to_owned(), sync: true };
         let deleted = self.client.within(APPLY).leases().delete(delete).await;
         absent(deleted.map(drop).map_err(|status| self.client.failure(&status)))
     }
 
-    /// Not found from now on; what containerd has of it is released by what is returned.
-    pub(super) fn forget(&self, digest: Digest) -> Option<impl Future<Output = ()> + use<>> {
-        self.held.borrow_mut().remove(&digest)?;
-        if let Err(error) = std::fs::remove_file(self.file(digest)) {
+    /// Not found from now on; whether it was. What containerd has of it goes by [`Images::let_go_of`].
+    pub(super) fn forget(&self, digest: Digest) -> bool {
+        let held = self.held.borrow_mut().remove(&digest);
+        let found = held.or_else(|| self.kept.borrow_mut().remove(&digest)).is_some();
+        if found && let Err(error) = std::fs::remove_file(self.file(digest)) {
             tracing::warn!(%digest, %error, "the record of an image stays");
         }
-        let (client, id) = (self.client.within(APPLY), self.lease(digest));
-        Some(async move {
-            // Else it is collected some hundred calls later.
-            let deleted = client.leases().delete(DeleteRequest { id, sync: true }).await;
-            let deleted = deleted.map(drop).map_err(|status| client.failure(&status));
-            if let Err(error) = absent(deleted) {
-                tracing::warn!(%digest, %error, "an image stays until the next start");
-            }
-        })
+        found
+    }
+
+    /// Releases what containerd has of an image that was forgotten, unless it is here again.
+    pub(super) async fn let_go_of(&self, digest: Digest) {
+        // Else one that is being taken again would lose its lease.
+        let _alone = self.importing.lock().await;
+        if self.get(digest).is_some() {
+            return;
+        }
+        if let Err(error) = self.release(&self.lease(digest)).await {
+            tracing::warn!(%digest, %error, "an image stays until the next start");
+        }
     }
 }
 

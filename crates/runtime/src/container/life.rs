@@ -136,12 +136,15 @@ pub(super) async fn live(
             serve(world, Running { _claim: claim, ..running }, stops).await;
         }
         Err(failure) => {
-            if matches!(failure.cause, Cause::ArtifactFailed { .. })
-                && let Some(digest) = create.order.spec.artifact
-            {
+            let is_lost = matches!(failure.cause, Cause::ArtifactFailed { .. });
+            let lost = create.order.spec.artifact.filter(|_| is_lost);
+            if let Some(digest) = lost {
                 world.lost(digest).await;
             }
             bury(&world, &place, sandbox, failure).await;
+            if let Some(digest) = lost {
+                world.images.let_go_of(digest).await;
+            }
         }
     }
 }
@@ -510,7 +513,7 @@ mod tests {
     use tokio::{sync::mpsc, task::LocalSet};
 
     use super::*;
-    use crate::container::{ContainerConfig, made::first};
+    use crate::container::{ContainerConfig, kept::Stock, made::first};
 
     /// The clock goes on by less than lies between two looks, with a line each time.
     #[tokio::test(start_paused = true)]
@@ -519,7 +522,7 @@ mod tests {
         let (events, mut heard) = mpsc::channel(8);
         let mut config = ContainerConfig::new(directory.path());
         config.socket = directory.path().join("nobody");
-        let world = Rc::new(World::new(config, events, std::sync::Arc::default()).unwrap());
+        let world = Rc::new(World::new(config, events, Stock::default()).unwrap());
         // This process stands for the sandbox.
         let listener = TcpListener::bind((world.config.address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -8,10 +8,15 @@ use rustix::net::sockopt::socket_peercred;
 /// Where packages put it. A path is given, as containerd may have another `PATH`.
 const PLACES: [&str; 3] = ["/usr/bin/crun", "/usr/local/bin/crun", "/usr/sbin/crun"];
 
+/// The process that listens at a socket.
+pub(super) fn listener(socket: &Path) -> Option<i32> {
+    let stream = UnixStream::connect(socket).ok()?;
+    Some(socket_peercred(&stream).ok()?.pid.as_raw_nonzero().get())
+}
+
 /// crun, as the containerd that listens there sees it; `None` leaves the choice to containerd.
 pub(super) fn best(socket: &Path) -> Option<String> {
-    let stream = UnixStream::connect(socket).ok()?;
-    let containerd = socket_peercred(&stream).ok()?.pid.as_raw_nonzero();
+    let containerd = listener(socket)?;
     let seen = |path: &str| Path::new(&format!("/proc/{containerd}/root{path}")).is_file();
     let place = PLACES.into_iter().find(|place| seen(place))?;
     let mounts = fs::read_to_string(format!("/proc/{containerd}/mounts")).ok()?;

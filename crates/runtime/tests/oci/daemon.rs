@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Daemon {
     directory: tempfile::TempDir,
+    /// The bytes of a disk of its own.
+    disk: Option<u64>,
     child: Child,
 }
 
@@ -40,10 +42,15 @@ pub(crate) fn on_path(program: &str) -> bool {
 
 impl Daemon {
     pub(crate) fn start() -> Self {
+        Self::start_on(None)
+    }
+
+    /// With a disk of its own of so many bytes, if one is wanted, in memory.
+    pub(crate) fn start_on(disk: Option<u64>) -> Self {
         // Not below a deep temporary directory: sockets have short names.
         let directory = tempfile::Builder::new().prefix("dct").tempdir_in("/tmp").unwrap();
-        let child = spawn(directory.path());
-        let daemon = Self { directory, child };
+        let child = spawn(directory.path(), disk);
+        let daemon = Self { directory, disk, child };
         daemon.await_answer();
         daemon
     }
@@ -54,6 +61,12 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its disk, as others see it.
+    pub(crate) fn disk(&self) -> PathBuf {
+        let path = self.directory.path().strip_prefix("/").unwrap();
+        PathBuf::from(format!("/proc/{}/root", self.pid())).join(path).join("root")
     }
 
     fn await_answer(&self) {
@@ -82,7 +95,7 @@ impl Daemon {
 
     /// Another one in the same place.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.directory.path());
+        self.child = spawn(self.directory.path(), self.disk);
         self.await_answer();
     }
 
@@ -101,7 +114,7 @@ impl Daemon {
     }
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path, disk: Option<u64>) -> Child {
     let shown = directory.display();
     let config = format!(
         "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n\
@@ -112,10 +125,13 @@ fn spawn(directory: &Path) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("log")).unwrap();
     // In a mount namespace of its own: what a killed one leaves mounted goes with it. Without the
     // second version's tree beside the first one's: crun refuses to work with both.
-    let script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec containerd --config \"$0\"";
+    let script = "umount /sys/fs/cgroup/unified 2>/dev/null; \
+                  if [ -n \"$2\" ]; then mkdir -p \"$1\"; mount -t tmpfs -o size=\"$2\" disk \"$1\"; fi; \
+                  exec containerd --config \"$0\"";
     Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script])
-        .arg(directory.join("config.toml"))
+        .args([directory.join("config.toml"), directory.join("root")])
+        .args(disk.map(|bytes| bytes.to_string()))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -44,11 +44,23 @@ pub(crate) fn rig() -> Option<Rig> {
 }
 
 pub(crate) fn rig_with(change: impl FnOnce(&mut ContainerConfig)) -> Option<Rig> {
+    rig_of(Daemon::start, change)
+}
+
+/// With a small disk for containerd.
+pub(crate) fn rig_on(disk: u64, change: impl FnOnce(&mut ContainerConfig)) -> Option<Rig> {
+    rig_of(|| Daemon::start_on(Some(disk)), change)
+}
+
+fn rig_of(
+    daemon: impl FnOnce() -> Daemon,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> Option<Rig> {
     if let Some(why) = daemon::missing() {
         println!("skip: containers: {why}");
         return None;
     }
-    let daemon = Daemon::start();
+    let daemon = daemon();
     let dir = tempfile::tempdir().unwrap();
     let processes = keeper(dir.path(), |_config| {});
     let (runtime, events) = start(&daemon, dir.path(), &processes, change);
@@ -76,6 +88,7 @@ pub(crate) fn start(
     config.spaces = Some(processes.spaces());
     // Tests count what there is.
     config.ahead = 0;
+    config.keep.time = Duration::ZERO;
     change(&mut config);
     let runtime = ContainerRuntime::start(config, sender).unwrap();
     assert!(runtime.facts().best.is_some(), "{:?}", runtime.facts().missing);
@@ -153,11 +166,14 @@ impl Rig {
 
     /// The worker's process is gone, and another one comes.
     pub(crate) fn restart(&mut self) {
+        self.restart_with(|_config| {});
+    }
+
+    pub(crate) fn restart_with(&mut self, change: impl FnOnce(&mut ContainerConfig)) {
         self.runtime.detach();
         self.processes.detach();
         self.processes = keeper(self.dir.path(), |_config| {});
-        (self.runtime, self.events) =
-            start(&self.daemon, self.dir.path(), &self.processes, |_config| {});
+        (self.runtime, self.events) = start(&self.daemon, self.dir.path(), &self.processes, change);
     }
 
     pub(crate) fn left(&self) -> Left {

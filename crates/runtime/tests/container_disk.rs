@@ -1,0 +1,173 @@
+//! The disk of containerd: which images stay on it, and what happens when it is full. It is a small tmpfs
+//! in containerd's own mount namespace.
+
+#![cfg(test)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "oci/daemon.rs"]
+mod daemon;
+#[path = "oci/images.rs"]
+mod images;
+#[path = "oci/rig.rs"]
+mod rig;
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    time::Duration,
+};
+
+use common::{next, until};
+use dirigent_core::{Digest, Fault};
+use dirigent_runtime::{Event, Runtime as _, container::Keep};
+use images::{Image, Layer};
+use rig::{Rig, busybox, get, order, rig_on, rig_with};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+const MIB: u64 = 1 << 20;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// With a file of so many MiB, unlike any other image of this kind.
+fn large(mib: u64, kind: u8) -> Image {
+    let mut above = Layer::new();
+    above.file("large", 0o644, &vec![kind; usize::try_from(mib * MIB).unwrap()]);
+    busybox().and(above)
+}
+
+/// What fills containerd's disk.
+struct Filler(PathBuf);
+
+impl Filler {
+    fn new(rig: &Rig) -> Self {
+        Self(rig.daemon.disk().join("filler"))
+    }
+
+    /// Until no more than this is left.
+    fn leave(&self, bytes: u64) {
+        let stat = statvfs(self.0.parent().unwrap()).unwrap();
+        let free = stat.f_bavail * stat.f_frsize;
+        let file = File::create(&self.0).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, free - bytes).unwrap();
+    }
+
+    fn remove(&self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+impl Rig {
+    fn discard(&self, digest: Digest) {
+        self.runtime.discard(digest);
+        until("it is not here any more", || !self.runtime.artifacts().contains(&digest));
+    }
+
+    fn leases(&self) -> usize {
+        self.daemon.ctr(&["leases", "list", "--quiet"]).1.lines().count()
+    }
+
+    /// What containerd has of layers on their way, and of their bytes.
+    fn bytes(&self) -> Vec<String> {
+        let lines = |args: &[&str]| self.daemon.ctr(args).1;
+        let said = lines(&["content", "active"]) + &lines(&["content", "list", "--quiet"]);
+        said.lines().filter(|line| !line.starts_with("REF")).map(str::to_owned).collect()
+    }
+
+    fn revive(&mut self, digest: Digest) {
+        assert!(self.runtime.revive(digest), "it is kept");
+        assert_eq!(next(&mut self.events), Event::Unpacked { digest, result: Ok(()) });
+        assert!(self.runtime.artifacts().contains(&digest));
+    }
+}
+
+#[test]
+fn an_image_that_nobody_needs_is_kept_and_wanted_back_without_being_fetched() {
+    let keep = Keep { time: HOUR, full: 100, freed: 100 };
+    let Some(mut rig) = rig_with(|config| config.keep = keep) else { return };
+    let image = rig.take(&busybox());
+    assert!(!rig.runtime.revive(image), "it is needed");
+    rig.discard(image);
+    rig.revive(image);
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(get(port), "from an image\n");
+    rig.end(sandbox);
+    // Over a restart, too; nobody is told that it is here.
+    rig.discard(image);
+    rig.restart_with(|config| config.keep = keep);
+    assert_eq!(rig.runtime.recover().unwrap(), []);
+    assert_eq!(rig.runtime.artifacts(), []);
+    rig.revive(image);
+    // As for one who did not ask whether it is kept.
+    rig.discard(image);
+    assert_eq!(rig.take(&busybox()), image);
+    assert!(!rig.runtime.revive(image));
+    // When its time is over it goes.
+    rig.discard(image);
+    let time = Duration::from_millis(1);
+    rig.restart_with(|config| config.keep = Keep { time, ..keep });
+    assert_eq!(rig.runtime.recover().unwrap(), []);
+    until("containerd has it no more", || rig.leases() == 0);
+    assert!(!rig.runtime.revive(image));
+}
+
+#[test]
+fn a_full_disk_takes_the_oldest_that_nobody_needs_and_nothing_that_somebody_does() {
+    let keep = Keep { time: HOUR, full: 85, freed: 80 };
+    let Some(mut rig) = rig_on(64 * MIB, |config| config.keep = keep) else { return };
+    let [oldest, older, needed] = [1, 2, 3].map(|kind| rig.take(&large(12, kind)));
+    rig.discard(oldest);
+    rig.discard(older);
+    assert_eq!(rig.leases(), 3, "there is room");
+    // Above the share with both of them, and below the lower one without the first.
+    let filler = Filler::new(&rig);
+    filler.leave(6 * MIB);
+    let image = rig.take(&busybox());
+    assert!(!rig.runtime.revive(oldest), "it had to go");
+    rig.revive(older);
+    assert_eq!(rig.runtime.artifacts().len(), 3);
+    // However full it is.
+    filler.leave(MIB / 4);
+    assert_eq!(rig.take(&busybox()), image);
+    let (sandbox, port) = rig.serve(order(needed));
+    assert_eq!(get(port), "from an image\n");
+    rig.end(sandbox);
+    assert_eq!(rig.leases(), 3);
+}
+
+#[test]
+fn an_image_for_which_there_is_no_space_is_refused_and_nothing_of_it_stays() {
+    let keep = Keep { time: HOUR, full: 100, freed: 100 };
+    let Some(mut rig) = rig_on(64 * MIB, |config| config.keep = keep) else { return };
+    let image = rig.take(&busybox());
+    let (serves, port) = rig.serve(order(image));
+    let (leases, filler) = (rig.leases(), Filler::new(&rig));
+    let path = rig.dir.path().join("archive");
+    // Too little for its bytes, and for its bytes and its files.
+    for left in [4 * MIB, 30 * MIB] {
+        filler.leave(left);
+        let digest = large(20, 1).docker_archive(&path);
+        let failure = rig.unpack(digest, path.clone()).unwrap_err();
+        assert!(failure.message.contains("no space left on containerd's disk"), "{failure:?}");
+        assert!(failure.message.contains("free some"), "{failure:?}");
+        assert_eq!(failure.fault, Fault::Worker);
+        assert_eq!((rig.leases(), rig.bytes()), (leases, Vec::new()));
+        assert_eq!(rig.runtime.artifacts(), [image]);
+        assert!(!path.exists());
+        assert_eq!(get(port), "from an image\n", "others are not harmed");
+        filler.remove();
+    }
+    let again = rig.take(&large(20, 1));
+    let (sandbox, second) = rig.serve(order(again));
+    assert_eq!(get(second), "from an image\n");
+    rig.end(sandbox);
+    // What nobody needs makes room for it, be the disk not full by its shares.
+    rig.discard(again);
+    filler.leave(24 * MIB);
+    let other = rig.take(&large(20, 2));
+    assert!(!rig.runtime.revive(again));
+    let (sandbox, second) = rig.serve(order(other));
+    assert_eq!(get(second), "from an image\n");
+    rig.end(sandbox);
+    rig.end(serves);
+    rig.nothing_left();
+}
