@@ -1,6 +1,8 @@
 //! Cold starts beside bare starts of the same program, alternately in the same run: the floor is
 //! what the machine takes to execute the program and get its first answer.
 
+pub mod sweep;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -25,6 +27,7 @@ use crate::{
     Cluster, bare,
     load::{Call, Load},
     percentiles::{Summary, ms, summary},
+    phases::{Phases, WAY},
     replay,
 };
 
@@ -98,8 +101,8 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
         bare_ms: summary(bare),
         dirigent_ms: summary(dirigent),
         phases_ms: phases.medians(),
-        phases_to_total: phases.share(phases.sums),
-        told_to_total: phases.share(phases.told),
+        phases_to_total: phases.explained(),
+        told_to_total: phases.told(),
         failed,
     })
 }
@@ -112,15 +115,13 @@ fn due(number: usize, gap: Duration) -> Duration {
 /// Two calls on kept connections, as any client has: one that the data plane answers itself, with
 /// 404, which shows what the way to it and back takes, and the cold one.
 fn pair(number: usize, gap: Duration) -> [Call; 2] {
-    let call = |after: Duration, host: Arc<str>| Call {
-        at: due(number, gap) + after,
-        host,
-        path: "/".to_owned(),
-        method: Method::POST,
-        body: Bytes::new(),
-        fresh: false,
-    };
-    [call(gap * 3 / 4, "nobody".into()), call(gap, name(number).into())]
+    let begin = due(number, gap);
+    [call(begin + gap * 3 / 4, "nobody".into()), call(begin + gap, name(number).into())]
+}
+
+fn call(at: Duration, host: Arc<str>) -> Call {
+    let (path, method, body) = ("/".to_owned(), Method::POST, Bytes::new());
+    Call { at, host, path, method, body, fresh: false }
 }
 
 async fn bare_starts(options: &Options, gap: Duration) -> Result<Vec<f64>> {
@@ -183,62 +184,6 @@ pub(crate) async fn answer(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// The phases in `name;dur=1.5, name;dur=2`, in milliseconds.
-fn phases(timing: &str) -> impl Iterator<Item = (&str, f64)> {
-    timing.split(',').filter_map(|part| {
-        let (name, value) = part.trim().split_once(";dur=")?;
-        Some((name, value.parse().ok()?))
-    })
-}
-
-/// One phase of a `Server-Timing`.
-pub(crate) fn phase_of(timing: &str, phase: &str) -> Option<f64> {
-    phases(timing).find(|(name, _)| *name == phase).map(|(_, took)| took)
-}
-
-/// The phase that no `Server-Timing` tells.
-const WAY: &str = "way";
-
-#[derive(Default)]
-struct Phases {
-    names: Vec<String>,
-    values: Vec<Vec<f64>>,
-    /// Of all phases.
-    sums: f64,
-    /// Of those without [`WAY`].
-    told: f64,
-    totals: f64,
-}
-
-impl Phases {
-    /// Reads `name;dur=1.5, name;dur=2`, which is to add up to what the caller saw.
-    fn add(&mut self, total: f64, timing: &str) {
-        self.totals += total;
-        for (name, value) in phases(timing) {
-            self.sums += value;
-            if name != WAY {
-                self.told += value;
-            }
-            let index = self.names.iter().position(|known| known == name).unwrap_or_else(|| {
-                self.names.push(name.to_owned());
-                self.values.push(Vec::new());
-                self.names.len() - 1
-            });
-            self.values[index].push(value);
-        }
-    }
-
-    fn medians(&self) -> Vec<(String, f64)> {
-        let medians = self.values.iter().map(|values| summary(values.iter().copied()).p50);
-        self.names.iter().cloned().zip(medians).collect()
-    }
-
-    /// Of what callers saw.
-    fn share(&self, sum: f64) -> f64 {
-        if self.totals > 0.0 { sum / self.totals } else { 0.0 }
-    }
-}
-
 impl Options {
     /// The built-in program, which is `program` with `args`.
     #[must_use]
@@ -257,23 +202,5 @@ impl Options {
         let program = interpreter.to_owned();
         // Node reserves more than 128 MiB at its start.
         Self { program, args, sandbox, memory: Size::mib(256), starts, per_second: 5.0 }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn phases_are_read_from_server_timing() {
-        let mut phases = Phases::default();
-        phases.add(4.0, "queue;dur=1, create;dur=2.5");
-        phases.add(5.0, "queue;dur=3, create;dur=2.5");
-        assert_eq!(phases.medians(), [("queue".to_owned(), 1.0), ("create".to_owned(), 2.5)]);
-        assert!((phases.share(phases.sums) - 1.0).abs() < 1e-9);
-        // The way is no phase that is told.
-        phases.add(11.0, "queue;dur=10, way;dur=1");
-        assert!((phases.share(phases.sums) - 1.0).abs() < 1e-9);
-        assert!((phases.share(phases.told) - 0.95).abs() < 1e-9);
     }
 }

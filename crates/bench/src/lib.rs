@@ -3,7 +3,8 @@
 //! - [`trace`]: a trace in the format of Azure Functions 2019, replayed.
 //! - [`synthetic`]: a seeded trace drawn from the published distributions, for the demo.
 //! - [`cold`]: cold starts beside bare starts of the same program.
-//! - [`warm`]: the warm path beside a rival proxy.
+//! - [`warm`]: the warm path beside rival proxies.
+//! - [`sweep`]: a rate raised until what is measured no longer follows.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
 //! - [`zero`]: nothing is lost while everything changes.
 //! - [`scale`]: cold calls on workers whose sandboxes cost nothing.
@@ -19,11 +20,14 @@ pub mod churn;
 pub mod cold;
 pub mod etcd;
 mod exchange;
+pub mod latencies;
 pub mod load;
+mod phases;
 pub mod register;
 pub mod replay;
 pub mod report;
 pub mod scale;
+pub mod sweep;
 pub mod traces;
 pub mod warm;
 mod websocket;

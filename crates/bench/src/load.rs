@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU64,
     pin::Pin,
     str::FromStr,
     sync::{
@@ -90,6 +91,8 @@ pub struct Sample {
     pub call: usize,
     /// When it was to be sent.
     pub intended: Duration,
+    /// When this generator began with it: what it is late by is this machine's, not the target's.
+    pub begun: Duration,
     /// When its response ended, or it failed.
     pub done: Duration,
     /// When the response's head came.
@@ -167,12 +170,30 @@ impl Load {
         Calls::IntoIter: Send + 'static,
     {
         let calls = calls.into_iter();
-        let total = calls.size_hint().0;
+        let mut samples = Vec::with_capacity(calls.size_hint().0);
+        self.stream(calls, progress, |sample| samples.push(sample)).await?;
+        samples.sort_by_key(|sample| sample.call);
+        Ok(samples)
+    }
+
+    /// The same for loads of which nobody wants every sample kept: each is given away as it comes.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn stream<Calls>(
+        &self,
+        calls: Calls,
+        progress: Arc<Progress>,
+        mut to: impl FnMut(Sample),
+    ) -> Result<()>
+    where
+        Calls: IntoIterator<Item = Call>,
+        Calls::IntoIter: Send + 'static,
+    {
         let begun = Instant::now();
         let client = Arc::new(Client::connect(self.target, self.protocol).await?);
-        let mut due = pace(begun, calls)?;
+        let mut due = pace(begun, calls.into_iter().map(|call| (call.at, call)))?;
         let mut open: JoinSet<Sample> = JoinSet::new();
-        let mut samples = Vec::with_capacity(total);
         loop {
             tokio::select! {
                 biased;
@@ -180,7 +201,8 @@ impl Load {
                     let Some((index, call)) = next else { break };
                     progress.sent.fetch_add(1, Ordering::Relaxed);
                     if open.len() >= self.open_max {
-                        samples.push(failed(index, call.at, begun.elapsed(), Failure::Saturated));
+                        let now = begun.elapsed();
+                        to(failed(index, call.at, now, now, Failure::Saturated));
                         progress.failed.fetch_add(1, Ordering::Relaxed);
                         continue;
                     }
@@ -197,34 +219,35 @@ impl Load {
                     });
                 }
                 Some(done) = open.join_next(), if !open.is_empty() => {
-                    samples.push(done.context("a call panicked")?);
+                    to(done.context("a call panicked")?);
                 }
             }
         }
         while let Some(done) = open.join_next().await {
-            samples.push(done.context("a call panicked")?);
+            to(done.context("a call panicked")?);
         }
-        samples.sort_by_key(|sample| sample.call);
-        Ok(samples)
+        Ok(())
     }
 }
 
-/// Calls as they become due. A thread of its own: timers of the async runtime are exact to a
-/// millisecond only, which is longer than what is measured here.
-fn pace(
+/// What is due, numbered, at its time. A thread of its own: timers of the async runtime are exact to
+/// a millisecond only, which is longer than what is measured here.
+pub(crate) fn pace<T: Send + 'static>(
     begun: Instant,
-    calls: impl Iterator<Item = Call> + Send + 'static,
-) -> Result<mpsc::Receiver<(usize, Call)>> {
+    due: impl Iterator<Item = (Duration, T)> + Send + 'static,
+) -> Result<mpsc::Receiver<(usize, T)>> {
     let (tx, rx) = mpsc::channel(4096);
     let pacer = move || {
-        for (index, call) in calls.enumerate() {
-            while let Some(early) = call.at.checked_sub(begun.elapsed()).filter(|d| !d.is_zero()) {
+        // Else the kernel wakes it up to 50 us later, to save wake-ups. Where it will not, it is late.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).unwrap_or(());
+        for (index, (at, what)) in due.enumerate() {
+            while let Some(early) = at.checked_sub(begun.elapsed()).filter(|d| !d.is_zero()) {
                 let Ok(request) = rustix::thread::Timespec::try_from(early) else { break };
                 // An early return (a signal) is seen by the loop.
                 drop(rustix::thread::nanosleep(&request));
             }
             // The run was given up.
-            if tx.blocking_send((index, call)).is_err() {
+            if tx.blocking_send((index, what)).is_err() {
                 return;
             }
         }
@@ -233,10 +256,17 @@ fn pace(
     Ok(rx)
 }
 
-fn failed(call: usize, intended: Duration, done: Duration, failure: Failure) -> Sample {
+fn failed(
+    call: usize,
+    intended: Duration,
+    begun: Duration,
+    done: Duration,
+    failure: Failure,
+) -> Sample {
     Sample {
         call,
         intended,
+        begun,
         done,
         head: None,
         status: None,
@@ -290,13 +320,14 @@ impl Client {
     }
 
     async fn call(&self, begun: Instant, index: usize, call: Call, deadline: Duration) -> Sample {
-        let intended = call.at;
+        let (intended, started) = (call.at, begun.elapsed());
         let attempt = self.attempt(begun, index, call);
-        match tokio::time::timeout(deadline, attempt).await {
-            Ok(Ok(sample)) => sample,
-            Ok(Err(failure)) => failed(index, intended, begun.elapsed(), failure),
-            Err(_elapsed) => failed(index, intended, begun.elapsed(), Failure::NoAnswer),
-        }
+        let failure = match tokio::time::timeout(deadline, attempt).await {
+            Ok(Ok(sample)) => return Sample { begun: started, ..sample },
+            Ok(Err(failure)) => failure,
+            Err(_elapsed) => Failure::NoAnswer,
+        };
+        failed(index, intended, started, begun.elapsed(), failure)
     }
 
     async fn attempt(&self, begun: Instant, index: usize, call: Call) -> Result<Sample, Failure> {
@@ -410,6 +441,7 @@ async fn receive(
     Sample {
         call,
         intended,
+        begun: intended,
         done,
         head: Some(head),
         status: Some(status.as_u16()),

@@ -4,7 +4,6 @@
 
 use std::{
     convert::Infallible,
-    path::Path,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -358,21 +357,6 @@ fn cdf(sorted: &[f64]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Writes what a run showed: `report.json` and `report.html` in `directory`.
-///
-/// # Errors
-/// If a file cannot be written.
-pub fn write(directory: &Path, replay: &Replay, page: &str) -> Result<()> {
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
-    let json = serde_json::to_string_pretty(replay).context("a report is plain data")?;
-    for (name, text) in [("report.json", json.as_str()), ("report.html", page)] {
-        let path = directory.join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
-}
-
 /// One line that tells how a run goes.
 #[must_use]
 pub fn live_line(second: &Second, progress: &Progress) -> String {
@@ -396,6 +380,7 @@ mod tests {
         Sample {
             call: 0,
             intended: Duration::from_millis(intended_ms),
+            begun: Duration::from_millis(intended_ms),
             done: Duration::from_millis(intended_ms + 1500),
             head: None,
             status: None,

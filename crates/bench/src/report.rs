@@ -1,7 +1,11 @@
-//! The report of a replay: a page that needs nothing from elsewhere.
+//! Reports: plain data, and pages that need nothing from elsewhere.
 
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
 use dirigent_trace::page::page as whole;
 use maud::{Markup, html};
+use serde::Serialize;
 
 use crate::{
     cold::Cold,
@@ -17,6 +21,21 @@ const ARTIFACT: [(&str, [&str; 3]); 3] = [
     ("average scheduling latency per function, ms", ["209", "", "1455"]),
     ("slowdown per function (geometric mean)", ["2.48", "", "228"]),
 ];
+
+/// Writes what a run showed: `report.json` and `report.html` in `directory`.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write(directory: &Path, report: &impl Serialize, page: &str) -> Result<()> {
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let json = serde_json::to_string_pretty(report).context("a report is plain data")?;
+    for (name, text) in [("report.json", json.as_str()), ("report.html", page)] {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// The page of a replay; with the cold starts measured beside it, if they were.
 #[must_use]
@@ -97,7 +116,7 @@ fn plots(replay: &Replay) -> Markup {
     let (cold, failed, lost) = (due(|d| d.cold), due(|d| d.failed), due(|d| d.lost));
     let cdf = |x, points| {
         let line = Line { name: "share of all", colour: "#2563eb", points };
-        plot(Axes { x, y: "cumulative share", log_x: true }, &[line])
+        plot(Axes { x, y: "cumulative share", log_x: true, log_y: false }, &[line])
     };
     html! {
         div { h2 { "Scheduling latency per invocation" }
@@ -107,17 +126,17 @@ fn plots(replay: &Replay) -> Markup {
         div { h2 { "Slowdown per function" }
             (cdf("response time / execution time", &replay.slowdown_cdf)) }
         div { h2 { "Sandboxes over time" }
-            (plot(Axes { x: "s", y: "sandboxes", log_x: false }, &[
+            (plot(Axes { x: "s", y: "sandboxes", log_x: false, log_y: false }, &[
                 Line { name: "all", colour: "#94a3b8", points: &all },
                 Line { name: "busy", colour: "#2563eb", points: &busy },
                 Line { name: "calls queued", colour: "#dc2626", points: &queued },
             ])) }
         div { h2 { "Cold starts over time" }
-            (plot(Axes { x: "s", y: "calls per second", log_x: false }, &[
+            (plot(Axes { x: "s", y: "calls per second", log_x: false, log_y: false }, &[
                 Line { name: "waited for a start", colour: "#2563eb", points: &cold },
             ])) }
         div { h2 { "Errors over time" }
-            (plot(Axes { x: "s", y: "calls per second", log_x: false }, &[
+            (plot(Axes { x: "s", y: "calls per second", log_x: false, log_y: false }, &[
                 Line { name: "failed", colour: "#dc2626", points: &failed },
                 Line { name: "lost", colour: "#111827", points: &lost },
             ])) }

@@ -22,9 +22,9 @@ use tokio::{
 
 use crate::{
     Cluster,
-    cold::phase_of,
     load::{Call, Load, Progress, Sample},
     percentiles::{Summary, ms, sorted, summary},
+    phases::phase_of,
     replay,
 };
 

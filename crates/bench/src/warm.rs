@@ -2,10 +2,12 @@
 //! the same run. Cost is processor time per request of the proxy; the closed loop of kept-alive
 //! connections only keeps it busy.
 
+mod rival;
+pub mod sweep;
+
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +23,9 @@ use dirigent_core::{
 use serde::Serialize;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
-use crate::{Cluster, bare, exchange, replay};
+pub use self::rival::Kind;
+use self::rival::Rival;
+use crate::{Cluster, exchange, percentiles::sorted, replay};
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -87,18 +91,20 @@ const NAME: &str = "warm";
 /// # Errors
 /// If a part cannot be started or a block makes no request at all.
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
-    cluster.deploy(manifest(options)?).await?;
-    let rival = Rival::start(options, &sandboxes(cluster, options).await?)?;
+    let sandboxes = deployed(cluster, &options.command, options.concurrency).await?;
+    let program = &options.haproxy;
+    let rival =
+        Rival::start(Kind::HaProxy, program, &sandboxes, options.concurrency, &options.scratch)?;
     let (mut dirigent, mut haproxy) = (Vec::new(), Vec::new());
     warm_up(cluster.functions(), options).await?;
-    warm_up(rival.address, options).await?;
+    warm_up(rival.address(), options).await?;
     for _ in 0..options.blocks {
         let before = cluster.cpu_used().await?;
         let (requests, failed) = block(cluster.functions(), options).await?;
         dirigent.push(figures(options, requests, failed, cluster.cpu_used().await? - before)?);
-        let before = cpu_of(rival.proxy.0.id())?;
-        let (requests, failed) = block(rival.address, options).await?;
-        haproxy.push(figures(options, requests, failed, cpu_of(rival.proxy.0.id())? - before)?);
+        let before = cpu_of(rival.pid())?;
+        let (requests, failed) = block(rival.address(), options).await?;
+        haproxy.push(figures(options, requests, failed, cpu_of(rival.pid())? - before)?);
     }
     cluster.remove(NAME).await?;
     let (cpu_ratio, cpu_ratio_range) = ratio(&dirigent, &haproxy, |block| block.cpu_us);
@@ -116,33 +122,31 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Warm> {
     })
 }
 
-fn manifest(options: &Options) -> Result<Manifest> {
-    let concurrency = options.concurrency;
-    let sandboxes = u32::try_from(count(options))?;
-    Ok(Manifest {
+/// Deploys the function; where all its sandboxes listen, once they do.
+async fn deployed(
+    cluster: &dyn Cluster,
+    command: &[String],
+    concurrency: u32,
+) -> Result<Vec<SocketAddr>> {
+    let count = if concurrency == 0 { 1 } else { SINGLES };
+    let sandboxes = u32::try_from(count)?;
+    let manifest = Manifest {
         name: NAME.parse().context("a benchmark's name")?,
-        sandbox: Sandbox { command: options.command.clone(), ..replay::sleeper() },
+        sandbox: Sandbox { command: command.to_vec(), ..replay::sleeper() },
         resources: ManifestResources { cpu: MilliCpu(100), memory: Size::mib(64) },
         scaling: Scaling { min: sandboxes, max: sandboxes, concurrency, ..Scaling::default() },
         invocation: Invocation { max_queue: 10_000, ..Invocation::default() },
         env: std::collections::BTreeMap::new(),
-    })
-}
-
-fn count(options: &Options) -> usize {
-    if options.concurrency == 0 { 1 } else { SINGLES }
-}
-
-/// Where all sandboxes listen, once they do.
-async fn sandboxes(cluster: &dyn Cluster, options: &Options) -> Result<Vec<SocketAddr>> {
+    };
+    cluster.deploy(manifest).await?;
     let begun = Instant::now();
     loop {
         let addresses = cluster.addresses(NAME).await?;
-        if addresses.len() == count(options) {
+        if addresses.len() == count {
             return Ok(addresses);
         }
         if begun.elapsed() > READY_WITHIN {
-            bail!("{} of {} sandboxes are ready", addresses.len(), count(options));
+            bail!("{} of {count} sandboxes are ready", addresses.len());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -161,8 +165,13 @@ fn figures(options: &Options, requests: u64, failed: u64, cpu: Duration) -> Resu
 
 /// Median and range of the ratios of paired blocks.
 fn ratio(ours: &[Block], theirs: &[Block], of: fn(&Block) -> f64) -> (f64, (f64, f64)) {
-    let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| of(a) / of(b)).collect();
-    ratios.sort_by(f64::total_cmp);
+    let all = |blocks: &[Block]| -> Vec<f64> { blocks.iter().map(of).collect() };
+    ratios(&all(ours), &all(theirs))
+}
+
+/// The same of any figures.
+fn ratios(ours: &[f64], theirs: &[f64]) -> (f64, (f64, f64)) {
+    let ratios = sorted(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs));
     let median = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
     let ends = (ratios.first().copied(), ratios.last().copied());
     (median, (ends.0.unwrap_or_default(), ends.1.unwrap_or_default()))
@@ -228,51 +237,6 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
         answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
-}
-
-/// HAProxy; ended with the value.
-struct Rival {
-    proxy: bare::Running,
-    address: SocketAddr,
-}
-
-impl Rival {
-    fn start(options: &Options, sandboxes: &[SocketAddr]) -> Result<Self> {
-        let limit = if options.concurrency == 0 { "" } else { " maxconn 1" };
-        let lines: Vec<String> = sandboxes
-            .iter()
-            .enumerate()
-            .map(|(number, address)| format!("    server s{number} {address}{limit}"))
-            .collect();
-        let port = bare::free_port()?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let config = include_str!("haproxy.cfg")
-            .replace("@THREADS@", &threads.to_string())
-            .replace("@PORT@", &port.to_string())
-            .replace("@SERVERS@", &lines.join("\n"));
-        let path = options.scratch.join("haproxy.cfg");
-        std::fs::write(&path, config)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        let proxy = Command::new(&options.haproxy)
-            .arg("-db")
-            .arg("-q")
-            .arg("-f")
-            .arg(&path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot start {}", options.haproxy.display()))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let rival = Self { proxy: bare::Running(proxy), address };
-        for _ in 0..200 {
-            if std::net::TcpStream::connect(address).is_ok() {
-                return Ok(rival);
-            }
-            let pause = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-            drop(rustix::thread::nanosleep(&pause));
-        }
-        bail!("HAProxy does not listen at {address}; its configuration is {}", path.display())
-    }
 }
 
 /// User and system time of a process so far.

@@ -377,6 +377,7 @@ mod tests {
         let sample = |intended: u64, done: u64, revision: &str| Sample {
             call: 0,
             intended: Duration::from_secs(intended),
+            begun: Duration::from_secs(intended),
             done: Duration::from_secs(done),
             head: None,
             status: Some(200),

@@ -244,6 +244,7 @@ mod tests {
         let sample = |failure, status, code: Option<&str>| Sample {
             call: 0,
             intended: Duration::ZERO,
+            begun: Duration::ZERO,
             done: TENTH,
             head: None,
             status,

@@ -22,6 +22,8 @@ pub struct Axes<'a> {
     pub y: &'a str,
     /// Whether x is logarithmic.
     pub log_x: bool,
+    /// Whether y is: then what is not above 0 lies at the bottom.
+    pub log_y: bool,
 }
 
 const WIDTH: f64 = 620.0;
@@ -40,14 +42,10 @@ const MARKED: usize = 24;
 pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
     let top = TOP + ROW * (lines.len().saturating_sub(1) / PER_ROW) as f64;
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-    let x_min = if axes.log_x { 0.1 } else { 0.0 };
-    let x_max = points().map(|(x, _)| x).fold(x_min * 10.0 + 1.0, f64::max);
-    let y_max = points().map(|(_, y)| y).fold(1.0, f64::max);
-    let scale = |x: f64| if axes.log_x { x.max(x_min).log10() } else { x };
-    let x_at = |x: f64| {
-        LEFT + (scale(x) - scale(x_min)) / (scale(x_max) - scale(x_min)) * (WIDTH - LEFT - 12.0)
-    };
-    let y_at = |y: f64| HEIGHT - BOTTOM - y / y_max * (HEIGHT - BOTTOM - top);
+    let across = Scale::over(axes.log_x, points().map(|(x, _)| x));
+    let up = Scale::over(axes.log_y, points().map(|(_, y)| y));
+    let x_at = |x: f64| LEFT + across.share(x) * (WIDTH - LEFT - 12.0);
+    let y_at = |y: f64| HEIGHT - BOTTOM - up.share(y) * (HEIGHT - BOTTOM - top);
     let path = |line: &Line<'_>| {
         let points: Vec<String> =
             line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", x_at(*x), y_at(*y))).collect();
@@ -55,12 +53,11 @@ pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
     };
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(axes.y) {
-            @for x in x_ticks(axes.log_x, x_min, x_max) {
+            @for x in across.ticks(5) {
                 line.grid x1=(x_at(x)) x2=(x_at(x)) y1=(top) y2=(HEIGHT - BOTTOM) {}
                 text.tick x=(x_at(x)) y=(HEIGHT - BOTTOM + 14.0) text-anchor="middle" { (number(x)) }
             }
-            @for part in 0..=4 {
-                @let y = y_max * f64::from(part) / 4.0;
+            @for y in up.ticks(4) {
                 line.grid x1=(LEFT) x2=(WIDTH - 12.0) y1=(y_at(y)) y2=(y_at(y)) {}
                 text.tick x=(LEFT - 5.0) y=(y_at(y) + 3.0) text-anchor="end" { (number(y)) }
             }
@@ -87,17 +84,39 @@ pub fn plot(axes: Axes<'_>, lines: &[Line<'_>]) -> Markup {
     }
 }
 
-fn x_ticks(log: bool, min: f64, max: f64) -> Vec<f64> {
-    if !log {
-        return (0..=5).map(|part| max * f64::from(part) / 5.0).collect();
+/// From the least to the greatest value of an axis.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    log: bool,
+    min: f64,
+    max: f64,
+}
+
+impl Scale {
+    /// A logarithmic one begins with a power of ten, 0.1 at the least; another one with 0.
+    fn over(log: bool, values: impl Iterator<Item = f64> + Clone) -> Self {
+        if !log {
+            return Self { log, min: 0.0, max: values.fold(1.0, f64::max) };
+        }
+        let least = values.clone().fold(f64::INFINITY, f64::min).clamp(0.1, 1e9);
+        let min = 10_f64.powf(least.log10().floor());
+        Self { log, min, max: values.fold(min * 10.0, f64::max) }
     }
-    let mut ticks = Vec::new();
-    let mut tick = min;
-    while tick <= max * 1.01 {
-        ticks.push(tick);
-        tick *= 10.0;
+
+    /// Where a value lies, from 0 to 1.
+    fn share(self, value: f64) -> f64 {
+        let at = |value: f64| if self.log { value.max(self.min).log10() } else { value };
+        (at(value) - at(self.min)) / (at(self.max) - at(self.min))
     }
-    ticks
+
+    /// So many parts, or powers of ten.
+    fn ticks(self, parts: u32) -> Vec<f64> {
+        if !self.log {
+            return (0..=parts).map(|part| self.max * f64::from(part) / f64::from(parts)).collect();
+        }
+        let decades = std::iter::successors(Some(self.min), |tick| Some(tick * 10.0));
+        decades.take_while(|tick| *tick <= self.max * 1.01).collect()
+    }
 }
 
 /// Few digits: labels, not figures.
@@ -110,5 +129,25 @@ fn number(value: f64) -> String {
         format!("{value:.1}").trim_end_matches(".0").to_owned()
     } else {
         format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logarithmic_scale_begins_with_the_power_of_ten_below_its_values() {
+        let scale = Scale::over(true, [2000.0, 64_000.0].into_iter());
+        assert_eq!(
+            scale.ticks(5).iter().map(|tick| number(*tick)).collect::<Vec<_>>(),
+            ["1000", "10000"]
+        );
+        assert!((scale.share(64_000.0) - 1.0).abs() < 1e-9 && scale.share(1000.0).abs() < 1e-9);
+        // Nothing lies outside, also what has no logarithm.
+        let small = Scale::over(true, [0.0, 0.5].into_iter());
+        assert_eq!((small.share(0.0), small.ticks(5).len()), (0.0, 2));
+        let linear = Scale::over(false, [2.0, 8.0].into_iter());
+        assert_eq!(linear.ticks(4), [0.0, 2.0, 4.0, 6.0, 8.0]);
     }
 }

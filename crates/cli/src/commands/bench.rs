@@ -3,8 +3,10 @@
 
 mod cold;
 mod scale;
+mod sweep;
 mod system;
 mod trace;
+mod warm;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,7 +15,7 @@ use dirigent_bench::{
     burst, churn,
     load::Progress,
     percentiles::{P99_SAMPLES, Summary},
-    register, replay, warm, zero,
+    register, replay, zero,
 };
 
 pub(crate) use self::{
@@ -35,29 +37,9 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Cold starts beside bare starts of the same program, alternately
-    Cold {
-        /// Starts of each kind
-        #[arg(long, default_value_t = 500)]
-        starts: usize,
-        /// Starts of both kinds together per second
-        #[arg(long, default_value_t = 20.0)]
-        rate: f64,
-    },
+    Cold(cold::ColdArgs),
     /// The warm path beside HAProxy, in alternating blocks
-    Warm {
-        /// 0: one sandbox takes all calls; 1: 16 sandboxes take one each
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1))]
-        concurrency: u32,
-        /// Blocks of each kind
-        #[arg(long, default_value_t = 5)]
-        blocks: usize,
-        /// Length of a block in seconds
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-        /// Kept-alive connections
-        #[arg(long, default_value_t = 64)]
-        connections: usize,
-    },
+    Warm(warm::WarmArgs),
     /// Many calls at once to a function without a sandbox, beside as many bare starts
     Burst {
         /// Calls at once
@@ -123,12 +105,8 @@ pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
 
 async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Result {
     match args.what {
-        What::Cold { starts, rate } => cold::bench(system, starts, rate, printer).await,
-        What::Warm { concurrency, blocks, seconds, connections } => {
-            let block = Duration::from_secs(seconds);
-            let shape = Shape { concurrency, blocks, block, connections };
-            bench_warm(system, shape, printer).await
-        }
+        What::Cold(args) => cold::bench(system, &args, printer).await,
+        What::Warm(args) => warm::bench(system, &args, printer).await,
         What::Burst { calls, max, rounds } => {
             bench_burst(system, calls, max, rounds, printer).await
         }
@@ -195,62 +173,6 @@ fn row(name: &str, summary: &Summary) -> Vec<String> {
 fn example() -> Result<(PathBuf, Vec<String>)> {
     let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     Ok((program, ["example", "spin"].map(str::to_owned).to_vec()))
-}
-
-struct Shape {
-    concurrency: u32,
-    blocks: usize,
-    block: Duration,
-    connections: usize,
-}
-
-async fn bench_warm(system: &System, shape: Shape, printer: Printer) -> Result {
-    let haproxy = ["/usr/sbin/haproxy", "/usr/bin/haproxy"]
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|path| path.exists())
-        .ok_or_else(|| {
-            Fail::unavailable("the rival, HAProxy, is not installed")
-                .hint("on Debian: apt-get install haproxy")
-        })?;
-    let command = ["dirigent", "example", "fast"].map(str::to_owned).to_vec();
-    let Shape { concurrency, blocks, block, connections } = shape;
-    let scratch = system.scratch().to_owned();
-    let options =
-        warm::Options { command, haproxy, concurrency, connections, blocks, block, scratch };
-    let warm =
-        warm::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
-    if printer.is_json() {
-        printer.json(&warm)?;
-    } else {
-        let rows = warm.dirigent.iter().zip(&warm.haproxy).enumerate().map(|(number, (a, b))| {
-            let figures = [a.per_second, b.per_second, a.cpu_us, b.cpu_us];
-            let mut row = vec![format!("{}", number + 1)];
-            row.extend(figures.map(|figure| format!("{figure:.1}")));
-            row
-        });
-        let head = ["BLOCK", "dirigent/s", "haproxy/s", "dirigent us/call", "haproxy us/call"];
-        printer.table(&head, rows.collect())?;
-    }
-    let failed: u64 = warm.dirigent.iter().map(|block| block.failed).sum();
-    let (low, high) = warm.cpu_ratio_range;
-    judge(
-        printer,
-        &[
-            Bar {
-                text: format!(
-                    "CPU per call {:.2} of HAProxy's ({low:.2} to {high:.2}), at most 1.6",
-                    warm.cpu_ratio
-                ),
-                holds: warm.cpu_ratio <= 1.6,
-            },
-            Bar {
-                text: format!("throughput {:.2} of HAProxy's, at least 0.8", warm.throughput_ratio),
-                holds: warm.throughput_ratio >= 0.8,
-            },
-            Bar { text: format!("{failed} failed"), holds: failed == 0 },
-        ],
-    )
 }
 
 async fn bench_burst(

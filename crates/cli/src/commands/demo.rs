@@ -8,7 +8,7 @@ use dirigent_bench::{
     arrivals::Arrivals,
     burst, cold,
     load::Protocol,
-    replay::{self, Options},
+    replay::Options,
     report,
     synthetic::{self, Shape},
 };
@@ -96,7 +96,7 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     let replay = bench::replayed(system, &trace, options, printer).await?;
     tell(printer, "replay", &replay, || bench::print_replay(&replay, printer))?;
     let page = report::page("Dirigent: demo", &replay, Some(&cold));
-    replay::write(&args.out, &replay, &page)
+    report::write(&args.out, &replay, &page)
         .or_fail(Kind::Unavailable, || "cannot write the report")?;
     let failed = burst.failed + cold.failed + replay.failed_total();
     let calls = burst.calls + cold.dirigent_ms.count + cold.failed + replay.calls;

@@ -75,9 +75,76 @@ fn scale_counts_what_each_part_takes() {
     assert!(report["attached_after_ms"].as_f64().unwrap() > 0.0);
 }
 
+/// Of what a report has of a target, its steps.
+fn steps<'a>(report: &'a Value, target: &str) -> &'a Vec<Value> {
+    let targets = report["targets"].as_array().expect("targets");
+    let named = targets.iter().find(|seen| seen["name"] == target);
+    named.unwrap_or_else(|| panic!("no {target}: {report}"))["steps"].as_array().unwrap()
+}
+
+/// A directory for a report, and the arguments of a sweep of two rates that takes no longer.
+fn short_sweep(out: &Path, from: &str, to: &str) -> Vec<String> {
+    let out = out.to_str().expect("a path in text");
+    let args = ["--sweep", "--from", from, "--to", to, "--step", "0.5", "--out", out];
+    args.map(str::to_owned).to_vec()
+}
+
+fn swept(what: &str, more: &[&str], sweep: &[String], bars: u64) -> Value {
+    let args: Vec<&str> = [what]
+        .into_iter()
+        .chain(more.iter().copied())
+        .chain(sweep.iter().map(String::as_str))
+        .collect();
+    let (values, _) = bench(&args, bars);
+    values.into_iter().find(|value| value["targets"].is_array()).expect("the report")
+}
+
+#[test]
+fn cold_raises_the_rate_beside_bare_starts() {
+    let out = tempfile::tempdir().unwrap();
+    let report = swept("cold", &[], &short_sweep(out.path(), "50", "100"), 2);
+    for target in ["dirigent", "bare"] {
+        let first = &steps(&report, target)[0];
+        let seen = (&first["rate"], &first["calls"], first["failed"].as_object().unwrap().len());
+        assert_eq!(seen, (&50.0.into(), &100.into(), 0), "{report}");
+    }
+    // Each of them was a cold start, which tells where its time went.
+    let phases = steps(&report, "dirigent")[0]["phases_ms"].as_array().unwrap();
+    assert!(phases.iter().any(|phase| phase[0] == "create"), "{report}");
+    let page = std::fs::read_to_string(out.path().join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("p99 against rate"));
+    assert!(out.path().join("report.json").exists());
+}
+
+#[test]
+fn warm_raises_the_rate_beside_the_rivals() {
+    if !is_installed("haproxy") {
+        return println!("skip: haproxy is not installed");
+    }
+    let out = tempfile::tempdir().unwrap();
+    let sweep = short_sweep(out.path(), "20", "40");
+    let report = swept("warm", &["--blocks", "1"], &sweep, 3);
+    let mut targets = vec!["dirigent", "direct", "haproxy"];
+    if is_installed("nginx") {
+        targets.push("nginx");
+    } else {
+        println!("skipped in part: nginx is not installed");
+    }
+    for target in targets {
+        let first = &steps(&report, target)[0];
+        let seen = (&first["rate"], &first["calls"], first["failed"].as_object().unwrap().len());
+        assert_eq!(seen, (&20.0.into(), &10.into(), 0), "{report}");
+    }
+    assert!(out.path().join("report.html").exists());
+}
+
+fn is_installed(proxy: &str) -> bool {
+    ["/usr/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(proxy).exists())
+}
+
 #[test]
 fn warm_compares_with_haproxy() {
-    if !["/usr/sbin/haproxy", "/usr/bin/haproxy"].iter().any(|path| Path::new(path).exists()) {
+    if !is_installed("haproxy") {
         return println!("skip: haproxy is not installed");
     }
     let args = ["warm", "--blocks", "1", "--seconds", "1", "--connections", "8"];

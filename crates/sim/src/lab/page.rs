@@ -85,5 +85,5 @@ fn frontier(points: &[Point], y: &str, figure: fn(&Point) -> f64) -> Markup {
         .filter(|(.., points)| !points.is_empty())
         .map(|(name, colour, points)| Line { name, colour, points })
         .collect();
-    plot(Axes { x: "memory of all / busy sandboxes", y, log_x: false }, &lines)
+    plot(Axes { x: "memory of all / busy sandboxes", y, log_x: false, log_y: false }, &lines)
 }

@@ -2,21 +2,44 @@
 
 use std::path::PathBuf;
 
-use dirigent_bench::cold;
-use dirigent_core::{Isolation, RuntimeKind};
+use clap::Args;
+use dirigent_bench::{
+    cold,
+    sweep::{self, Step},
+};
+use dirigent_core::{Bytes, Isolation, RuntimeKind};
 
-use super::{Bar, System, example, judge, row};
+use super::{
+    Bar, System, example, judge, row,
+    sweep::{Defaults, SweepArgs, finish},
+};
 use crate::{
     fail::{Kind, OrFail as _, Result},
     printer::Printer,
 };
 
-pub(super) async fn bench(
-    system: &System,
+#[derive(Debug, Args)]
+pub(crate) struct ColdArgs {
+    /// Starts of each kind
+    #[arg(long, default_value_t = 500, conflicts_with = "sweep")]
     starts: usize,
-    per_second: f64,
-    printer: Printer,
-) -> Result {
+    /// Starts of both kinds together per second
+    #[arg(long, default_value_t = 20.0, conflicts_with = "sweep")]
+    rate: f64,
+    #[command(flatten)]
+    sweep: SweepArgs,
+}
+
+/// A sweep begins with so many starts a second, and has such steps.
+const SWEEP: Defaults = Defaults { from: 20.0, to: 5000.0, seconds: 4.0, limit_ms: 100.0 };
+/// Of the rate of bare starts, Dirigent's is so much at least.
+const RATE_RATIO: f64 = 0.4;
+
+pub(super) async fn bench(system: &System, args: &ColdArgs, printer: Printer) -> Result {
+    if args.sweep.sweep {
+        return bench_sweep(system, &args.sweep, printer).await;
+    }
+    let (starts, per_second) = (args.starts, args.rate);
     let (program, args) = example()?;
     let isolation = demanded(system, printer).await?;
     let mut options = cold::Options::built_in(program, args, starts, per_second);
@@ -61,6 +84,32 @@ pub(super) async fn bench(
                 holds: (95.0..=105.0).contains(&explained),
             },
             Bar { text: format!("{} failed", cold.failed), holds: cold.failed == 0 },
+        ],
+    )
+}
+
+async fn bench_sweep(system: &System, args: &SweepArgs, printer: Printer) -> Result {
+    let (program, command) = example()?;
+    let shape = args.shape(SWEEP);
+    let mut options = cold::Options::built_in(program, command, 0, shape.from);
+    options.sandbox.isolation = demanded(system, printer).await?;
+    // Some hundred are there at once, and each is to fit.
+    options.memory = Bytes::mib(16);
+    let tell = |name: &str, step: &Step| printer.note(&sweep::line(name, step));
+    let seen = cold::sweep::run(system, &options, shape, &tell)
+        .await
+        .or_fail(Kind::User, || "the measurement failed")?;
+    finish(args, &seen, &seen.targets, &seen.page(), printer)?;
+    let ratio = seen.rate_ratio();
+    let holds = seen.targets.first().map_or(0.0, |ours| ours.holds);
+    judge(
+        printer,
+        &[
+            Bar { text: format!("{holds:.0} cold starts a second hold"), holds: holds > 0.0 },
+            Bar {
+                text: format!("that is {ratio:.2} of bare starts, at least {RATE_RATIO}"),
+                holds: ratio >= RATE_RATIO,
+            },
         ],
     )
 }

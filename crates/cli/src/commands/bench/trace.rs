@@ -63,7 +63,7 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
     };
     let replay = replayed(system, &trace, options, printer).await?;
     let page = report::page("Dirigent: trace replay", &replay, None::<&Cold>);
-    replay::write(&args.out, &replay, &page)
+    report::write(&args.out, &replay, &page)
         .or_fail(Kind::Unavailable, || "cannot write the report")?;
     if printer.is_json() {
         printer.json(&replay)?;
