@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde::Serialize;
 
-use crate::trace::{PERCENTILES, Trace, TraceFunction};
+use crate::trace::{PERCENTILES, Recorded, Trace, TraceFunction};
 
 /// How the invocations of a minute are spread over it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -18,6 +18,8 @@ pub enum Arrivals {
     Uniform,
     /// Equal gaps.
     Equidistant,
+    /// Each when it was recorded and as long as it took then, where the trace knows.
+    Recorded,
 }
 
 impl FromStr for Arrivals {
@@ -28,7 +30,10 @@ impl FromStr for Arrivals {
             "exponential" => Ok(Self::Exponential),
             "uniform" => Ok(Self::Uniform),
             "equidistant" => Ok(Self::Equidistant),
-            other => anyhow::bail!("`{other}` is not exponential, uniform or equidistant"),
+            "recorded" => Ok(Self::Recorded),
+            other => {
+                anyhow::bail!("`{other}` is not exponential, uniform, equidistant or recorded")
+            }
         }
     }
 }
@@ -72,6 +77,9 @@ pub fn schedule_one(
     seed: u64,
 ) -> Vec<Shot> {
     let Some(function) = trace.functions.get(index) else { return Vec::new() };
+    if arrivals == Arrivals::Recorded {
+        return recorded(function, index, minutes, speed);
+    }
     let minute = Duration::from_secs(60).div_f64(speed);
     // A source of its own for each function: leaving one out does not shift the others.
     let mut random = StdRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9));
@@ -88,6 +96,18 @@ pub fn schedule_one(
     }
     shots.sort_by_key(|shot| shot.at);
     shots
+}
+
+/// The calls as they were.
+fn recorded(function: &TraceFunction, index: usize, minutes: usize, speed: f64) -> Vec<Shot> {
+    let end = Duration::from_secs(60).saturating_mul(u32::try_from(minutes).unwrap_or(u32::MAX));
+    let calls = function.calls.iter().take_while(|call| call.at < end);
+    let shot = |call: &Recorded| Shot {
+        at: call.at.div_f64(speed),
+        function: index,
+        execution: clamped(call.duration.as_secs_f64() * 1000.0),
+    };
+    calls.map(shot).collect()
 }
 
 /// Positions of `count` arrivals within a minute, as fractions in 0..1.
@@ -108,6 +128,8 @@ fn offsets(count: u32, arrivals: Arrivals, random: &mut StdRng) -> Vec<f64> {
             });
             ends.collect()
         }
+        // Not spread at all: see `recorded`.
+        Arrivals::Recorded => Vec::new(),
     }
 }
 
@@ -117,7 +139,11 @@ fn execution(function: &TraceFunction, random: &mut StdRng) -> Duration {
     let upper = PERCENTILES.iter().position(|p| *p >= percentile).unwrap_or(6).max(1);
     let (low, high) = (PERCENTILES[upper - 1], PERCENTILES[upper]);
     let (from, to) = (function.durations_ms[upper - 1], function.durations_ms[upper]);
-    let ms = from + (to - from) * (percentile - low) / (high - low);
+    clamped(from + (to - from) * (percentile - low) / (high - low))
+}
+
+/// Whole milliseconds from 1 ms to 60 s.
+fn clamped(ms: f64) -> Duration {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
     Duration::from_millis(ms.round().clamp(1.0, 60_000.0) as u64)
 }
@@ -132,6 +158,7 @@ mod tests {
             per_minute: vec![10, 0, 5],
             durations_ms: [0.0, 0.2, 10.0, 20.0, 30.0, 1e5, 1e6],
             memory_mib: None,
+            calls: Vec::new(),
         }];
         Trace { origin: "test".to_owned(), first_minute: 0, functions }
     }
@@ -160,6 +187,25 @@ mod tests {
             let execution = execution(&trace().functions[0], &mut random);
             assert!((Duration::from_millis(1)..=Duration::from_secs(60)).contains(&execution));
         }
+    }
+
+    #[test]
+    fn recorded_calls_come_when_they_came() {
+        let mut trace = trace();
+        let call = |at_ms, ms| Recorded {
+            at: Duration::from_millis(at_ms),
+            duration: Duration::from_micros(ms),
+        };
+        trace.functions[0].calls = vec![call(0, 10), call(59_999, 2_000_000), call(60_000, 1)];
+        let shots = schedule(&trace, 1, Arrivals::Recorded, 2.0, 7);
+        let seen: Vec<_> = shots.iter().map(|shot| (shot.at, shot.execution)).collect();
+        let [first, second] = [(0, 1), (29_999_500, 2000)];
+        let wanted =
+            [first, second].map(|(us, ms)| (Duration::from_micros(us), Duration::from_millis(ms)));
+        assert_eq!(seen, wanted);
+        // A trace of counts has none.
+        trace.functions[0].calls.clear();
+        assert_eq!(schedule(&trace, 3, Arrivals::Recorded, 1.0, 7), []);
     }
 
     #[test]

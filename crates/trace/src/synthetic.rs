@@ -43,6 +43,7 @@ pub fn trace(shape: Shape) -> Trace {
                 per_minute: (0..shape.minutes).map(|_| poisson(rate, &mut random)).collect(),
                 durations_ms: durations(shape.duration_max_ms, &mut random),
                 memory_mib: None,
+                calls: Vec::new(),
             }
         })
         .collect();

@@ -1,8 +1,10 @@
 //! The trace format of Azure Functions 2019 (Shahrad et al., ATC 2020), as sampled by In-Vitro:
 //! `invocations.csv` with a count per minute, `durations.csv` with percentiles in milliseconds,
-//! `memory.csv` in megabytes per application.
+//! `memory.csv` in megabytes per application. A file instead of a directory is a trace call by call.
 
-use std::{collections::HashMap, fs, path::Path};
+mod calls;
+
+use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -21,6 +23,17 @@ pub struct TraceFunction {
     pub durations_ms: [f64; 7],
     /// Memory of its application in MiB, if the trace says.
     pub memory_mib: Option<u64>,
+    /// Its calls in the order of their begins, where each was recorded; else there are counts only.
+    pub calls: Vec<Recorded>,
+}
+
+/// One call as it was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Recorded {
+    /// When it began, from the begin of the trace.
+    pub at: Duration,
+    /// How long it took.
+    pub duration: Duration,
 }
 
 /// Functions with their invocations.
@@ -48,11 +61,22 @@ impl Trace {
         self.functions.iter().map(|f| f.per_minute.len()).max().unwrap_or_default()
     }
 
-    /// Reads a directory in that format.
+    /// Whether the moment of each call is known.
+    #[must_use]
+    pub fn is_recorded_by_call(&self) -> bool {
+        self.functions.iter().any(|function| !function.calls.is_empty())
+    }
+
+    /// Reads a directory in that format, or a file that has a line for each call: the columns `app`,
+    /// `func`, `end_timestamp` and `duration` in seconds, as of Azure Functions 2021.
     ///
     /// # Errors
     /// If a file is missing or a line does not parse; the message names file and line.
-    pub fn read(directory: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
+        if path.is_file() { calls::read(path) } else { Self::read_directory(path) }
+    }
+
+    fn read_directory(directory: &Path) -> Result<Self> {
         let durations = durations(&directory.join("durations.csv"))?;
         let memory = memory(&directory.join("memory.csv"))?;
         let table = Table::read(&directory.join("invocations.csv"))?;
@@ -78,6 +102,7 @@ impl Trace {
                 per_minute,
                 durations_ms,
                 memory_mib: memory.get(&row[app]).copied(),
+                calls: Vec::new(),
             });
         }
         let first_minute = minutes.first().map_or("", |column| table.header[*column].as_str());

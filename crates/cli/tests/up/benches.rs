@@ -138,6 +138,24 @@ fn warm_raises_the_rate_beside_the_rivals() {
     assert!(out.path().join("report.html").exists());
 }
 
+#[test]
+fn trace_replays_a_recording_call_by_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("calls.csv");
+    let lines =
+        ["app,func,end_timestamp,duration", "a,f,10.05,0.05", "a,g,10.3,0.01", "a,f,11,0.2"];
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let out = directory.path().join("report");
+    let [file, out] = [&file, &out].map(|path| path.to_str().unwrap());
+    let (values, hold) = bench(&["trace", file, "--out", out], 1);
+    assert!(hold, "{values:?}");
+    let report = values.iter().find(|value| value["calls"].is_u64()).expect("the report");
+    assert_eq!((&report["calls"], &report["functions"]), (&3.into(), &2.into()), "{report}");
+    assert_eq!(report["options"]["arrivals"], "recorded");
+    // Two functions without a sandbox, called 0.25 s and 0.8 s apart.
+    assert!(report["cold"].as_u64().unwrap() >= 2, "{report}");
+}
+
 fn is_installed(proxy: &str) -> bool {
     ["/usr/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(proxy).exists())
 }

@@ -14,20 +14,22 @@ use dirigent_bench::{
 
 use super::{Bar, System, judge, row};
 use crate::{
-    fail::{Kind, OrFail as _, Result},
+    fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
 };
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// A directory with invocations.csv, durations.csv and memory.csv
-    directory: PathBuf,
+    /// A directory with invocations.csv, durations.csv and memory.csv (Azure 2019), or a file with the columns app,
+    /// func, end_timestamp and duration, a line for each call (Azure 2021)
+    trace: PathBuf,
     /// Minutes of the trace to replay
     #[arg(long, default_value_t = 10)]
     minutes: usize,
-    /// How calls are spread over a minute: exponential, uniform or equidistant
-    #[arg(long, default_value = "exponential")]
-    arrivals: Arrivals,
+    /// How calls are spread over a minute: exponential, uniform, equidistant, or as recorded, which needs a trace call
+    /// by call and is its default [default: exponential]
+    #[arg(long)]
+    arrivals: Option<Arrivals>,
     /// Trace time per real time
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
@@ -46,7 +48,8 @@ pub(crate) struct TraceArgs {
 }
 
 pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -> Result {
-    let trace = Trace::read(&args.directory).or_fail(Kind::Config, || "cannot use this trace")?;
+    let trace = Trace::read(&args.trace).or_fail(Kind::Config, || "cannot use this trace")?;
+    let arrivals = arrivals(args.arrivals, &trace)?;
     let minutes = args.minutes.min(trace.minutes());
     printer.note(&format_args!(
         "{} functions, {} calls in {minutes} min",
@@ -55,7 +58,7 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
     ));
     let options = Options {
         minutes,
-        arrivals: args.arrivals,
+        arrivals,
         speed: args.speed,
         seed: args.seed,
         trace_resources: args.trace_resources,
@@ -72,6 +75,18 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
         printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
     }
     judge(printer, &[Bar { text: replay.verdict(), holds: replay.is_clean() }])
+}
+
+fn arrivals(asked: Option<Arrivals>, trace: &Trace) -> Result<Arrivals> {
+    match (asked, trace.is_recorded_by_call()) {
+        (None, true) => Ok(Arrivals::Recorded),
+        (None, false) => Ok(Arrivals::Exponential),
+        (Some(Arrivals::Recorded), false) => {
+            Err(Fail::config("this trace has counts per minute, not the moment of each call")
+                .hint("--arrivals exponential, uniform or equidistant spreads them"))
+        }
+        (Some(asked), _) => Ok(asked),
+    }
 }
 
 /// A line about a run's progress: each second on a terminal, else each tenth.
