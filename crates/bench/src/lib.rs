@@ -6,6 +6,7 @@
 //! - [`warm`]: the warm path beside rival proxies.
 //! - [`sweep`]: a rate raised until what is measured no longer follows.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
+//! - [`fail`]: a part is killed under load.
 //! - [`zero`]: nothing is lost while everything changes.
 //! - [`scale`]: cold calls on workers whose sandboxes cost nothing.
 //! - [`churn`]: many sandboxes made and gone leave nothing, as [`traces`] counts it.
@@ -20,6 +21,7 @@ pub mod churn;
 pub mod cold;
 pub mod etcd;
 mod exchange;
+pub mod fail;
 pub mod latencies;
 pub mod load;
 mod phases;

@@ -2,6 +2,7 @@
 //! only if nothing was lost or failed and every bar that it prints holds.
 
 mod cold;
+mod fail;
 mod scale;
 mod sweep;
 mod system;
@@ -90,7 +91,9 @@ enum What {
     },
     /// Cold calls, each to a function of its own, on emulated workers: what Dirigent takes for each
     Scale(scale::ScaleArgs),
-    /// Replay a trace in the format of Azure Functions 2019
+    /// A part is killed under load: latency and errors over time, and what it costs callers
+    Fail(fail::FailArgs),
+    /// Replay a trace in a format of Azure Functions, of 2019 or 2021
     Trace(trace::TraceArgs),
 }
 
@@ -98,6 +101,7 @@ pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
     let shape = match &args.what {
         What::Register { etcd, .. } if *etcd > 0 => SystemShape::OnEtcd(*etcd as usize),
         What::Scale(args) => SystemShape::Apart { workers: args.workers },
+        What::Fail(_) => SystemShape::Whole,
         _ => SystemShape::Up,
     };
     System::run_as(shape, printer, async |system| measure(system, args, printer).await).await
@@ -131,6 +135,7 @@ async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Resu
             bench_register(system, shape, printer).await
         }
         What::Scale(args) => scale::bench(system, &args, printer).await,
+        What::Fail(args) => fail::bench(system, &args, printer).await,
         What::Trace(args) => trace::bench(system, &args, printer).await,
     }
 }

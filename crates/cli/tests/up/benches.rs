@@ -160,6 +160,47 @@ fn is_installed(proxy: &str) -> bool {
     ["/usr/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(proxy).exists())
 }
 
+/// A second of load before the kill and more than one after; 60 warm calls a second.
+fn killed(part: &str) -> Value {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().to_str().unwrap();
+    let load = ["--rate", "60", "--cold", "2", "--seconds", "4", "--at", "1"];
+    let more = ["--restart-after", "300", "--out", path];
+    let (values, hold) = bench(&[&["fail", part], &load[..], &more].concat(), 3);
+    assert!(hold, "nothing here depends on speed: {values:?}");
+    let report = values.into_iter().find(|value| value["series"].is_array()).expect("the report");
+    assert_eq!((&report["calls"], &report["lost"]), (&248.into(), &0.into()), "{report}");
+    let page = std::fs::read_to_string(out.path().join("report.html")).unwrap();
+    assert!(page.contains("<svg") && out.path().join("report.json").exists());
+    report
+}
+
+#[test]
+fn a_killed_control_plane_and_a_killed_worker_cost_no_call() {
+    for part in ["control-plane", "worker"] {
+        let report = killed(part);
+        assert_eq!(report["failed"], serde_json::json!([]), "{report}");
+        assert!(report["back_after_ms"].as_f64().unwrap() >= 300.0, "{report}");
+    }
+}
+
+#[test]
+fn a_killed_data_plane_costs_what_is_called_until_it_is_back() {
+    let report = killed("data-plane");
+    // A third of a second of calls finds nobody.
+    assert!(report["explained"].as_u64().unwrap() >= 10, "{report}");
+    let warm = report["series"][0]["windows"].as_array().unwrap();
+    let failed = |window: &&Value| window["failed"].as_u64().unwrap() > 0;
+    let first = warm.iter().find(failed).unwrap()["at_s"].as_f64().unwrap();
+    assert!(first >= -0.3, "nothing fails before the kill: {report}");
+}
+
+#[test]
+fn a_killed_sandbox_costs_one_call_at_most() {
+    let report = killed("sandbox");
+    assert!(report["explained"].as_u64().unwrap() <= 1, "{report}");
+}
+
 #[test]
 fn warm_compares_with_haproxy() {
     if !is_installed("haproxy") {

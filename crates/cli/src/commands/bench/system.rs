@@ -47,6 +47,8 @@ pub(crate) enum Shape {
         /// Workers in their process.
         workers: u32,
     },
+    /// A control plane, a data plane and a worker that makes processes, each to be killed alone.
+    Whole,
 }
 
 /// A running Dirigent, ended by [`System::run`].
@@ -59,6 +61,9 @@ pub(crate) struct System {
     /// What a sandbox of each function deployed asks for, in MiB: no list of functions tells it.
     memory_mib: Mutex<HashMap<String, u64>>,
 }
+
+const CONTROL_PLANE: &str = "control plane";
+const DATA_PLANE: &str = "data plane";
 
 /// Ready in under 300 ms where nothing is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -151,6 +156,26 @@ impl System {
             Ok(Used { part, cpu, resident: resident(child.id())? })
         };
         self.launched().processes.0.iter().map(used).collect()
+    }
+
+    /// Where functions are called, for as long as a data plane is there.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.functions()
+    }
+
+    /// Kills one of its processes. Until it is started again the system is not whole.
+    pub(super) fn kill(&mut self, part: &str) -> Result {
+        self.launched_mut().processes.kill(part)
+    }
+
+    /// Starts a process that was killed again, as it was, and waits until it works.
+    pub(super) async fn start_again(&mut self, part: &str, printer: Printer) -> Result {
+        let state = self.state();
+        self.launched_mut().start_again(part, &state, printer).await
+    }
+
+    fn launched_mut(&mut self) -> &mut Launched {
+        self.launched.as_mut().expect("only `stop` and a failed restart end it")
     }
 
     /// From the start of the other processes until all workers and the data plane were attached.
@@ -268,6 +293,19 @@ impl Processes {
         Ok(None)
     }
 
+    /// Kills one of them by what it is.
+    fn kill(&mut self, part: &str) -> Result {
+        let child = &mut self.place(part)?.1;
+        child.kill().or_fail(Kind::Internal, || format!("cannot kill the {part}"))?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn place(&mut self, part: &str) -> Result<&mut (&'static str, Child)> {
+        let place = self.0.iter_mut().find(|(name, _)| *name == part);
+        place.ok_or_else(|| Fail::internal(format!("there is no {part} alone")))
+    }
+
     /// Those that hang on the first one before it. All are told, also if one of them cannot be.
     fn tell_to_end(&mut self) -> Result {
         let tell = |(part, child): &mut (&'static str, Child)| {
@@ -299,6 +337,8 @@ struct Launched {
     /// The control plane, or all in one; then the data plane and the workers, where they are
     /// processes of their own.
     processes: Processes,
+    /// How each of them is started, by what it is.
+    commands: HashMap<&'static str, Start>,
     attached_after: Duration,
     /// Nobody can be called where the control plane runs alone.
     functions: Option<SocketAddr>,
@@ -306,7 +346,60 @@ struct Launched {
     ready_after: Duration,
 }
 
+/// What a process is started with.
+#[derive(Clone, Debug)]
+struct Start {
+    args: Vec<String>,
+    state: PathBuf,
+}
+
+impl Start {
+    fn spawn(&self, printer: Printer) -> Result<(Child, Said)> {
+        spawn(&self.args, &self.state, printer)
+    }
+}
+
 impl Launched {
+    async fn start_again(&mut self, part: &str, state: &Path, printer: Printer) -> Result {
+        if part == CONTROL_PLANE {
+            // That of the life before would be taken for this one's.
+            drop(std::fs::remove_file(state.join("api")));
+        }
+        let start = self.commands.get(part).cloned();
+        let start = start.ok_or_else(|| Fail::internal(format!("there is no {part} alone")))?;
+        let (child, _) = start.spawn(printer)?;
+        self.processes.place(part)?.1 = child;
+        let begun = Instant::now();
+        while !self.works(part, state).await? {
+            if let Some((part, status)) = self.processes.ended()? {
+                let hint = "with `--verbose` it says why";
+                return Err(Fail::unavailable(format!("the {part} ended: {status}")).hint(hint));
+            }
+            if begun.elapsed() > READY_WITHIN {
+                let text = format!("the {part} does not work again after {READY_WITHIN:?}");
+                return Err(Fail::unavailable(text));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Whether a process that was started again does what it is for.
+    async fn works(&mut self, part: &str, state: &Path) -> Result<bool> {
+        match part {
+            CONTROL_PLANE => {
+                let Some((_, client)) = found(state, true).await? else { return Ok(false) };
+                self.client = client;
+                Ok(true)
+            }
+            DATA_PLANE => {
+                let Some(address) = self.functions else { return Ok(false) };
+                Ok(tokio::net::TcpStream::connect(address).await.is_ok())
+            }
+            _ => Ok(attached(&self.client).await? > 0),
+        }
+    }
+
     async fn stop(self) -> Result {
         let Self { mut processes, .. } = self;
         let told = processes.tell_to_end();
@@ -350,16 +443,19 @@ async fn launch(
             let args = ["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"];
             ("system", args.map(str::to_owned).to_vec())
         }
-        Shape::OnEtcd(_) | Shape::Apart { .. } => {
+        Shape::OnEtcd(_) | Shape::Apart { .. } | Shape::Whole => {
             let mut args = ["control-plane", "--peers"].map(str::to_owned).to_vec();
             args.push(peers.to_string());
             if let Some(etcd) = etcd {
                 args.extend(["--etcd".to_owned(), etcd.addresses().join(",")]);
             }
-            ("control plane", args)
+            (CONTROL_PLANE, args)
         }
     };
-    let (child, said) = spawn(&args, &["--api", "127.0.0.1:0"], state, printer)?;
+    let args = [args, ["--api", "127.0.0.1:0"].map(str::to_owned).to_vec()].concat();
+    let start = Start { args, state: state.to_owned() };
+    let (child, said) = start.spawn(printer)?;
+    let commands = HashMap::from([(part, start)]);
     let mut processes = Processes(vec![(part, child)]);
     let alone = !matches!(shape, Shape::Up);
     let (functions, client) = loop {
@@ -377,44 +473,53 @@ async fn launch(
         tokio::time::sleep(LOOK_EVERY).await;
     };
     let (attached_after, ready_after) = (Duration::ZERO, begun.elapsed());
-    let mut launched = Launched { processes, attached_after, functions, client, ready_after };
-    if let Shape::Apart { workers } = shape {
-        launched.functions = Some(listen);
-        join_others(&mut launched, state, peers, listen, workers, printer).await?;
-    }
+    let mut launched =
+        Launched { processes, commands, attached_after, functions, client, ready_after };
+    let workers = match shape {
+        Shape::Apart { workers } => {
+            ("workers", workers, vec!["--emulate".to_owned(), workers.to_string()])
+        }
+        Shape::Whole => {
+            ("worker", 1, ["--stop-sandboxes", "--sandboxes", "5000"].map(str::to_owned).to_vec())
+        }
+        Shape::Up | Shape::OnEtcd(_) => return Ok(launched),
+    };
+    launched.functions = Some(listen);
+    join_others(&mut launched, state, peers, workers, printer).await?;
     Ok(launched)
 }
 
-/// Starts a data plane and the workers, and waits until all are attached.
+/// Starts a data plane and so many workers with those arguments, and waits until all are attached.
 async fn join_others(
     launched: &mut Launched,
     state: &Path,
     peers: SocketAddr,
-    listen: SocketAddr,
-    workers: u32,
+    (name, workers, of_workers): (&'static str, u32, Vec<String>),
     printer: Printer,
 ) -> Result {
-    let Launched { processes, client, .. } = launched;
     let begun = Instant::now();
     let token = state.join("peer-token").display().to_string();
-    let [peers, listen, count] = [peers.to_string(), listen.to_string(), workers.to_string()];
-    let common = ["--control", &peers, "--peer-token", &token];
-    let data_plane = ["data-plane", "--listen", &listen, "--admin", "127.0.0.1:0", "--drain", "5s"];
-    let emulated = ["worker", "--emulate", &count];
-    for (part, args) in [("data plane", &data_plane[..]), ("workers", &emulated[..])] {
-        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let (child, _) = spawn(&args, &common, &state.join(part.replace(' ', "-")), printer)?;
-        processes.0.push((part, child));
+    let listen = launched.functions.map(|address| address.to_string()).unwrap_or_default();
+    let of_data_plane = ["--listen", &listen, "--admin", "127.0.0.1:0", "--drain", "5s"];
+    let of_data_plane = of_data_plane.map(str::to_owned).to_vec();
+    for (part, role, more) in
+        [(DATA_PLANE, "data-plane", of_data_plane), (name, "worker", of_workers)]
+    {
+        let common = [role, "--control", &peers.to_string(), "--peer-token", &token];
+        let args = [common.map(str::to_owned).to_vec(), more].concat();
+        let start = Start { args, state: state.join(part.replace(' ', "-")) };
+        let (child, _) = start.spawn(printer)?;
+        launched.processes.0.push((part, child));
+        launched.commands.insert(part, start);
     }
     loop {
-        let status: Value = client.call(Method::GET, "/v1/status", None::<&()>).await?;
-        let attached = status.pointer("/counts/workers").and_then(Value::as_u64).unwrap_or(0);
-        let planes = all_data_planes(client).await?;
-        if attached >= u64::from(workers) && planes.iter().any(|plane| plane.state == "ready") {
+        let planes = all_data_planes(&launched.client).await?;
+        let is_whole = attached(&launched.client).await? >= u64::from(workers);
+        if is_whole && planes.iter().any(|plane| plane.state == "ready") {
             launched.attached_after = begun.elapsed();
             return Ok(());
         }
-        if let Some((part, status)) = processes.ended()? {
+        if let Some((part, status)) = launched.processes.ended()? {
             let hint = "with `--verbose` it says why";
             return Err(Fail::unavailable(format!("the {part} ended: {status}")).hint(hint));
         }
@@ -427,10 +532,16 @@ async fn join_others(
     }
 }
 
+/// Workers that are attached.
+async fn attached(client: &Client) -> Result<u64> {
+    let status: Value = client.call(Method::GET, "/v1/status", None::<&()>).await?;
+    Ok(status.pointer("/counts/workers").and_then(Value::as_u64).unwrap_or(0))
+}
+
 /// The last lines that a process wrote.
 type Said = Arc<Mutex<Vec<String>>>;
 
-fn spawn(args: &[String], more: &[&str], state: &Path, printer: Printer) -> Result<(Child, Said)> {
+fn spawn(args: &[String], state: &Path, printer: Printer) -> Result<(Child, Said)> {
     let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     let mut command = Command::new(exe);
     // What is measured is not configured by what the caller's own `up` is.
@@ -441,7 +552,6 @@ fn spawn(args: &[String], more: &[&str], state: &Path, printer: Printer) -> Resu
     }
     let mut child = command
         .args(args)
-        .args(more)
         .arg("--state")
         .arg(state)
         .stdin(Stdio::null())
