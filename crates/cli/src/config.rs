@@ -231,9 +231,20 @@ pub(crate) struct ContainerdConfig {
     pub(crate) disk_full: u8,
     /// How full it may be when no more of them go.
     pub(crate) disk_freed: u8,
+    /// Where what sandboxes write to their root goes: `memory`, as theirs, half of their limit at most; or
+    /// `disk`, where nothing bounds it.
+    pub(crate) writes: Writes,
     /// How registries are spoken to that are private, or have an authority of their own, by their names as
     /// references to images have them.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
+}
+
+/// `containerd.writes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Writes {
+    Memory,
+    Disk,
 }
 
 /// `[containerd.registries."NAME"]`.
@@ -263,6 +274,7 @@ impl Default for ContainerdConfig {
             keep_images: Duration::from_secs(24 * 3600),
             disk_full: 85,
             disk_freed: 80,
+            writes: Writes::Memory,
             registries: BTreeMap::new(),
         }
     }

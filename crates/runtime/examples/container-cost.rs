@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p dirigent-runtime --features containerd --example container-cost [ROUNDS]`
 //! prints milliseconds to the first answer. `rate [SECONDS [PARALLEL]]` creates, calls and deletes as
-//! fast as it can. `leave [COUNT]` does that so often and counts what is left on the machine.
+//! fast as it can; in a control group of its own it says what that costs. `leave [COUNT]` does that so often and counts what is left on the machine.
 
 #[expect(clippy::unwrap_used, reason = "it is made for tests")]
 #[path = "../tests/oci/daemon.rs"]
@@ -309,17 +309,25 @@ impl Bench {
     fn rates(&mut self, time: Duration, parallel: usize) -> Result<()> {
         let programs: Vec<&'static str> = self.ours.iter().map(|one| one.name).collect();
         for (which, program) in programs.iter().enumerate() {
-            let done = self.bare_rate(program, time, parallel)?;
-            out(&format!("{program}: bare loop, {parallel} at once: {done:.1}/s"))?;
-            let start = Instant::now();
+            let before = processor_time();
+            let (done, rate) = self.bare_rate(program, time, parallel)?;
+            let cost = per_cycle(before, done);
+            out(&format!("{program}: bare loop, {parallel} at once: {rate:.1}/s{cost}"))?;
+            let (start, before) = (Instant::now(), processor_time());
             let done = self.cycles(which, u64::MAX, Some(start + time), parallel)?;
-            let rate = per_second(done, start.elapsed());
-            out(&format!("{program}: ours, {parallel} at once: {rate:.1}/s"))?;
+            let (rate, cost) = (per_second(done, start.elapsed()), per_cycle(before, done));
+            out(&format!("{program}: ours, {parallel} at once: {rate:.1}/s{cost}"))?;
         }
         Ok(())
     }
 
-    fn bare_rate(&mut self, program: &'static str, time: Duration, parallel: usize) -> Result<f64> {
+    /// How many, and how many in a second.
+    fn bare_rate(
+        &mut self,
+        program: &'static str,
+        time: Duration,
+        parallel: usize,
+    ) -> Result<(u64, f64)> {
         let ports: Vec<u16> = (0..parallel).map(|_| self.port()).collect();
         let done = AtomicU64::new(0);
         let start = Instant::now();
@@ -347,7 +355,8 @@ impl Bench {
             }
             Ok(())
         })?;
-        Ok(per_second(done.load(Ordering::Relaxed), start.elapsed()))
+        let done = done.load(Ordering::Relaxed);
+        Ok((done, per_second(done, start.elapsed())))
     }
 
     /// Creates, calls and deletes; how often.
@@ -392,6 +401,8 @@ impl Bench {
     fn leaves(&mut self, count: u64) -> Result<()> {
         for which in 0..self.ours.len() {
             let name = self.ours[which].name;
+            // What an image has stays.
+            self.cycles(which, 1, None, 1)?;
             let before = self.left()?;
             let start = Instant::now();
             self.cycles(which, count, None, 8)?;
@@ -522,6 +533,27 @@ impl Bare {
         fs::remove_dir_all(&self.bundle)?;
         Ok(())
     }
+}
+
+/// What this process, containerd, shims and sandboxes have had of the processors, where they are in a
+/// control group of their own of the first version: others of a busy machine do not count.
+fn processor_time() -> Option<Duration> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut controllers = groups.lines().filter_map(|line| line.split_once(":cpuacct:"));
+    let (_, own) = controllers.next().filter(|(_, path)| *path != "/")?;
+    let groups = [own, "/dirigent-bare", "/dirigent-containers"];
+    let used = groups.iter().filter_map(|group| {
+        let file = format!("/sys/fs/cgroup/cpuacct{group}/cpuacct.usage");
+        fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+    });
+    Some(Duration::from_nanos(used.sum()))
+}
+
+fn per_cycle(before: Option<Duration>, count: u64) -> String {
+    let (Some(before), Some(now)) = (before, processor_time()) else { return String::new() };
+    let each =
+        now.saturating_sub(before).as_secs_f64() * 1e3 / per_second(count, Duration::from_secs(1));
+    format!(", {each:.1} ms of processor time each")
 }
 
 fn per_second(count: u64, took: Duration) -> f64 {

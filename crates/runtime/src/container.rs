@@ -26,6 +26,7 @@ mod output;
 mod program;
 mod recover;
 mod registry;
+mod scratch;
 mod spec;
 
 pub use kept::Keep;
@@ -101,6 +102,18 @@ pub struct ContainerConfig {
     pub removals: usize,
     /// When images go that no revision needs any more.
     pub keep: Keep,
+    /// Where what sandboxes write to their root goes.
+    pub writes: Writes,
+}
+
+/// Where what sandboxes write to their root goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Into memory, as theirs: half of the limit at most. Where containerd's snapshotter makes no
+    /// overlays it is `Disk`.
+    Memory,
+    /// Into a snapshot on containerd's disk, which nothing bounds.
+    Disk,
 }
 
 impl ContainerConfig {
@@ -124,6 +137,7 @@ impl ContainerConfig {
             ahead: 4,
             removals: 4,
             keep: Keep::default(),
+            writes: Writes::Memory,
         }
     }
 

@@ -19,10 +19,13 @@ use std::{
 };
 
 use common::{next, until};
-use dirigent_core::{Digest, Fault};
-use dirigent_runtime::{Event, Runtime as _, container::Keep};
+use dirigent_core::{Cause, Digest, Fault};
+use dirigent_runtime::{
+    Event, Runtime as _,
+    container::{Keep, Writes},
+};
 use images::{Image, Layer};
-use rig::{Rig, busybox, get, order, rig_on, rig_with};
+use rig::{Rig, busybox, get, order, rig_on, rig_with, run, shell};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 const MIB: u64 = 1 << 20;
@@ -169,5 +172,69 @@ fn an_image_for_which_there_is_no_space_is_refused_and_nothing_of_it_stays() {
     assert_eq!(get(second), "from an image\n");
     rig.end(sandbox);
     rig.end(serves);
+    rig.nothing_left();
+}
+
+/// Its memory is 64 MiB, of which it may write half.
+#[test]
+fn what_a_sandbox_writes_is_bounded_and_not_on_the_disk() {
+    let Some(mut rig) = rig_on(64 * MIB, |_config| {}) else { return };
+    let image = rig.take(&busybox().and(large_layer()));
+    let (other, port) = rig.serve(order(image));
+    let free = |rig: &Rig| statvfs(rig.daemon.disk()).unwrap().f_bavail;
+    let before = free(&rig);
+    let fill = "dd if=/dev/zero of=/fill bs=1M count=100; wc -c < /fill; exit 9";
+    let (cause, said) = run(&mut rig, shell(image, fill));
+    assert_eq!(cause, Cause::Exited { code: 9 }, "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    // Which of its streams is read first is not known.
+    let number = |said: &str| said.lines().find_map(|line| line.trim().parse::<u64>().ok());
+    let written = number(&said).unwrap();
+    assert!((20 * MIB..=32 * MIB).contains(&written), "{said}");
+    // Files without bytes are bounded too.
+    let many =
+        "i=0; while true > /many$i && [ $i -lt 100000 ]; do i=$((i+1)); done; echo $i; exit 9";
+    let (cause, said) = run(&mut rig, shell(image, many));
+    assert_eq!(cause, Cause::Exited { code: 9 }, "{said}");
+    let made = number(&said).unwrap();
+    assert!((1_000..=40_000).contains(&made), "{said}");
+    // What is below can be changed all the same, for oneself.
+    let change = "rm /large && echo own > /www/index.html && cat /www/index.html";
+    let (cause, said) = run(&mut rig, shell(image, change));
+    assert_eq!((cause, said.as_str()), (Cause::Exited { code: 0 }, "own"));
+    let used = before.saturating_sub(free(&rig)) * statvfs(rig.daemon.disk()).unwrap().f_frsize;
+    assert!(used < MIB, "{used} bytes of containerd's disk");
+    assert_eq!(get(port), "from an image\n", "nobody else notices");
+    let below = rig.dir.path().join("oci/sandboxes").display().to_string();
+    let mounted = || {
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", rig.daemon.pid())).unwrap();
+        mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| at.starts_with(&below)))
+    };
+    until("nothing is mounted for those who run", || !mounted());
+    rig.end(other);
+    rig.nothing_left();
+}
+
+fn large_layer() -> Layer {
+    let mut layer = Layer::new();
+    layer.file("large", 0o644, &[1; 1 << 20]);
+    layer
+}
+
+#[test]
+fn who_wants_the_disk_has_it() {
+    let Some(mut rig) = rig_with(|config| config.writes = Writes::Disk) else { return };
+    let image = rig.take(&busybox());
+    // More than would fit into its memory.
+    let fill = "dd if=/dev/zero of=/fill bs=1M count=100 && wc -c < /fill; rm /fill";
+    let (cause, said) = run(&mut rig, shell(image, fill));
+    assert_eq!(cause, Cause::Exited { code: 0 }, "{said}");
+    assert!(said.contains(&(100 * MIB).to_string()), "{said}");
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(get(port), "from an image\n");
+    // Also after the operator has changed his mind.
+    rig.restart();
+    assert_eq!(rig.runtime.recover().unwrap().len(), 1);
+    rig.end(sandbox);
     rig.nothing_left();
 }

@@ -54,9 +54,12 @@ async fn built(_config: &Config, _dir: &Path, _spaces: Option<Spaces>) -> Result
 
 #[cfg(feature = "containerd")]
 async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(Reports, Kept)> {
-    use dirigent_runtime::container::{ContainerConfig, ContainerRuntime, Keep, Registry};
+    use dirigent_runtime::container::{self, ContainerConfig, ContainerRuntime, Keep, Registry};
 
-    use crate::fail::{Kind, OrFail as _};
+    use crate::{
+        config::Writes,
+        fail::{Kind, OrFail as _},
+    };
 
     let crate::config::ContainerdConfig {
         enabled: _,
@@ -69,6 +72,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         keep_images,
         disk_full,
         disk_freed,
+        writes,
         registries,
     } = config.containerd.clone();
     let registries = registries.into_iter().map(|(name, registry)| {
@@ -84,6 +88,10 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         handler,
         program,
         ahead,
+        writes: match writes {
+            Writes::Memory => container::Writes::Memory,
+            Writes::Disk => container::Writes::Disk,
+        },
         keep: Keep { time: keep_images, full: disk_full, freed: disk_freed },
         registries: registries.collect(),
         address: config.address,

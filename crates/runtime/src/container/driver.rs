@@ -30,6 +30,7 @@ use super::{
     network::Offer,
     program,
     recover::{self, Found},
+    scratch::Scratch,
 };
 use crate::{
     Event,
@@ -96,6 +97,7 @@ pub(super) struct World {
     pub(super) images: Images,
     pub(super) offer: Offer,
     pub(super) shelf: Shelf,
+    pub(super) scratch: Scratch,
     pub(super) logs: RefCell<Logs>,
     pub(super) listeners: RefCell<Listeners>,
     /// How many may be removed at once.
@@ -124,6 +126,7 @@ impl World {
             images,
             offer: config.offer(),
             shelf: Shelf::new(config.ahead),
+            scratch: Scratch::start(&config.socket)?,
             logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
             listeners: RefCell::new(Listeners::new(config.address)),
             removals: Semaphore::new(config.removals.max(1)),
@@ -135,7 +138,7 @@ impl World {
     }
 
     pub(super) fn place(&self, sandbox: SandboxId) -> Place {
-        Place::of(&self.config, &self.client, &self.mark, sandbox)
+        Place::of(self, sandbox)
     }
 
     /// What has this name in containerd, if it is one that we give.
@@ -146,7 +149,7 @@ impl World {
 
     /// What has this name in containerd and no record.
     pub(super) fn place_named(&self, id: String) -> Place {
-        Place::named(&self.config, &self.client, &self.mark, id)
+        Place::named(self, id)
     }
 
     pub(super) async fn report(&self, event: Event) {

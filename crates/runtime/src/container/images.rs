@@ -26,11 +26,11 @@ use dirigent_containerd::{
                 ListRequest, Resource,
             },
             snapshots::v1::{
-                CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
-                StatSnapshotRequest,
+                CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest,
+                RemoveSnapshotRequest, StatSnapshotRequest, ViewSnapshotRequest,
             },
         },
-        types::Descriptor,
+        types::{Descriptor, Mount},
     },
 };
 use dirigent_core::{Digest, Fault, Pull};
@@ -129,6 +129,38 @@ impl Images {
 
     pub(super) fn list(&self) -> Vec<Digest> {
         self.held.borrow().keys().copied().collect()
+    }
+
+    /// What reads an image's files is called so in containerd.
+    pub(super) fn view(&self, image: &Image) -> String {
+        format!("{}-view-{}", self.mark, image.digest.hex())
+    }
+
+    /// What containerd would mount to read an image's files: asked each time, as who has emptied its
+    /// directory may have others in the same places.
+    pub(super) async fn mounts(&self, image: &Image) -> Result<Vec<Mount>, Failure> {
+        let (snapshotter, key) = (self.snapshotter.clone(), self.view(image));
+        let mounts = MountsRequest { snapshotter: snapshotter.clone(), key: key.clone() };
+        match self.client.snapshots().mounts(mounts.clone()).await {
+            Ok(mounts) => return Ok(mounts.into_inner().mounts),
+            Err(status) => match self.client.failure(&status) {
+                failure if failure.is_not_found() => {}
+                failure => return Err(failure),
+            },
+        }
+        // The first sandbox of this image. Held as the image is, and with each sandbox that has it.
+        let client = self.client.under(&self.lease(image.digest))?;
+        let (parent, labels) = (image.chain.clone(), HashMap::new());
+        let view = ViewSnapshotRequest { snapshotter, key, parent, labels };
+        match client.snapshots().view(view).await {
+            Ok(made) => return Ok(made.into_inner().mounts),
+            Err(status) => match client.failure(&status) {
+                failure if failure.is_exists() => {}
+                failure => return Err(failure),
+            },
+        }
+        let mounts = client.snapshots().mounts(mounts).await;
+        Ok(mounts.map_err(|status| client.failure(&status))?.into_inner().mounts)
     }
 
     /// Since when nobody needs them, and which.

@@ -222,7 +222,7 @@ pub(super) async fn make_task(
         processes: world.config.processes,
         read_only: spec.sandbox.read_only,
     };
-    let (pid, held) = place.create(&world.config, &image, &plan, record).await?;
+    let (pid, held) = place.create(world, &image, &plan, record).await?;
     let held = watched::readable(held).map_err(|error| missing(error.to_string()))?;
     Ok(Task { place, network, pid, held, pipes, stop_signal: image.program.stop_signal })
 }

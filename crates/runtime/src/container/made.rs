@@ -1,12 +1,6 @@
 //! A sandbox in containerd: how it is made there, and that nothing of it is left.
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::HashMap, fs, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use dirigent_containerd::{
     Client, Failure,
@@ -24,15 +18,17 @@ use dirigent_containerd::{
         types::Mount,
     },
 };
-use dirigent_core::{Cause, Fault, SandboxId, StartFailure, worker::Adopted};
+use dirigent_core::{Bytes, Cause, Fault, SandboxId, StartFailure, worker::Adopted};
 use prost::Message as _;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{
-    ContainerConfig, DIRECTORY, NETWORK, SANDBOX,
+    DIRECTORY, NETWORK, SANDBOX, Writes,
+    driver::World,
     image::Image,
     images::absent,
     output,
+    scratch::{self, Scratch},
     spec::{self, Plan},
 };
 
@@ -49,6 +45,7 @@ const RECORD: &str = "record";
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) client: Client,
+    scratch: Scratch,
     pub(super) snapshotter: String,
     pub(super) mark: String,
     /// Its name in containerd, unlike that of any other worker's.
@@ -58,6 +55,13 @@ pub(super) struct Place {
     /// What it was named for: the sandbox, unless it was made before there was one. By this name it
     /// has its network. `None` for what is not ours to be known.
     pub(super) key: Option<SandboxId>,
+}
+
+/// Of what a sandbox's file system is mounted.
+struct Root {
+    mounts: Vec<Mount>,
+    /// What the container names as its snapshot.
+    snapshot: String,
 }
 
 /// What a function found out of a start that failed.
@@ -73,23 +77,19 @@ fn ours(error: &io::Error) -> StartFailure {
 }
 
 impl Place {
-    pub(super) fn of(
-        config: &ContainerConfig,
-        client: &Client,
-        mark: &str,
-        sandbox: SandboxId,
-    ) -> Self {
-        let id = format!("{mark}-{sandbox}");
-        Self { key: Some(sandbox), ..Self::named(config, client, mark, id) }
+    pub(super) fn of(world: &World, sandbox: SandboxId) -> Self {
+        let id = format!("{}-{sandbox}", world.mark);
+        Self { key: Some(sandbox), ..Self::named(world, id) }
     }
 
     /// What has this name in containerd.
-    pub(super) fn named(config: &ContainerConfig, client: &Client, mark: &str, id: String) -> Self {
+    pub(super) fn named(world: &World, id: String) -> Self {
         Self {
-            client: client.within(CALL),
-            snapshotter: config.snapshotter.clone(),
-            mark: mark.to_owned(),
-            directory: config.directory.join("sandboxes").join(&id),
+            client: world.client.within(CALL),
+            scratch: world.scratch.clone(),
+            snapshotter: world.config.snapshotter.clone(),
+            mark: world.mark.clone(),
+            directory: world.config.directory.join("sandboxes").join(&id),
             id,
             key: None,
         }
@@ -153,13 +153,15 @@ impl Place {
     /// Makes the task, which waits to be started; its first process.
     pub(super) async fn create(
         &self,
-        config: &ContainerConfig,
+        world: &World,
         image: &Image,
         plan: &Plan<'_>,
         adopted: Option<&Adopted>,
     ) -> Made<(Pid, OwnedFd)> {
         plan.check().map_err(|message| failed(message, Fault::Function))?;
-        let mounts = self.snapshot(image).await?;
+        let config = &world.config;
+        let memory = plan.create.order.spec.resources.memory;
+        let Root { mounts, snapshot } = self.root(world, image, memory).await?;
         let own = plan.create.order.spec.sandbox.handler.as_ref();
         let handler = own.unwrap_or(&config.handler);
         // Handlers of other kinds have options of other kinds.
@@ -182,7 +184,7 @@ impl Place {
             runtime: Some(container::Runtime { name: handler.clone(), options }),
             spec: Some(prost_types::Any { type_url: spec::TYPE.to_owned(), value: plan.bytes() }),
             snapshotter: self.snapshotter.clone(),
-            snapshot_key: self.id.clone(),
+            snapshot_key: snapshot,
             ..Container::default()
         };
         let create = CreateContainerRequest { container: Some(container) };
@@ -198,13 +200,43 @@ impl Place {
             ..CreateTaskRequest::default()
         };
         let created = self.client.tasks().create(create).await;
+        self.scratch.let_go(&self.directory);
         let pid = created.map_err(|status| self.failure(&status))?.into_inner().pid;
         // It waits to be started, so that the number is still its own.
         first(pid).map_err(|error| ours(&error))
     }
 
     /// Its file system, on the image's.
-    async fn snapshot(&self, image: &Image) -> Made<Vec<Mount>> {
+    async fn root(&self, world: &World, image: &Image, memory: Bytes) -> Made<Root> {
+        if world.config.writes == Writes::Disk {
+            return self.on_disk(image).await;
+        }
+        let mounts = world.images.mounts(image).await;
+        let mounts = mounts.map_err(|failure| self.no_image(image, failure))?;
+        let layers = match &mounts[..] {
+            [one] => scratch::layers(&one.r#type, &one.source, one.options.iter()),
+            _ => None,
+        };
+        let Some(layers) = layers else { return self.on_disk(image).await };
+        // As much as processes may write.
+        let made = self.scratch.make(&self.directory, &layers, Bytes(memory.0 / 2)).await;
+        let options = made.map_err(|error| {
+            let what = "no layer in memory can be made for it";
+            let hint = "`containerd.writes = \"disk\"` does without";
+            failed(format!("{what}: {error}: {hint}"), Fault::Worker)
+        })?;
+        let mount = Mount {
+            r#type: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options,
+            ..Mount::default()
+        };
+        // Named by a container, so that containerd's garbage collector leaves it.
+        Ok(Root { mounts: vec![mount], snapshot: world.images.view(image) })
+    }
+
+    /// With a snapshot of its own.
+    async fn on_disk(&self, image: &Image) -> Made<Root> {
         let prepare = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: self.id.clone(),
@@ -216,20 +248,23 @@ impl Place {
             ]),
         };
         let prepared = self.client.snapshots().prepare(prepare).await;
-        let prepared = prepared.map_err(|status| match self.client.failure(&status) {
-            failure if failure.is_not_found() => {
-                let digest = image.digest;
-                let cause = Cause::ArtifactFailed {
-                    message: format!(
-                        "image {digest} is not in containerd any more: somebody has removed it; it \
-                         is fetched again with the next start"
-                    ),
-                };
-                StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() }
-            }
-            failure => failed(failure.message, Fault::Worker),
-        })?;
-        Ok(prepared.into_inner().mounts)
+        let prepared = prepared
+            .map_err(|status| self.no_image(image, self.client.failure(&status)))?
+            .into_inner();
+        Ok(Root { mounts: prepared.mounts, snapshot: self.id.clone() })
+    }
+
+    fn no_image(&self, image: &Image, failure: Failure) -> StartFailure {
+        if !failure.is_not_found() {
+            return failed(failure.message, Fault::Worker);
+        }
+        let message = format!(
+            "image {} is not in containerd any more: somebody has removed it; it is fetched again with \
+             the next start",
+            image.digest
+        );
+        let cause = Cause::ArtifactFailed { message };
+        StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() }
     }
 
     pub(super) async fn start(&self) -> Made<()> {
@@ -280,9 +315,21 @@ impl Place {
         let delete = DeleteContainerRequest { id: self.id.clone() };
         let deleted = client.containers().delete(delete).await;
         absent(deleted.map(drop).map_err(|status| client.failure(&status)))?;
-        self.remove_snapshot().await?;
-        remove_directory(&self.directory);
+        if !Scratch::is_here(&self.directory) {
+            self.remove_snapshot().await?;
+        }
+        self.remove_directory().await;
         Ok(())
+    }
+
+    /// Its pipes, and what may be mounted below.
+    pub(super) async fn remove_directory(&self) {
+        self.scratch.remove(&self.directory).await;
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.directory.display(), %error, "a sandbox's pipes stay");
+        }
     }
 
     pub(super) async fn remove_snapshot(&self) -> Result<(), Failure> {
@@ -290,14 +337,6 @@ impl Place {
             RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.id.clone() };
         let removed = self.client.snapshots().remove(remove).await;
         absent(removed.map(drop).map_err(|status| self.client.failure(&status)))
-    }
-}
-
-pub(super) fn remove_directory(directory: &Path) {
-    if let Err(error) = fs::remove_dir_all(directory)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %directory.display(), %error, "a sandbox's pipes stay");
     }
 }
 

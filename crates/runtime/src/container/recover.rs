@@ -19,7 +19,7 @@ use super::{
     DIRECTORY, NETWORK, SANDBOX,
     driver::World,
     life::{LISTENS, Running, STOPPING, exit_status, failure, judge},
-    made::{Place, first, remove_directory},
+    made::{Place, first},
     output,
 };
 use crate::{claim::Claim, sys::watch};
@@ -175,8 +175,8 @@ async fn leftovers(world: &World, filters: Vec<String>, found: &[Found]) -> Resu
     let directory = world.config.directory.join("sandboxes");
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let known = entry.file_name().to_str().is_some_and(|name| ours.iter().any(|o| o == name));
-        if !known {
-            remove_directory(&entry.path());
+        if !known && let Some(name) = entry.file_name().to_str() {
+            world.place_named(name.to_owned()).remove_directory().await;
         }
     }
     Ok(())

@@ -255,8 +255,7 @@ impl Template {
         let Run { uid, temporary, .. } = *run;
         let root = if uid.is_some() { Path::new("/") } else { &self.root };
         let own = root.join(&OWN[1..]);
-        let inodes = (temporary / BYTES_PER_INODE).max(MIN_INODES);
-        let size = CString::new(format!("size={temporary},nr_inodes={inodes}"))?;
+        let size = CString::new(space(temporary))?;
         mount_remount(&own, MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str())
             .map_err(at(&own))?;
         if let Some(artifact) = run.artifact.as_deref() {
@@ -290,6 +289,12 @@ impl Template {
         chdir("/")?;
         Ok(())
     }
+}
+
+/// What a tmpfs of so many bytes is mounted with.
+pub(crate) fn space(bytes: u64) -> String {
+    let inodes = (bytes / BYTES_PER_INODE).max(MIN_INODES);
+    format!("size={bytes},nr_inodes={inodes}")
 }
 
 /// Who is who in a sandbox.

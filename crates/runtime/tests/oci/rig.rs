@@ -199,7 +199,10 @@ impl Rig {
             shims: self.daemon.shims().len(),
             groups: groups.count(),
             pipes: fs::read_dir(self.dir.path().join("oci/sandboxes")).map_or(0, Iterator::count),
-            mounts: mounts.lines().filter(|line| line.contains("/state/")).count(),
+            mounts: mounts
+                .lines()
+                .filter(|line| ["/state/", "/oci/sandboxes/"].iter().any(|m| line.contains(m)))
+                .count(),
             networks: self.processes.spaces().lent().len(),
         }
     }
