@@ -238,3 +238,28 @@ fn who_wants_the_disk_has_it() {
     rig.end(sandbox);
     rig.nothing_left();
 }
+
+/// Of two workers that share a containerd.
+#[test]
+fn layers_that_two_take_at_once_are_kept_for_both() {
+    let Some(mut rig) = rig_with(|_config| {}) else { return };
+    let place = rig.dir.path().join("other");
+    let (other, mut events) = rig::start(&rig.daemon, &place, &rig.processes, |_config| {});
+    assert_eq!(other.recover().unwrap(), []);
+    for kind in 0..12 {
+        let image = large(1, kind).and(large_layer());
+        let archives = ["one", "two"].map(|name| rig.dir.path().join(name));
+        let [digest, _same] = archives.each_ref().map(|path| image.docker_archive(path));
+        let [one, two] = archives;
+        other.unpack(digest, two);
+        rig.unpack(digest, one).unwrap();
+        assert_eq!(next(&mut events), Event::Unpacked { digest, result: Ok(()) });
+        // What the other one has goes while this one uses it.
+        other.discard(digest);
+        let (sandbox, port) = rig.serve(order(digest));
+        assert_eq!(get(port), "from an image\n");
+        rig.end(sandbox);
+        rig.discard(digest);
+    }
+    other.close();
+}

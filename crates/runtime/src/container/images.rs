@@ -320,15 +320,16 @@ impl Images {
         let mut below: Option<String> = None;
         for (packed, layer) in layers.iter().zip(promised) {
             let name = chain(below.as_deref(), layer);
+            // First: what is there, or comes meanwhile, may be another worker's, and go with theirs.
+            self.hold(lease, "content", &layer.to_string()).await?;
+            self.hold(lease, &format!("snapshots/{}", self.snapshotter), &name).await?;
             let there = self.has(&name).await?;
             (seen, allowance) =
                 self.pass(&client, packed, layer, !there, (seen, allowance)).await?;
             if !there {
                 self.apply(&client, layer, below.as_deref(), &name).await?;
-                self.let_go(lease, "content", &layer.to_string()).await?;
             }
-            // Also of one that is there for others: theirs may go.
-            self.hold(lease, &format!("snapshots/{}", self.snapshotter), &name).await?;
+            self.let_go(lease, "content", &layer.to_string()).await?;
             below = Some(name);
         }
         let chain = below.unwrap_or_default();
