@@ -25,6 +25,7 @@ use dirigent_service::{
     tls::{Certificate, Files},
 };
 use dirigent_transport::{Doors, Entrance, Members, Reach, serve};
+use dirigent_worker::{Durability, Meter};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -417,12 +418,16 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     let (dir, _lock) = host.part("emulated")?;
     let (all, name) = host.reach(Role::Worker, None)?;
     all.keep_renewed(&host.tasks);
-    let mut workers = Vec::new();
+    let (mut workers, meter) = (Vec::new(), Meter::default());
     for number in 1..=count {
         let (reach, _) = host.reach(Role::Worker, Some(number))?;
         let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
         let Started { runtimes, .. } = roles::fake(&host.config);
-        let config = roles::worker(&host.config, &dir.join(number.to_string()));
+        let config = dirigent_worker::Config {
+            durability: Durability::Process,
+            meter: meter.clone(),
+            ..roles::worker(&host.config, &dir.join(number.to_string()))
+        };
         let started = dirigent_worker::start(config, runtimes, frames, bulk, &host.tasks);
         workers.push(started.await.map_err(roles::worker_failed)?);
     }

@@ -18,6 +18,7 @@ use dirigent_runtime::{
     process::{ProcessConfig, ProcessRuntime},
 };
 use dirigent_service::{LockError, listen::ListenError};
+use dirigent_worker::{Durability, Meter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
@@ -130,6 +131,8 @@ pub(crate) fn worker(config: &Config, dir: &Path) -> dirigent_worker::Config {
             last_port: config.last_port,
             ..dirigent_worker::Settings::default()
         },
+        durability: Durability::Host,
+        meter: Meter::default(),
     }
 }
 

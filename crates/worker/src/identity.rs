@@ -12,8 +12,10 @@ use dirigent_core::{
     ClusterId, Epoch,
     frame::{Hello, Incarnation, PROTOCOL, TAKEN, Welcome},
 };
-use dirigent_service::state::{atomic_write, private_dir};
+use dirigent_service::state::private_dir;
 use serde::{Deserialize, Serialize};
+
+use crate::durability::Durability;
 
 /// The worker's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,7 @@ struct Record {
 #[derive(Debug)]
 pub(crate) struct Identity {
     path: PathBuf,
+    durability: Durability,
     boot: String,
     life: u64,
     record: Record,
@@ -61,7 +64,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Read it, or make it, and count this start.
-    pub(crate) fn open(state: &Path) -> Result<Self, StateError> {
+    pub(crate) fn open(state: &Path, durability: Durability) -> Result<Self, StateError> {
         if !state.is_dir() {
             private_dir(state).map_err(StateError::Io)?;
         }
@@ -79,7 +82,8 @@ impl Identity {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         // Of two processes with copies of one directory each has its own.
         let life = rand::random_range(1..=u64::MAX);
-        let identity = Self { path, boot: boot.trim().to_owned(), life, record };
+        let boot = boot.trim().to_owned();
+        let identity = Self { path, durability, boot, life, record };
         identity.write(&identity.record).map_err(StateError::Io)?;
         Ok(identity)
     }
@@ -124,7 +128,7 @@ impl Identity {
     }
 
     fn write(&self, record: &Record) -> io::Result<()> {
-        atomic_write(&self.path, &serde_json::to_vec(record)?, 0o600)
+        self.durability.write(&self.path, &serde_json::to_vec(record)?)
     }
 }
 
@@ -138,19 +142,21 @@ mod tests {
 
     #[test]
     fn the_highest_epoch_outlives_a_restart_and_starts_are_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut first = Identity::open(dir.path()).unwrap();
-        assert_eq!((first.hello().cluster, first.hello().incarnation.start), (None, 1));
-        first.obey(welcome(u128::MAX, 3)).unwrap();
-        let second = Identity::open(dir.path()).unwrap().hello();
-        assert_eq!(second.cluster, Some(ClusterId(u128::MAX)));
-        assert_eq!((second.highest_epoch, second.incarnation.start), (Epoch(3), 2));
+        for durability in [Durability::Host, Durability::Process] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut first = Identity::open(dir.path(), durability).unwrap();
+            assert_eq!((first.hello().cluster, first.hello().incarnation.start), (None, 1));
+            first.obey(welcome(u128::MAX, 3)).unwrap();
+            let second = Identity::open(dir.path(), durability).unwrap().hello();
+            assert_eq!(second.cluster, Some(ClusterId(u128::MAX)));
+            assert_eq!((second.highest_epoch, second.incarnation.start), (Epoch(3), 2));
+        }
     }
 
     #[test]
     fn strangers_and_deposed_leaders_are_not_obeyed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = Identity::open(dir.path()).unwrap();
+        let mut identity = Identity::open(dir.path(), Durability::Host).unwrap();
         identity.obey(welcome(1, 3)).unwrap();
         assert!(matches!(identity.obey(welcome(2, 9)), Err(ObeyError::Stranger)));
         assert!(matches!(identity.obey(welcome(1, 2)), Err(ObeyError::Deposed { .. })));
@@ -162,7 +168,7 @@ mod tests {
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("identity.json"), "{").unwrap();
-        let error = Identity::open(dir.path()).unwrap_err().to_string();
+        let error = Identity::open(dir.path(), Durability::Host).unwrap_err().to_string();
         assert!(error.contains("identity.json"), "{error}");
     }
 }

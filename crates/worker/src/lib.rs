@@ -20,6 +20,7 @@ mod backoff;
 mod bulk;
 mod capacity;
 mod driver;
+mod durability;
 mod fetch;
 mod identity;
 mod link;
@@ -27,7 +28,9 @@ mod load;
 mod ports;
 
 pub use capacity::{CapacityError, Settings};
+pub use durability::Durability;
 pub use identity::StateError;
+pub use load::Meter;
 
 use std::{
     path::PathBuf,
@@ -58,6 +61,10 @@ pub struct Config {
     pub state: PathBuf,
     /// What it offers.
     pub settings: Settings,
+    /// What its files outlive.
+    pub durability: Durability,
+    /// How it sees what the machine does; workers of one process share one.
+    pub meter: Meter,
 }
 
 /// Why a worker did not start.
@@ -119,8 +126,8 @@ pub async fn start(
         let missing = facts.into_iter().flat_map(|facts| facts.missing).collect();
         return Err(StartError::NoRuntime { missing });
     }
-    let identity = Identity::open(&config.state)?;
-    let ports = KnownPorts::open(&config.state).map_err(StateError::Io)?;
+    let identity = Identity::open(&config.state, config.durability)?;
+    let ports = KnownPorts::open(&config.state, config.durability).map_err(StateError::Io)?;
     ports.force(tasks);
     let incoming = fetch::Incoming::open(&config.state)?;
     let (inputs, receiver) = mpsc::channel(INPUTS);
@@ -158,7 +165,7 @@ pub async fn start(
     tasks.spawn("worker", OnError::StopRole, OnCancel::Abort, driver.run(receiver));
     tasks.run("worker link", OnCancel::Abort, link::keep(dialer, inputs.clone(), link));
     tasks.run("worker bulk", OnCancel::Abort, bulk.run());
-    tasks.run("worker load", OnCancel::Abort, load::sample(inputs.clone()));
+    tasks.run("worker load", OnCancel::Abort, load::sample(config.meter, inputs.clone()));
     Ok(Running { capacity, facts, adopted: at, inputs, name_taken })
 }
 

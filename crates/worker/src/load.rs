@@ -1,11 +1,15 @@
 //! How busy the machine is, sampled once a beat from `/proc`.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use dirigent_core::{Bytes, MilliCpu, frame::Load, worker::Event};
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::driver::Input;
@@ -13,21 +17,51 @@ use crate::driver::Input;
 /// How often the control plane hears a worker.
 const BEAT: Duration = Duration::from_millis(400);
 
-/// Sample for as long as the worker runs. The number of sandboxes is the machine's to fill in.
-pub(crate) async fn sample(inputs: mpsc::Sender<Input>) {
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = Ticks::now();
-    loop {
-        beat.tick().await;
-        let ticks = Ticks::now();
+/// What the machine does, read about once a beat, however many workers ask: several in one
+/// process would else spend a good part of it on the same figures. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Meter {
+    last: Arc<Mutex<Option<Reading>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    ticks: Ticks,
+    load: Load,
+}
+
+impl Meter {
+    /// What is used now, or was less than a beat ago.
+    fn load(&self) -> Load {
+        self.load_by(Ticks::now)
+    }
+
+    fn load_by(&self, ticks: impl FnOnce() -> Ticks) -> Load {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // A worker's own beats are not all of the same length.
+        if let Some(last) = last.filter(|last| last.at.elapsed() < BEAT / 2) {
+            return last.load;
+        }
+        let ticks = ticks();
         let load = Load {
             sandboxes: 0,
             memory_used: memory().map_or(Bytes(0), |(total, free)| Bytes(total - free.min(total))),
-            cpu_used: ticks.used_since(before),
+            cpu_used: last.map_or(MilliCpu(0), |last| ticks.used_since(last.ticks)),
         };
-        before = ticks;
-        if inputs.send(Input::Core(Event::Sampled(load))).await.is_err() {
+        *last = Some(Reading { at: Instant::now(), ticks, load });
+        load
+    }
+}
+
+/// Tell what is used for as long as the worker runs. The number of sandboxes is the machine's to
+/// fill in.
+pub(crate) async fn sample(meter: Meter, inputs: mpsc::Sender<Input>) {
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        if inputs.send(Input::Core(Event::Sampled(meter.load()))).await.is_err() {
             return;
         }
     }
@@ -90,6 +124,25 @@ mod tests {
         assert_eq!(stat(150, 150).used_since(stat(100, 100)), MilliCpu(1000));
         assert_eq!(stat(100, 100).used_since(stat(100, 100)), MilliCpu(0));
         assert_eq!(Ticks::parse("").used_since(Ticks::default()), MilliCpu(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_workers_of_one_process_look_at_the_machine_once_a_beat() {
+        let (meter, looked) = (Meter::default(), std::cell::Cell::new(0));
+        let look = || {
+            looked.set(looked.get() + 1);
+            Ticks { busy: 100 * looked.get(), all: 200 * looked.get(), cores: 2 }
+        };
+        for beat in 1..=5 {
+            for _ in 0..1000 {
+                let load = meter.clone().load_by(look);
+                // The first look has nothing to compare with.
+                assert_eq!(load.cpu_used, MilliCpu(if beat == 1 { 0 } else { 1000 }));
+                assert!(load.memory_used.0 > 0);
+            }
+            assert_eq!(looked.get(), beat);
+            tokio::time::advance(BEAT).await;
+        }
     }
 
     #[test]

@@ -15,8 +15,10 @@ use std::{
 };
 
 use dirigent_core::SandboxId;
-use dirigent_service::{OnCancel, Tasks, state::atomic_write};
+use dirigent_service::{OnCancel, Tasks};
 use tokio::sync::Notify;
+
+use crate::durability::Durability;
 
 /// So many lines more than ports are known are worth a new file: one for each port of the usual
 /// range.
@@ -29,6 +31,7 @@ const FORCE_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct KnownPorts {
     path: PathBuf,
+    durability: Durability,
     known: BTreeMap<u16, SandboxId>,
     /// `None` while it cannot be written.
     file: Option<Arc<File>>,
@@ -62,11 +65,11 @@ impl Unforced {
 
 impl KnownPorts {
     /// What earlier lives knew. A line that was not finished is none.
-    pub(crate) fn open(state: &Path) -> io::Result<Self> {
-        Self::open_with(state, SURPLUS)
+    pub(crate) fn open(state: &Path, durability: Durability) -> io::Result<Self> {
+        Self::open_with(state, durability, SURPLUS)
     }
 
-    fn open_with(state: &Path, surplus: usize) -> io::Result<Self> {
+    fn open_with(state: &Path, durability: Durability, surplus: usize) -> io::Result<Self> {
         let path = state.join("ports");
         let text = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -87,13 +90,16 @@ impl KnownPorts {
             }
         }
         let unforced = Arc::default();
-        let mut this = Self { path, known, file: None, lines: 0, surplus, unforced };
+        let mut this = Self { path, durability, known, file: None, lines: 0, surplus, unforced };
         this.renew()?;
         Ok(this)
     }
 
-    /// Has the disk follow, until `tasks` end.
+    /// Has the disk follow, until `tasks` end, where that is asked for.
     pub(crate) fn force(&self, tasks: &Tasks) {
+        if self.durability == Durability::Process {
+            return;
+        }
         tasks.run("known ports", OnCancel::Abort, Arc::clone(&self.unforced).force());
     }
 
@@ -140,9 +146,9 @@ impl KnownPorts {
     /// The file, with what is known and nothing else.
     fn renew(&mut self) -> io::Result<()> {
         let lines = self.known.iter().map(|(port, sandbox)| format!("{port} {sandbox}\n"));
-        atomic_write(&self.path, lines.collect::<String>().as_bytes(), 0o600)?;
+        self.durability.write(&self.path, lines.collect::<String>().as_bytes())?;
         self.file = Some(Arc::new(OpenOptions::new().append(true).open(&self.path)?));
-        // What was to be forced is in the new file, which is on the disk.
+        // What was to be forced is in the new file.
         *self.unforced.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.lines = self.known.len();
         Ok(())
@@ -161,8 +167,14 @@ mod tests {
 
     #[test]
     fn what_is_known_outlives_the_process_and_the_file_stays_small() {
+        for durability in [Durability::Host, Durability::Process] {
+            outlives_the_process(durability);
+        }
+    }
+
+    fn outlives_the_process(durability: Durability) {
         let dir = tempfile::tempdir().unwrap();
-        let mut ports = KnownPorts::open_with(dir.path(), 4).unwrap();
+        let mut ports = KnownPorts::open_with(dir.path(), durability, 4).unwrap();
         ports.note(20_000, Some(sandbox(1)));
         ports.note(20_001, Some(sandbox(2)));
         ports.note(20_001, None);
@@ -171,7 +183,7 @@ mod tests {
         let path = dir.path().join("ports");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"nonsense\n20000 -").unwrap();
-        let mut ports = KnownPorts::open_with(dir.path(), 4).unwrap();
+        let mut ports = KnownPorts::open_with(dir.path(), durability, 4).unwrap();
         let known = [(20_000, sandbox(1)), (20_002, sandbox(3))];
         assert_eq!(ports.all(), known);
         for number in 4..100 {
@@ -180,7 +192,7 @@ mod tests {
         }
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= 2 + 4 + 2, "{lines} lines");
-        assert_eq!(KnownPorts::open(dir.path()).unwrap().all(), known);
+        assert_eq!(KnownPorts::open(dir.path(), durability).unwrap().all(), known);
     }
 
     #[test]
@@ -188,7 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("state");
         fs::create_dir(&inner).unwrap();
-        let mut ports = KnownPorts::open_with(&inner, 0).unwrap();
+        let mut ports = KnownPorts::open_with(&inner, Durability::Host, 0).unwrap();
         ports.note(20_000, Some(sandbox(1)));
         fs::remove_dir_all(&inner).unwrap();
         ports.note(20_001, Some(sandbox(2)));
@@ -196,6 +208,6 @@ mod tests {
         fs::create_dir(&inner).unwrap();
         ports.note(20_002, None);
         let known = [(20_000, sandbox(1)), (20_001, sandbox(2))];
-        assert_eq!(KnownPorts::open(&inner).unwrap().all(), known);
+        assert_eq!(KnownPorts::open(&inner, Durability::Host).unwrap().all(), known);
     }
 }

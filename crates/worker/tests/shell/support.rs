@@ -23,7 +23,7 @@ use dirigent_runtime::{
     fake::{FakeConfig, FakeRuntime},
 };
 use dirigent_service::{Acceptor, End, Tasks, acceptor};
-use dirigent_worker::{Config, Running, Settings};
+use dirigent_worker::{Config, Durability, Meter, Running, Settings};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -56,6 +56,10 @@ pub(crate) fn settings() -> Settings {
     Settings { first_port, last_port, ..Settings::default() }
 }
 
+fn config(state: PathBuf, settings: Settings) -> Config {
+    Config { state, settings, durability: Durability::Host, meter: Meter::default() }
+}
+
 impl Bench {
     pub(crate) async fn start() -> Self {
         Self::with(settings()).await
@@ -76,7 +80,7 @@ impl Bench {
         let (dialer, control) = acceptor("worker");
         let (bulk_dialer, bulk) = acceptor("worker");
         let tasks = Tasks::new();
-        let config = Config { state: dir.path().join("worker"), settings: settings.clone() };
+        let config = config(dir.path().join("worker"), settings.clone());
         let runtimes: Vec<(Arc<dyn Runtime>, _)> = vec![(Arc::clone(&runtime) as _, events)];
         let running =
             dirigent_worker::start(config, runtimes, dialer, bulk_dialer, &tasks).await.unwrap();
@@ -227,7 +231,7 @@ pub(crate) async fn start_without_runtimes() -> String {
     let dir = tempfile::tempdir().unwrap();
     let (dialer, _control) = acceptor("worker");
     let (bulk_dialer, _bulk) = acceptor("worker");
-    let config = Config { state: dir.path().to_owned(), settings: settings() };
+    let config = config(dir.path().to_owned(), settings());
     let started =
         dirigent_worker::start(config, Vec::new(), dialer, bulk_dialer, &Tasks::new()).await;
     started.unwrap_err().to_string()
