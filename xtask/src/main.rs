@@ -1,7 +1,8 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,chaos,tidy,generate,dist,ci}`.
+//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,chaos,bench,tidy,generate,dist,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
+mod bench;
 mod dist;
 mod run;
 mod test;
@@ -49,6 +50,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The standing set of measurements, kept in `bench/results` and compared with the last committed one:
+    /// fails if a figure is worse than it may be. Some minutes; on a machine that does nothing else.
+    Bench {
+        /// Only figures whose name contains this; then nothing is written.
+        only: Option<String>,
+    },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
@@ -82,6 +89,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Sim { args } => sim(&args)?,
         Task::Policy { args } => policy(&args)?,
         Task::Chaos { args } => chaos(&args)?,
+        Task::Bench { only } => bench::bench(only.as_deref())?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
         Task::Dist => dist::dist()?,
