@@ -14,7 +14,9 @@ mod images;
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
+    ffi::CString,
+    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::process::CommandExt as _,
@@ -39,6 +41,7 @@ use dirigent_runtime::{
     process::{ProcessConfig, ProcessRuntime},
 };
 use images::{Image, Layer};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -213,7 +216,7 @@ impl Bench {
 
     fn bare(&mut self, program: &'static str) -> Result<Bare> {
         let port = self.port();
-        Bare::new(program, self.dir.path(), &self.bundle, port)
+        Bare::new(program, self.dir.path(), &self.bundle, (port, Root::Shared))
     }
 
     fn starts(&mut self, rounds: u64) -> Result<()> {
@@ -309,10 +312,12 @@ impl Bench {
     fn rates(&mut self, time: Duration, parallel: usize) -> Result<()> {
         let programs: Vec<&'static str> = self.ours.iter().map(|one| one.name).collect();
         for (which, program) in programs.iter().enumerate() {
-            let before = processor_time();
-            let (done, rate) = self.bare_rate(program, time, parallel)?;
-            let cost = per_cycle(before, done);
-            out(&format!("{program}: bare loop, {parallel} at once: {rate:.1}/s{cost}"))?;
+            for (what, root) in [("bare", Root::Shared), ("bare, overlays", Root::Layered)] {
+                let before = processor_time();
+                let (done, rate) = self.bare_rate(program, root, time, parallel)?;
+                let cost = per_cycle(before, done);
+                out(&format!("{program}: {what}, {parallel} at once: {rate:.1}/s{cost}"))?;
+            }
             let (start, before) = (Instant::now(), processor_time());
             let done = self.cycles(which, u64::MAX, Some(start + time), parallel)?;
             let (rate, cost) = (per_second(done, start.elapsed()), per_cycle(before, done));
@@ -325,6 +330,7 @@ impl Bench {
     fn bare_rate(
         &mut self,
         program: &'static str,
+        root: Root,
         time: Duration,
         parallel: usize,
     ) -> Result<(u64, f64)> {
@@ -339,7 +345,7 @@ impl Bench {
                         let (done, dir, bundle) = (&done, self.dir.path(), &self.bundle);
                         move || -> Result<()> {
                             while start.elapsed() < time {
-                                let bare = Bare::new(program, dir, bundle, port)?;
+                                let bare = Bare::new(program, dir, bundle, (port, root))?;
                                 let running = bare.run()?;
                                 first_answer(bare.at)?;
                                 bare.end(running)?;
@@ -483,16 +489,32 @@ impl Ours {
     }
 }
 
+/// What bare ones have as their root.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Root {
+    /// The same for all, prepared once.
+    Shared,
+    /// A layer of its own in memory on that, as our sandboxes have: what an OCI runtime costs that is
+    /// driven without containerd's tasks.
+    Layered,
+}
+
 /// A bundle, and who runs it.
 struct Bare {
     program: &'static str,
     bundle: PathBuf,
     id: String,
     at: SocketAddr,
+    root: Root,
 }
 
 impl Bare {
-    fn new(program: &'static str, dir: &Path, spec: &Value, port: u16) -> Result<Self> {
+    fn new(
+        program: &'static str,
+        dir: &Path,
+        spec: &Value,
+        (port, root): (u16, Root),
+    ) -> Result<Self> {
         let id = format!("bare-{}-{port}", std::process::id());
         let bundle = dir.join("bundles").join(&id);
         fs::create_dir_all(&bundle)?;
@@ -506,8 +528,11 @@ impl Bare {
                 *variable = json!("HOST=127.0.0.1");
             }
         }
+        if root == Root::Layered {
+            spec["root"]["path"] = json!(layered(&bundle, &dir.join("root"))?);
+        }
         fs::write(bundle.join("config.json"), spec.to_string())?;
-        Ok(Self { program, bundle, id, at: (Ipv4Addr::LOCALHOST, port).into() })
+        Ok(Self { program, bundle, id, at: (Ipv4Addr::LOCALHOST, port).into(), root })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -530,6 +555,9 @@ impl Bare {
         }
         // It removes what it made when it has ended.
         running.wait()?;
+        if self.root == Root::Layered {
+            unmount(self.bundle.join("root"), UnmountFlags::DETACH)?;
+        }
         fs::remove_dir_all(&self.bundle)?;
         Ok(())
     }
@@ -554,6 +582,22 @@ fn per_cycle(before: Option<Duration>, count: u64) -> String {
     let each =
         now.saturating_sub(before).as_secs_f64() * 1e3 / per_second(count, Duration::from_secs(1));
     format!(", {each:.1} ms of processor time each")
+}
+
+/// Mounts a root with a layer of its own.
+fn layered(bundle: &Path, lower: &Path) -> Result<PathBuf> {
+    let (layer, root) = (bundle.join("layer"), bundle.join("root"));
+    fs::create_dir_all(&layer)?;
+    fs::create_dir_all(&root)?;
+    mount(c"layer", &layer, c"tmpfs", MountFlags::empty(), c"size=32m")?;
+    let [upper, work] = ["upper", "work"].map(|name| layer.join(name));
+    fs::create_dir(&upper)?;
+    fs::create_dir(&work)?;
+    let [lower, upper, work] = [lower, &upper, &work].map(|path| path.display().to_string());
+    let options = CString::new(format!("lowerdir={lower},upperdir={upper},workdir={work}"))?;
+    mount(c"overlay", &root, c"overlay", MountFlags::empty(), options.as_c_str())?;
+    unmount(&layer, UnmountFlags::DETACH)?;
+    Ok(root)
 }
 
 fn per_second(count: u64, took: Duration) -> f64 {
