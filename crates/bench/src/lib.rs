@@ -9,6 +9,7 @@
 //! - [`fail`]: a part is killed under load.
 //! - [`zero`]: nothing is lost while everything changes.
 //! - [`scale`]: cold calls on workers whose sandboxes cost nothing.
+//! - [`recover`]: the leader's death with many workers.
 //! - [`churn`]: many sandboxes made and gone leave nothing, as [`traces`] counts it.
 //! - [`etcd`]: an etcd of one's own, for figures and tests.
 //! - [`report`]: what was seen, as JSON and as a page without outside references.
@@ -25,6 +26,7 @@ pub mod fail;
 pub mod latencies;
 pub mod load;
 mod phases;
+pub mod recover;
 pub mod register;
 pub mod replay;
 pub mod report;

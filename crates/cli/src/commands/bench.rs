@@ -3,6 +3,7 @@
 
 mod cold;
 mod fail;
+mod recover;
 mod scale;
 mod sweep;
 mod system;
@@ -91,6 +92,8 @@ enum What {
     },
     /// Cold calls, each to a function of its own, on emulated workers: what Dirigent takes for each
     Scale(scale::ScaleArgs),
+    /// Kill the leader with many workers attached: until all are back, and what became of their sandboxes
+    Recover(recover::RecoverArgs),
     /// A part is killed under load: latency and errors over time, and what it costs callers
     Fail(fail::FailArgs),
     /// Replay a trace in a format of Azure Functions, of 2019 or 2021
@@ -100,7 +103,10 @@ enum What {
 pub(crate) async fn bench(args: BenchArgs, printer: Printer) -> Result {
     let shape = match &args.what {
         What::Register { etcd, .. } if *etcd > 0 => SystemShape::OnEtcd(*etcd as usize),
-        What::Scale(args) => SystemShape::Apart { workers: args.workers },
+        What::Scale(args) => SystemShape::Apart { workers: args.workers, etcd: 0 },
+        What::Recover(args) => {
+            SystemShape::Apart { workers: args.workers, etcd: args.etcd as usize }
+        }
         What::Fail(_) => SystemShape::Whole,
         _ => SystemShape::Up,
     };
@@ -135,6 +141,7 @@ async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Resu
             bench_register(system, shape, printer).await
         }
         What::Scale(args) => scale::bench(system, &args, printer).await,
+        What::Recover(args) => recover::bench(system, &args, printer).await,
         What::Fail(args) => fail::bench(system, &args, printer).await,
         What::Trace(args) => trace::bench(system, &args, printer).await,
     }

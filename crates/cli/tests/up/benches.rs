@@ -202,6 +202,33 @@ fn a_killed_sandbox_costs_one_call_at_most() {
 }
 
 #[test]
+fn recover_kills_a_leader_that_has_no_other_beside_it() {
+    let args = ["recover", "--etcd", "0", "--workers", "20", "--sandboxes", "20", "--rounds", "1"];
+    recovered(&bench(&args, 6).0);
+}
+
+#[test]
+fn recover_kills_leaders_of_several_control_planes() {
+    if !Etcd::is_installed() {
+        return println!("{}", Etcd::MISSING);
+    }
+    let args = ["recover", "--etcd", "1", "--workers", "20", "--sandboxes", "20"];
+    recovered(&bench(&[&args[..], &["--rounds", "2", "--functions", "100"]].concat(), 7).0);
+}
+
+/// What holds however slow the machine is.
+fn recovered(values: &[Value]) {
+    let report = values.iter().find(|value| value["warm"].is_u64()).expect("the report");
+    for none in ["stopped", "warm_failed", "cold_failed"] {
+        assert_eq!(report[none], 0, "{values:?}");
+    }
+    assert!(report["warm"].as_u64().unwrap() >= 500, "{values:?}");
+    let [led, back] = ["led_ms", "back_ms"].map(|time| report[time]["p50"].as_f64().unwrap());
+    assert!(0.0 < led && led <= back, "{values:?}");
+    assert!(report["attached_after_ms"].as_f64().unwrap() > 0.0, "{values:?}");
+}
+
+#[test]
 fn warm_compares_with_haproxy() {
     if !is_installed("haproxy") {
         return println!("skip: haproxy is not installed");

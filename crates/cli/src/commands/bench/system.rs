@@ -1,6 +1,8 @@
 //! The system under test: a Dirigent of its own in a temporary directory, on free ports, ended
 //! and removed with the measurement.
 
+mod leaders;
+
 use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
@@ -22,6 +24,7 @@ use dirigent_core::{
 use http::Method;
 use serde_json::Value;
 
+use self::leaders::Killed;
 use crate::{
     client::{Client, read_state},
     commands::{
@@ -42,19 +45,38 @@ pub(crate) enum Shape {
     Up,
     /// A control plane alone on an etcd of so many members.
     OnEtcd(usize),
-    /// A control plane, a data plane and so many emulated workers, a process each.
+    /// Control planes, a data plane and so many emulated workers, a process each.
     Apart {
         /// Workers in their process.
         workers: u32,
+        /// Members of the etcd that three control planes share; none: one of them, with a file.
+        etcd: usize,
     },
     /// A control plane, a data plane and a worker that makes processes, each to be killed alone.
     Whole,
+}
+
+impl Shape {
+    /// Members of its etcd.
+    const fn etcd(self) -> usize {
+        match self {
+            Self::OnEtcd(members) | Self::Apart { etcd: members, .. } => members,
+            Self::Up | Self::Whole => 0,
+        }
+    }
+
+    /// Its control planes, by what they are.
+    fn controls(self) -> &'static [&'static str] {
+        let count = if matches!(self, Self::Apart { etcd: 1.., .. }) { CONTROLS.len() } else { 1 };
+        CONTROLS.get(..count).unwrap_or_default()
+    }
 }
 
 /// A running Dirigent, ended by [`System::run`].
 #[derive(Debug)]
 pub(crate) struct System {
     shape: Shape,
+    printer: Printer,
     launched: Option<Launched>,
     etcd: Option<Etcd>,
     directory: PathBuf,
@@ -63,6 +85,8 @@ pub(crate) struct System {
 }
 
 const CONTROL_PLANE: &str = "control plane";
+/// Several that share an etcd, of which one may die.
+const CONTROLS: [&str; 3] = [CONTROL_PLANE, "second control plane", "third control plane"];
 const DATA_PLANE: &str = "data plane";
 
 /// Ready in under 300 ms where nothing is wrong.
@@ -74,6 +98,10 @@ const STOPS_WITHIN: Duration = Duration::from_secs(45);
 
 /// All of 5,000 workers are attached within this.
 const ATTACHED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often attached workers are counted: an answer tells of all of them, which the leader has to
+/// write while it takes the others in.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
 
 /// How often is looked whether it is ready or has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -109,9 +137,16 @@ impl System {
     async fn start(shape: Shape, printer: Printer) -> Result<Self> {
         let directory = scratch_directory()?;
         // Whatever does not start, what did is ended with this.
-        let mut this =
-            Self { shape, launched: None, etcd: None, directory, memory_mib: Mutex::default() };
-        if let Shape::OnEtcd(members) = shape {
+        let mut this = Self {
+            shape,
+            printer,
+            launched: None,
+            etcd: None,
+            directory,
+            memory_mib: Mutex::default(),
+        };
+        let members = shape.etcd();
+        if members > 0 {
             let scratch = this.directory.join("etcd");
             let started = tokio::task::spawn_blocking(move || Etcd::start(&scratch, members)).await;
             let started = started.or_fail(Kind::Internal, || "etcd")?;
@@ -344,6 +379,7 @@ struct Launched {
     functions: Option<SocketAddr>,
     client: Client,
     ready_after: Duration,
+    killed: Option<Killed>,
 }
 
 /// What a process is started with.
@@ -355,20 +391,26 @@ struct Start {
 
 impl Start {
     fn spawn(&self, printer: Printer) -> Result<(Child, Said)> {
+        // Left by an earlier life, it would be taken for this one's.
+        for file in ["functions", "api"] {
+            drop(std::fs::remove_file(self.state.join(file)));
+        }
         spawn(&self.args, &self.state, printer)
     }
 }
 
 impl Launched {
-    async fn start_again(&mut self, part: &str, state: &Path, printer: Printer) -> Result {
-        if part == CONTROL_PLANE {
-            // That of the life before would be taken for this one's.
-            drop(std::fs::remove_file(state.join("api")));
-        }
+    /// Starts a process again, as it was.
+    fn spawn_again(&mut self, part: &str, printer: Printer) -> Result {
         let start = self.commands.get(part).cloned();
         let start = start.ok_or_else(|| Fail::internal(format!("there is no {part} alone")))?;
         let (child, _) = start.spawn(printer)?;
         self.processes.place(part)?.1 = child;
+        Ok(())
+    }
+
+    async fn start_again(&mut self, part: &str, state: &Path, printer: Printer) -> Result {
+        self.spawn_again(part, printer)?;
         let begun = Instant::now();
         while !self.works(part, state).await? {
             if let Some((part, status)) = self.processes.ended()? {
@@ -428,32 +470,14 @@ async fn launch(
     etcd: Option<&Etcd>,
     printer: Printer,
 ) -> Result<Launched> {
-    // Left by an earlier life, it would be taken for this one's.
-    for file in ["functions", "api"] {
-        drop(std::fs::remove_file(state.join(file)));
-    }
     let begun = Instant::now();
-    let ports = free_ports(2).or_fail(Kind::Unavailable, || "no free port")?;
-    let &[peers, listen] = &*ports else {
-        return Err(Fail::internal(format!("asked for two ports, got {ports:?}")));
-    };
-    let [peers, listen] = [peers, listen].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let (part, args) = match shape {
-        Shape::Up => {
-            let args = ["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"];
-            ("system", args.map(str::to_owned).to_vec())
-        }
-        Shape::OnEtcd(_) | Shape::Apart { .. } | Shape::Whole => {
-            let mut args = ["control-plane", "--peers"].map(str::to_owned).to_vec();
-            args.push(peers.to_string());
-            if let Some(etcd) = etcd {
-                args.extend(["--etcd".to_owned(), etcd.addresses().join(",")]);
-            }
-            (CONTROL_PLANE, args)
-        }
-    };
-    let args = [args, ["--api", "127.0.0.1:0"].map(str::to_owned).to_vec()].concat();
-    let start = Start { args, state: state.to_owned() };
+    let controls = shape.controls();
+    let ports = free_ports(controls.len() + 1).or_fail(Kind::Unavailable, || "no free port")?;
+    let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut peers: Vec<SocketAddr> = ports.into_iter().map(local).collect();
+    let listen = peers.pop().ok_or_else(|| Fail::internal("there is no port for calls"))?;
+    let start = first_start(state, shape, etcd, &peers)?;
+    let part = if matches!(shape, Shape::Up) { "system" } else { CONTROL_PLANE };
     let (child, said) = start.spawn(printer)?;
     let commands = HashMap::from([(part, start)]);
     let mut processes = Processes(vec![(part, child)]);
@@ -473,10 +497,18 @@ async fn launch(
         tokio::time::sleep(LOOK_EVERY).await;
     };
     let (attached_after, ready_after) = (Duration::ZERO, begun.elapsed());
-    let mut launched =
-        Launched { processes, commands, attached_after, functions, client, ready_after };
+    let mut launched = Launched {
+        processes,
+        commands,
+        attached_after,
+        functions,
+        client,
+        ready_after,
+        killed: None,
+    };
+    launched.add_controls(state, etcd, &peers, printer).await?;
     let workers = match shape {
-        Shape::Apart { workers } => {
+        Shape::Apart { workers, .. } => {
             ("workers", workers, vec!["--emulate".to_owned(), workers.to_string()])
         }
         Shape::Whole => {
@@ -485,15 +517,31 @@ async fn launch(
         Shape::Up | Shape::OnEtcd(_) => return Ok(launched),
     };
     launched.functions = Some(listen);
-    join_others(&mut launched, state, peers, workers, printer).await?;
+    join_others(&mut launched, state, &peers, workers, printer).await?;
     Ok(launched)
+}
+
+/// What is started first: all in one, or a control plane.
+fn first_start(
+    state: &Path,
+    shape: Shape,
+    etcd: Option<&Etcd>,
+    peers: &[SocketAddr],
+) -> Result<Start> {
+    if !matches!(shape, Shape::Up) {
+        let at = peers.first().ok_or_else(|| Fail::internal("there is no port for peers"))?;
+        return Ok(Start::control_plane(state.to_owned(), CONTROL_PLANE, etcd, *at));
+    }
+    let args = ["up", "--listen", "127.0.0.1:0", "--drain", "5s", "--sandboxes", "5000"];
+    let args = [&args[..], &["--api", "127.0.0.1:0"]].concat();
+    Ok(Start { args: args.into_iter().map(str::to_owned).collect(), state: state.to_owned() })
 }
 
 /// Starts a data plane and so many workers with those arguments, and waits until all are attached.
 async fn join_others(
     launched: &mut Launched,
     state: &Path,
-    peers: SocketAddr,
+    peers: &[SocketAddr],
     (name, workers, of_workers): (&'static str, u32, Vec<String>),
     printer: Printer,
 ) -> Result {
@@ -505,8 +553,9 @@ async fn join_others(
     for (part, role, more) in
         [(DATA_PLANE, "data-plane", of_data_plane), (name, "worker", of_workers)]
     {
-        let common = [role, "--control", &peers.to_string(), "--peer-token", &token];
-        let args = [common.map(str::to_owned).to_vec(), more].concat();
+        let control = peers.iter().flat_map(|at| ["--control".to_owned(), at.to_string()]);
+        let common = [role, "--peer-token", &token].map(str::to_owned);
+        let args = common.into_iter().chain(control).chain(more).collect();
         let start = Start { args, state: state.join(part.replace(' ', "-")) };
         let (child, _) = start.spawn(printer)?;
         launched.processes.0.push((part, child));
@@ -528,7 +577,7 @@ async fn join_others(
                 format!("not all of {workers} workers are attached after {ATTACHED_WITHIN:?}");
             return Err(Fail::unavailable(text));
         }
-        tokio::time::sleep(10 * LOOK_EVERY).await;
+        tokio::time::sleep(COUNT_EVERY).await;
     }
 }
 
