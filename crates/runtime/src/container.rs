@@ -109,8 +109,8 @@ pub struct ContainerConfig {
 /// Where what sandboxes write to their root goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writes {
-    /// Into memory, as theirs: half of the limit at most. Where containerd's snapshotter makes no
-    /// overlays it is `Disk`.
+    /// Into memory, as theirs: half of the limit at most. With a snapshotter whose images are no
+    /// directories, such as `devmapper`, it is `Disk`.
     Memory,
     /// Into a snapshot on containerd's disk, which nothing bounds.
     Disk,

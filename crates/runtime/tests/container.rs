@@ -26,7 +26,10 @@ use dirigent_core::{Bytes, Cause, Digest, Fault, Pull, worker::ArtifactFailure};
 use dirigent_runtime::{Event, Runtime as _, container::Registry};
 use images::{Image, Layer};
 use rig::{Rig, busybox, get, order, rig, rig_with, run, shell};
-use rustix::process::{Signal, kill_process};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Signal, kill_process},
+};
 
 #[test]
 fn programs_of_this_machine_run_from_images() {
@@ -541,6 +544,57 @@ fn a_private_registry_is_asked_with_credentials_and_its_own_authority() {
     let failure = rig.pull(pushed, &tag).unwrap_err();
     let said = failure.message.contains("damaged") || failure.message.contains("igest");
     assert!(said, "{failure:?}");
+}
+
+/// A small disk of its own, in memory, for a directory.
+struct Small(PathBuf);
+
+impl Small {
+    fn at(path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        mount(c"small", &path, c"tmpfs", MountFlags::empty(), c"size=8m,mode=700").unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+/// Layers of registries are files of the worker before containerd gets them.
+#[test]
+fn an_image_that_the_workers_disk_cannot_take_is_refused_and_had_when_there_is_space() {
+    let Some(hub) = Hub::start(false) else { return };
+    // They travel packed, and this cannot be.
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56).to_le_bytes()[0]
+    });
+    let mut above = Layer::new();
+    above.file("noise", 0o644, &noise.take(4 << 20).collect::<Vec<_>>());
+    let (tag, pushed) = (hub.image("1"), hub.push(&busybox().and(above), "1"));
+    let mut small = None;
+    let started = rig_with(|config| small = Some(Small::at(config.directory.join("images"))));
+    let Some(mut rig) = started else { return };
+    // Unmounted before the directory is removed.
+    let small = small.unwrap();
+    let others = small.0.join("others.json");
+    fs::write(&others, vec![0; 4 << 20]).unwrap();
+    let failure = rig.pull(pushed, &tag).unwrap_err();
+    assert!(failure.message.contains("no space left on the worker's disk"), "{failure:?}");
+    assert!(failure.message.contains("free some"), "{failure:?}");
+    assert_eq!((failure.fault, rig.runtime.artifacts()), (Fault::Worker, Vec::new()));
+    assert_eq!(fs::read_dir(&small.0).unwrap().count(), 1, "nothing of it stays");
+    let (_, leases) = rig.daemon.ctr(&["leases", "list"]);
+    assert_eq!(leases.lines().count(), 1, "{leases}");
+    fs::remove_file(&others).unwrap();
+    rig.pull(pushed, &tag).unwrap();
+    let (sandbox, port) = rig.serve(order(pushed));
+    assert_eq!(get(port), "from an image\n");
+    rig.end(sandbox);
 }
 
 /// Changes a byte of every large file.

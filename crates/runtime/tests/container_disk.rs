@@ -109,7 +109,8 @@ fn an_image_that_nobody_needs_is_kept_and_wanted_back_without_being_fetched() {
     let time = Duration::from_millis(1);
     rig.restart_with(|config| config.keep = Keep { time, ..keep });
     assert_eq!(rig.runtime.recover().unwrap(), []);
-    until("containerd has it no more", || rig.leases() == 0);
+    let snapshots = || rig.daemon.ctr(&["snapshots", "list"]).1.lines().skip(1).count();
+    until("containerd has nothing of it any more", || rig.leases() == 0 && snapshots() == 0);
     assert!(!rig.runtime.revive(image));
 }
 
@@ -235,6 +236,21 @@ fn who_wants_the_disk_has_it() {
     // Also after the operator has changed his mind.
     rig.restart();
     assert_eq!(rig.runtime.recover().unwrap().len(), 1);
+    rig.end(sandbox);
+    rig.nothing_left();
+}
+
+/// Its images are directories too, without overlays.
+#[test]
+fn a_snapshotter_that_copies_does_as_well() {
+    let Some(mut rig) = rig_with(|config| config.snapshotter = "native".to_owned()) else { return };
+    let image = rig.take(&busybox().and(large_layer()));
+    let (sandbox, port) = rig.serve(order(image));
+    assert_eq!(get(port), "from an image\n");
+    let fill = "dd if=/dev/zero of=/fill bs=1M count=100; exit 9";
+    let (cause, said) = run(&mut rig, shell(image, fill));
+    assert_eq!(cause, Cause::Exited { code: 9 }, "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
     rig.end(sandbox);
     rig.nothing_left();
 }
