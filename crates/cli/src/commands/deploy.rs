@@ -5,12 +5,14 @@ use std::{
     fs::{self, File},
     io::{self, Seek as _},
     path::Path,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use dirigent_core::{
-    Digest, FunctionName, RevisionId, RevisionState, StartFailure, control::Answer,
-    manifest::Manifest,
+    Digest, FunctionName, RevisionId, RevisionState, StartFailure,
+    control::Answer,
+    manifest::{ImageFiles, Manifest},
 };
 use dirigent_runtime::artifact::{Packed, pack};
 use futures_util::stream;
@@ -20,7 +22,10 @@ use hyper::body::Frame;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt as _;
+use tokio::{
+    io::AsyncReadExt as _,
+    time::{Instant, interval_at},
+};
 
 use super::{
     export::{Exported, Index, artifact_path, manifest_path},
@@ -35,6 +40,9 @@ use crate::{
     printer::Printer,
     project::{Files, Project},
 };
+
+/// How often somebody who waits is told so.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Read and sent at once.
 const PIECE: usize = 256 << 10;
@@ -141,7 +149,34 @@ async fn put(
         return Ok(Outcome::Unchanged { revision });
     }
     let patient = format!("{place}/revisions/{}", revision.number);
-    Outcome::of(client.ask(Method::GET, &patient).await?)
+    let image = manifest.sandbox.image.as_deref();
+    let from_registry = image.filter(|image| ImageFiles::of(image).is_none());
+    let tell = |since: Duration| printer.note(&still(revision.number, since, from_registry));
+    Outcome::of(told(client.ask(Method::GET, &patient), tell).await?)
+}
+
+/// Waits, and tells now and then for how long.
+async fn told<T>(answer: impl Future<Output = T>, tell: impl Fn(Duration)) -> T {
+    let begun = Instant::now();
+    let mut looks = interval_at(begun + TELL, TELL);
+    tokio::pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            _ = looks.tick() => tell(begun.elapsed()),
+        }
+    }
+}
+
+fn still(revision: u32, since: Duration, from_registry: Option<&str>) -> String {
+    let waited = format!("revision {revision}: not live yet after {} s", since.as_secs());
+    match from_registry {
+        Some(image) => format!(
+            "{waited}; a worker that lacks `{image}` fetches it first, and says in its log how far it is"
+        ),
+        None => waited,
+    }
 }
 
 pub(super) async fn rollback(args: &RollbackArgs, printer: Printer) -> Result {
@@ -296,4 +331,27 @@ fn pieces(file: tokio::fs::File, bar: ProgressBar) -> Body {
     };
     let frames = stream::unfold((file, bar), next);
     StreamBody::new(Box::pin(frames)).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_long_is_told_so() {
+        let said = RefCell::new(Vec::new());
+        let answer = async {
+            tokio::time::sleep(TELL * 2 + TELL / 2).await;
+            7
+        };
+        let tell = |since: Duration| said.borrow_mut().push(still(3, since, Some("r.org/app:1")));
+        assert_eq!(told(answer, tell).await, 7);
+        let said = said.into_inner();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[1].starts_with("revision 3: not live yet after 20 s; "), "{said:?}");
+        assert!(said[1].contains("`r.org/app:1`"), "{said:?}");
+        assert_eq!(still(3, TELL, None), "revision 3: not live yet after 10 s");
+    }
 }

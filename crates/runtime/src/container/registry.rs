@@ -17,13 +17,16 @@ use oci_client::{
     manifest::OciDescriptor,
     secrets::RegistryAuth,
 };
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, time::Instant};
 
 use super::image::{ImageError, Limits, layer::Packed};
 
 /// How long a registry may take to accept a connection, and be silent afterwards.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// How often it is told how much of an image has come.
+const TELL: Duration = Duration::from_secs(5);
 
 /// Of an image's configuration.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -142,6 +145,7 @@ impl Remote {
         let directory = tempfile::TempDir::new_in(into)
             .map_err(|error| ImageError::io("the image's layers", &error))?;
         let mut layers = Vec::new();
+        let mut progress = Progress::new(all, Instant::now());
         for (number, layer) in manifest.layers.iter().enumerate() {
             tracing::info!(
                 image = self.image,
@@ -151,7 +155,7 @@ impl Remote {
                 manifest.layers.len(),
             );
             let file = directory.path().join(number.to_string());
-            layers.push(self.layer(&reference, layer, file).await?);
+            layers.push(self.layer(&reference, layer, file, &mut progress).await?);
         }
         Ok(Pulled { config: config.inner, layers, _directory: directory })
     }
@@ -161,6 +165,7 @@ impl Remote {
         reference: &Reference,
         layer: &OciDescriptor,
         file: PathBuf,
+        progress: &mut Progress,
     ) -> Result<Packed, ImageError> {
         let digest = layer.digest.parse().map_err(|_other_kind| {
             ImageError::Refused(format!("a layer's digest is not SHA-256: {}", layer.digest))
@@ -168,7 +173,8 @@ impl Remote {
         let length = layer.size.unsigned_abs();
         let error = |error: io::Error| ImageError::io("a layer", &error);
         let out = tokio::fs::File::create(&file).await.map_err(error)?;
-        let mut out = Bounded { inner: out, left: length };
+        let told = Told { out, image: &self.image, progress };
+        let mut out = Bounded { inner: told, left: length };
         let fetched = self.client.pull_blob(reference, layer, &mut out).await;
         fetched.map_err(|error| self.failed(&error))?;
         tokio::io::AsyncWriteExt::flush(&mut out).await.map_err(error)?;
@@ -268,9 +274,74 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Bounded<W> {
     }
 }
 
+/// How much of an image is here.
+#[derive(Debug)]
+struct Progress {
+    fetched: u64,
+    all: u64,
+    told_at: Instant,
+}
+
+impl Progress {
+    fn new(all: u64, now: Instant) -> Self {
+        Self { fetched: 0, all, told_at: now }
+    }
+
+    /// More has come; what is told of it, if it is time.
+    fn add(&mut self, bytes: usize, now: Instant) -> Option<String> {
+        self.fetched += bytes as u64;
+        if now.duration_since(self.told_at) < TELL {
+            return None;
+        }
+        self.told_at = now;
+        let [fetched, all] = [self.fetched, self.all].map(|bytes| Bytes::mib(bytes >> 20));
+        Some(format!("{fetched} of {all} are fetched"))
+    }
+}
+
+/// Tells in the log how far it is with what is written.
+struct Told<'a, W> {
+    out: W,
+    image: &'a str,
+    progress: &'a mut Progress,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Told<'_, W> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = std::task::ready!(Pin::new(&mut this.out).poll_write(context, bytes))?;
+        if let Some(told) = this.progress.add(written, Instant::now()) {
+            tracing::info!(image = this.image, "{told}");
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().out).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().out).poll_shutdown(context)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_far_it_is_is_told_now_and_then() {
+        let begun = Instant::now();
+        let mut progress = Progress::new(3 << 20, begun);
+        assert_eq!(progress.add(1 << 20, begun), None);
+        let told = progress.add(1 << 20, begun + TELL).unwrap();
+        assert_eq!(told, "2MiB of 3MiB are fetched");
+        assert_eq!(progress.add(1 << 20, begun + TELL), None);
+    }
 
     #[test]
     fn loopback_is_told_from_others() {
