@@ -33,7 +33,20 @@ struct Member {
     client: SocketAddr,
     peer: SocketAddr,
     cluster: String,
+    tls: Option<Tls>,
     child: Option<Child>,
+}
+
+/// Files in PEM of an etcd that speaks TLS with its clients, and only with those who show a
+/// certificate.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The certificate of the authority by which it knows them.
+    pub authority: PathBuf,
+    /// Its own.
+    pub certificate: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
 }
 
 /// What a member says of itself.
@@ -68,6 +81,27 @@ impl Etcd {
     /// # Errors
     /// If they do not come up, with the last lines that one wrote.
     pub fn start(scratch: &Path, count: usize) -> Result<Self> {
+        let this = Self::begin(scratch, count, None)?;
+        let begin = Instant::now();
+        while !this.members.iter().all(|member| member.leads().is_some()) {
+            if begin.elapsed() > START_WITHIN {
+                bail!("etcd does not start:\n{}", this.last_words());
+            }
+            thread::park_timeout(PAUSE);
+        }
+        Ok(this)
+    }
+
+    /// Starts one member that speaks TLS, with its data below `scratch`. It is not waited for: only
+    /// those whom it knows can ask it anything.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn encrypted(scratch: &Path, tls: &Tls) -> Result<Self> {
+        Self::begin(scratch, 1, Some(tls))
+    }
+
+    fn begin(scratch: &Path, count: usize, tls: Option<&Tls>) -> Result<Self> {
         // Bound together, so that no port is given twice, and freed together.
         let listeners = (0..2 * count)
             .map(|_| TcpListener::bind("127.0.0.1:0"))
@@ -81,26 +115,24 @@ impl Etcd {
         let cluster = initial_cluster(pairs.iter().map(|(_, peer)| *peer));
         let members = pairs.into_iter().enumerate().map(|(number, (client, peer))| {
             let dir = scratch.join(format!("m{number}"));
-            Member { dir, client, peer, cluster: cluster.clone(), child: None }
+            let (cluster, tls) = (cluster.clone(), tls.cloned());
+            Member { dir, client, peer, cluster, tls, child: None }
         });
         let mut this = Self { members: members.collect() };
         for number in 0..count {
             this.restart(number)?;
         }
-        let begin = Instant::now();
-        while !this.members.iter().all(|member| member.leads().is_some()) {
-            if begin.elapsed() > START_WITHIN {
-                bail!("etcd does not start:\n{}", this.last_words());
-            }
-            thread::park_timeout(PAUSE);
-        }
         Ok(this)
     }
 
-    /// Where it is asked, as `http://HOST:PORT`.
+    /// Where it is asked, as `http://HOST:PORT`, or `https://`.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("http://{}", member.client)).collect()
+        let address = |member: &Member| {
+            let scheme = if member.tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{}", member.client)
+        };
+        self.members.iter().map(address).collect()
     }
 
     /// Where a member is asked.
@@ -153,8 +185,23 @@ impl Etcd {
         let member = self.members.get_mut(number).context("there is no such member")?;
         std::fs::create_dir_all(&member.dir)?;
         let log = File::create(member.dir.join("log"))?;
+        let mut args = arguments(number, &member.cluster, member.client, member.peer);
+        if let Some(tls) = &member.tls {
+            let client = format!("https://{}", member.client);
+            let urls = [
+                format!("--listen-client-urls={client}"),
+                format!("--advertise-client-urls={client}"),
+            ];
+            let files =
+                [("trusted-ca", &tls.authority), ("cert", &tls.certificate), ("key", &tls.key)];
+            let files = files.map(|(name, path)| format!("--{name}-file={}", path.display()));
+            // What is said last counts; that of the data directory has to be.
+            let at = args.len() - 1;
+            let demand = "--client-cert-auth".to_owned();
+            args.splice(at..at, urls.into_iter().chain(files).chain([demand]));
+        }
         let child = Command::new("etcd")
-            .args(arguments(number, &member.cluster, member.client, member.peer))
+            .args(args)
             .arg(member.dir.join("data"))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -16,7 +16,6 @@ use dirigent_control::{
     StoreKind,
     membership::{self, Membership},
     office::Shared,
-    store::etcd::EtcdConfig,
     token::Token,
 };
 use dirigent_core::{Duty, Member, Role};
@@ -180,7 +179,13 @@ impl Host {
         let peers = config.advertise.unwrap_or(peers);
         let (reach, name) = self.reach(Role::ControlPlane, None)?;
         Ok(Shared {
-            etcd: EtcdConfig { members: config.etcd.clone(), prefix: config.etcd_prefix.clone() },
+            etcd: roles::etcd::configured(roles::etcd::Said {
+                members: &config.etcd,
+                prefix: &config.etcd_prefix,
+                ca: config.etcd_ca.as_deref(),
+                cert: config.etcd_cert.as_deref(),
+                key: config.etcd_key.as_deref(),
+            })?,
             name,
             peers,
             others: Arc::new(others::Neighbours(reach)),

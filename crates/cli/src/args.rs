@@ -226,10 +226,19 @@ pub(crate) enum StoreCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArgs {
-    /// A member of the etcd, as http://HOST:PORT; may be repeated
+    /// A member of the etcd, as http://HOST:PORT or https://HOST:PORT; may be repeated
     #[arg(long, value_name = "URL", value_delimiter = ',', required = true)]
     #[arg(env = "DIRIGENT_ETCD", hide_env_values = true)]
     pub(crate) etcd: Vec<String>,
+    /// The certificate of the authority that signed those of etcd, for https://
+    #[arg(long, value_name = "FILE", env = "DIRIGENT_ETCD_CA", hide_env_values = true)]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// The certificate by which etcd knows a control plane, if it asks for one
+    #[arg(long, value_name = "FILE", env = "DIRIGENT_ETCD_CERT", hide_env_values = true)]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", env = "DIRIGENT_ETCD_KEY", hide_env_values = true)]
+    pub(crate) etcd_key: Option<PathBuf>,
     /// What the keys in etcd begin with; there must be none yet
     #[arg(long, value_name = "PREFIX", default_value = "/dirigent")]
     #[arg(env = "DIRIGENT_ETCD_PREFIX", hide_env_values = true)]
@@ -514,6 +523,8 @@ pub(crate) struct SharedFlags {
     /// one control plane]
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub(crate) etcd: Vec<String>,
+    #[command(flatten)]
+    pub(crate) etcd_files: EtcdFiles,
     /// What the keys in etcd begin with [default: /dirigent]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) etcd_prefix: Option<String>,
@@ -527,6 +538,20 @@ pub(crate) struct SharedFlags {
     /// state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) peer_token: Option<PathBuf>,
+}
+
+/// How etcd is known, and knows a control plane, where it is met by https://.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EtcdFiles {
+    /// The certificate of the authority that signed those of etcd, for https://
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// The certificate by which etcd knows a control plane, if it asks for one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd_key: Option<PathBuf>,
 }
 
 /// Every value is also a key of the configuration file and a variable `DIRIGENT_*`.

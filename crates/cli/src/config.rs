@@ -71,9 +71,17 @@ pub(crate) struct Config {
     /// The name of a role that runs apart, which no other one of its kind has; the machine's if
     /// nothing is said.
     pub(crate) name: Option<String>,
-    /// Members of an etcd, as `http://HOST:PORT`: several control planes share it as their store, and
-    /// one of them leads. If nothing is said, the one control plane keeps a file.
+    /// Members of an etcd, as `http://HOST:PORT`, or `https://HOST:PORT` with `etcd_ca`: several control
+    /// planes share it as their store, and one of them leads. If nothing is said, the one control plane
+    /// keeps a file.
     pub(crate) etcd: Vec<String>,
+    /// The file with the certificate, in PEM, of the authority that signed those of the members of
+    /// etcd. It is read again for each connection, as the next two are.
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// The file with the certificate by which etcd knows a control plane, in PEM, if it asks for one.
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// The file with its key, in PEM.
+    pub(crate) etcd_key: Option<PathBuf>,
     /// What the keys in etcd begin with; another cluster in the same etcd has another one.
     pub(crate) etcd_prefix: String,
     /// Where the other control planes reach `peers`, if that is not where it listens.
@@ -301,6 +309,9 @@ impl Default for Config {
             peer_token: None,
             name: None,
             etcd: Vec::new(),
+            etcd_ca: None,
+            etcd_cert: None,
+            etcd_key: None,
             etcd_prefix: "/dirigent".to_owned(),
             advertise: None,
             admin: (Ipv4Addr::LOCALHOST, 9093).into(),

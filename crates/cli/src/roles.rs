@@ -1,5 +1,6 @@
 //! The roles as the configuration describes them, for `up` and for those that run apart.
 
+pub(crate) mod etcd;
 pub(crate) mod oci;
 
 use std::{

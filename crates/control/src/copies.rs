@@ -343,7 +343,8 @@ mod tests {
     async fn house(etcd: &Etcd, street: &Arc<Street>, number: u16) -> House {
         let dir = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], number));
-        let config = EtcdConfig { members: etcd.addresses(), prefix: "/houses".to_owned() };
+        let config =
+            EtcdConfig { members: etcd.addresses(), tls: None, prefix: "/houses".to_owned() };
         let (name, peers) = (format!("c{number}"), address.to_string());
         let member = Member { name, peers, format: SCHEMA, ..Member::default() };
         let chair = chair(&config, member).unwrap();

@@ -126,7 +126,8 @@ mod tests {
 
     impl Life {
         async fn begin(state: &Path, etcd: &[String]) -> Self {
-            let config = EtcdConfig { members: etcd.to_vec(), prefix: "/refused".to_owned() };
+            let config =
+                EtcdConfig { members: etcd.to_vec(), tls: None, prefix: "/refused".to_owned() };
             let member = etcd::Member { format: SCHEMA, ..etcd::Member::default() };
             let chair = etcd::chair(&config, member).unwrap();
             let membership = Membership::open(state, LIFE).unwrap().unwrap();

@@ -107,7 +107,7 @@ fn a_hundred_thousand_functions_are_loaded_from_etcd() {
     let dir = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(dir.path(), 1).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let config = EtcdConfig { members: etcd.addresses(), prefix: "/scale".to_owned() };
+    let config = EtcdConfig { members: etcd.addresses(), tls: None, prefix: "/scale".to_owned() };
     let store = || {
         let chair = chair(&config, Member { format: SCHEMA, ..Member::default() }).unwrap();
         EtcdStore::new(chair, None, runtime.handle().clone())

@@ -1,6 +1,6 @@
 //! TLS between processes that trust one authority: an [`Authority`] signs what [`request`] asks for,
 //! [`Files`] hold a certificate that may be renewed while it is used, and [`Stream`]s are made by
-//! [`Files::accept`] and [`connect`].
+//! [`Files::accept`] and [`connect`]. Servers of other systems are called by [`Foreign`].
 //!
 //! A process is known by the URI in its certificate, not by its address. TLS 1.3 only. Sessions are
 //! never resumed: a certificate that has run out meanwhile would not be looked at again.
@@ -8,6 +8,7 @@
 mod authority;
 mod certificate;
 mod files;
+mod foreign;
 mod incoming;
 mod stream;
 mod verify;
@@ -17,6 +18,7 @@ pub use certificate::{
     Certificate, CertificateError, Fingerprint, FingerprintError, Lapse, request,
 };
 pub use files::{Files, FilesError};
+pub use foreign::Foreign;
 pub use incoming::incoming;
 pub use stream::{Caller, Complaint, ConnectError, Stream, Trust, connect};
 

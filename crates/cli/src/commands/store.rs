@@ -2,7 +2,6 @@
 
 use dirigent_control::store::{
     StoreError,
-    etcd::EtcdConfig,
     migrate::{MigrateError, Moved, migrate},
 };
 use serde_json::json;
@@ -12,6 +11,7 @@ use crate::{
     fail::{Fail, Kind, Result},
     format,
     printer::Printer,
+    roles::etcd,
 };
 
 pub(super) fn store(command: StoreCommand, printer: Printer) -> Result {
@@ -22,7 +22,13 @@ pub(super) fn store(command: StoreCommand, printer: Printer) -> Result {
 
 fn run(args: &MigrateArgs, printer: Printer) -> Result {
     let state = args.state.dir();
-    let config = EtcdConfig { members: args.etcd.clone(), prefix: args.etcd_prefix.clone() };
+    let config = etcd::configured(etcd::Said {
+        members: &args.etcd,
+        prefix: &args.etcd_prefix,
+        ca: args.etcd_ca.as_deref(),
+        cert: args.etcd_cert.as_deref(),
+        key: args.etcd_key.as_deref(),
+    })?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let bar = printer.bar(0);
@@ -62,14 +68,17 @@ fn told(moved: &Moved, args: &MigrateArgs, printer: Printer) -> Result {
         format::bytes(artifact_bytes),
         state.join("blobs").display()
     ));
-    let prefix = if args.etcd_prefix == "/dirigent" {
-        String::new()
-    } else {
-        format!(" --etcd-prefix {}", args.etcd_prefix)
-    };
+    let files = [("ca", &args.etcd_ca), ("cert", &args.etcd_cert), ("key", &args.etcd_key)];
+    let files = files
+        .into_iter()
+        .filter_map(|(name, path)| Some((name, path.as_ref()?.display().to_string())));
+    let prefix = Some(("prefix", args.etcd_prefix.clone()));
+    let more = files.chain(prefix.filter(|(_, prefix)| prefix != "/dirigent"));
+    let more: Vec<String> = more.map(|(name, value)| format!(" --etcd-{name} {value}")).collect();
+    let more = more.concat();
     printer.note(&"next, on the same directory, then the others:");
     printer.note(&format_args!(
-        "  dirigent control-plane --state {} --etcd {etcd}{prefix}",
+        "  dirigent control-plane --state {} --etcd {etcd}{more}",
         state.display()
     ));
     Ok(())

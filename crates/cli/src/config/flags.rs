@@ -16,8 +16,8 @@ use dirigent_service::config::Flag;
 #[cfg(test)]
 use crate::args::IsolationArg;
 use crate::args::{
-    ControlPlaneArgs, ControlPlaneFlags, DataPlaneArgs, DataPlaneFlags, PeerFlags, ProcessFlags,
-    RuntimeArg, SharedFlags, UpArgs, WorkerArgs, WorkerFlags,
+    ControlPlaneArgs, ControlPlaneFlags, DataPlaneArgs, DataPlaneFlags, EtcdFiles, PeerFlags,
+    ProcessFlags, RuntimeArg, SharedFlags, UpArgs, WorkerArgs, WorkerFlags,
 };
 
 /// A command's flags that are values of the configuration.
@@ -121,8 +121,17 @@ impl Flags {
     }
 
     fn shared(&mut self, flags: &SharedFlags) {
-        let SharedFlags { etcd, etcd_prefix, advertise, name, peer_token } = flags;
+        let SharedFlags { etcd, etcd_files, etcd_prefix, advertise, name, peer_token } = flags;
         self.add("etcd", "etcd", (!etcd.is_empty()).then(|| etcd.join(",")));
+        let EtcdFiles { etcd_ca, etcd_cert, etcd_key } = etcd_files;
+        let files = [
+            ("etcd-ca", "etcd_ca", etcd_ca),
+            ("etcd-cert", "etcd_cert", etcd_cert),
+            ("etcd-key", "etcd_key", etcd_key),
+        ];
+        for (flag, key, path) in files {
+            self.add(flag, key, path.as_ref().map(|path| path.display()));
+        }
         self.add("etcd-prefix", "etcd_prefix", etcd_prefix.as_ref());
         self.add("advertise", "advertise", *advertise);
         self.add("name", "name", name.as_ref());
@@ -191,6 +200,11 @@ pub(crate) fn every_flag() -> Vec<Flag> {
             peers: Some(address),
             shared: SharedFlags {
                 etcd: vec!["http://x:1".to_owned()],
+                etcd_files: EtcdFiles {
+                    etcd_ca: Some(PathBuf::from("x")),
+                    etcd_cert: Some(PathBuf::from("x")),
+                    etcd_key: Some(PathBuf::from("x")),
+                },
                 etcd_prefix: Some("/x".to_owned()),
                 advertise: Some(address),
                 name: Some("x".to_owned()),

@@ -89,7 +89,7 @@ fn a_function_that_asks_for_a_token_is_started_for_nobody_else() {
 
 /// A control plane of another version, as it enters itself.
 fn enrol(etcd: &[String], format: u64) {
-    let config = EtcdConfig { members: etcd.to_vec(), prefix: "/dirigent".to_owned() };
+    let config = EtcdConfig { members: etcd.to_vec(), tls: None, prefix: "/dirigent".to_owned() };
     let member = Member { name: "old".to_owned(), format, ..Member::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { chair(&config, member).unwrap().enrol().await.unwrap() });

@@ -11,6 +11,7 @@ mod cluster;
 mod compat;
 mod demo;
 mod drained;
+mod encrypted;
 mod export;
 mod faults;
 mod host;

@@ -19,6 +19,7 @@ mod rpc;
 use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};
 
 use dirigent_core::{Epoch, Office, Records, Write, control::Outcome};
+use dirigent_service::tls::Foreign;
 use tokio::{runtime::Handle, time::Instant};
 
 pub use self::office::{Beat, Chair, Leader, Look, Member, Term};
@@ -41,8 +42,10 @@ const RETRY_WITHIN: Duration = Duration::from_millis(600);
 /// Which etcd, and where in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdConfig {
-    /// Its members, as `http://HOST:PORT`.
+    /// Its members, as `http://HOST:PORT`, or `https://` with `tls`.
     pub members: Vec<String>,
+    /// How they are known, and know us.
+    pub tls: Option<Foreign>,
     /// What all keys begin with. Another cluster has another one.
     pub prefix: String,
 }
@@ -116,7 +119,7 @@ pub fn chair(config: &EtcdConfig, member: Member) -> Result<Chair, StoreError> {
         place: name.clone(),
         source: std::io::Error::other(why).into(),
     };
-    let client = Client::new(&config.members).map_err(broken)?;
+    let client = Client::new(&config.members, config.tls.as_ref()).map_err(broken)?;
     let keys = Keys::new(&config.prefix);
     let name = format!("{name} under {}", keys.prefix());
     let place = Arc::new(Place { client, keys, name });

@@ -232,7 +232,7 @@ mod tests {
         }
 
         fn target(&self) -> EtcdConfig {
-            EtcdConfig { members: self.etcd.addresses(), prefix: "/moved".to_owned() }
+            EtcdConfig { members: self.etcd.addresses(), tls: None, prefix: "/moved".to_owned() }
         }
 
         fn chair(&self) -> Chair {

@@ -16,7 +16,7 @@ use rustls::{
 };
 
 use super::{
-    certificate::{Certificate, CertificateError, certificates},
+    certificate::{Certificate, CertificateError, Lapse, certificates},
     provider,
     stream::{KNOWN, OPEN},
 };
@@ -42,6 +42,15 @@ pub enum FilesError {
         /// What is wrong.
         #[source]
         source: CertificateError,
+    },
+    /// A certificate is not valid now.
+    #[error("{} cannot be used", path.display())]
+    Lapsed {
+        /// The file.
+        path: PathBuf,
+        /// Since when, or until when it was.
+        #[source]
+        source: Lapse,
     },
     /// A key does not fit its certificate, or is none.
     #[error("the key in {} cannot be used: {problem}", path.display())]
@@ -199,6 +208,6 @@ impl Held {
     }
 }
 
-fn read(path: &Path) -> Result<String, FilesError> {
+pub(super) fn read(path: &Path) -> Result<String, FilesError> {
     fs::read_to_string(path).map_err(|source| FilesError::Io { path: path.to_owned(), source })
 }

@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Until both sides have shown who they are.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// What is spoken with those who show a certificate, and with anybody.
 pub(super) const KNOWN: &[u8] = b"h2";
@@ -69,7 +69,7 @@ impl Complaint {
         self.0.get().map(String::as_str)
     }
 
-    fn note(&self, error: &io::Error) {
+    pub(super) fn note(&self, error: &io::Error) {
         let said = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
         let Some(Error::AlertReceived(alert)) = said else { return };
         let why = match alert {
@@ -80,6 +80,8 @@ impl Complaint {
                 "this certificate is not by the authority that the other side knows"
             }
             AlertDescription::CertificateRequired => "a certificate is needed",
+            // What some say whatever is wrong with it, also where there is none.
+            AlertDescription::BadCertificate => "it does not take this certificate, or wants one",
             AlertDescription::UnsupportedCertificate => "this certificate is not meant for that",
             _ => return,
         };
@@ -142,13 +144,19 @@ pub enum ConnectError {
     /// Our own certificate is no good.
     #[error("this host's certificate cannot be used")]
     Own(#[source] CertificateError),
+    /// It does not want our certificate, or wants one.
+    #[error("it does not let this host in: {0}")]
+    Refused(String),
+    /// Files to be known by cannot be used.
+    #[error("this host's files cannot be used")]
+    Files(#[from] super::FilesError),
     /// The connection broke.
     #[error("the connection broke while both sides showed who they are: {0}")]
     Io(#[source] io::Error),
 }
 
 impl ConnectError {
-    fn of(error: io::Error) -> Self {
+    pub(super) fn of(error: io::Error) -> Self {
         let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
             return Self::Io(error);
         };
@@ -233,7 +241,7 @@ impl Stream {
         Self { carrier: Carrier::Plain(stream), peer: None, complaint: Complaint::default() }
     }
 
-    fn encrypted(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn encrypted(stream: TlsStream<TcpStream>) -> Self {
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = shown.and_then(|der| Certificate::of(der).ok());
         let carrier = Carrier::Encrypted(Box::new(stream));

@@ -240,3 +240,107 @@ fn a_file_that_cannot_be_used_is_named() {
     let error = Files::open(&rig.ca(), &rig.ca()).unwrap_err();
     assert!(error.to_string().contains("ca.pem"), "{error}");
 }
+
+/// Both ends of a connection that `foreign` calls at a host of this name.
+async fn call(
+    server: &Files,
+    foreign: &Foreign,
+    host: &str,
+) -> (std::io::Result<Stream>, Result<Stream, ConnectError>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = server.accept(stream, Caller::Known).await?;
+        stream.write_all(b"x").await?;
+        Ok(stream)
+    };
+    let client = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        foreign.connect(stream, host, b"h2").await
+    };
+    tokio::join!(server, client)
+}
+
+impl Rig {
+    /// A certificate and its key, in a file each.
+    fn pair(&self, uri: &str, now: SystemTime) -> (PathBuf, PathBuf) {
+        let (certificate, key) = self.pem(uri, now);
+        let [certificate_path, key_path] =
+            ["cert.pem", "key.pem"].map(|it| self.dir.path().join(it));
+        fs::write(&certificate_path, certificate).unwrap();
+        fs::write(&key_path, key).unwrap();
+        (certificate_path, key_path)
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_server_is_known_by_its_host_and_knows_us_by_a_certificate_of_its_authority() {
+    let (theirs, stranger) = (Rig::new(), Rig::new());
+    let server = theirs.files("test://one/anybody");
+    let (certificate, key) = theirs.pair("test://one/us", SystemTime::now());
+    let foreign = Foreign::open(&theirs.ca(), Some((&certificate, &key))).unwrap();
+    for host in ["127.0.0.1", "localhost"] {
+        let (server, client) = call(&server, &foreign, host).await;
+        assert_eq!(server.unwrap().peer().unwrap().uri.as_deref(), Some("test://one/us"));
+        // What it said first is there for whoever reads.
+        let mut byte = [0];
+        client.unwrap().read_exact(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"x");
+    }
+    // Another name than its certificate has; that it has a URI makes no difference.
+    for host in ["127.0.0.2", "[::1]", "example.org"] {
+        let (_, client) = call(&server, &foreign, host).await;
+        assert!(matches!(client.unwrap_err(), ConnectError::Other(_)), "{host}");
+    }
+    let mistaken = Foreign::open(&stranger.ca(), Some((&certificate, &key))).unwrap();
+    let (_, client) = call(&server, &mistaken, "localhost").await;
+    assert!(matches!(client.unwrap_err(), ConnectError::Stranger));
+}
+
+#[tokio::test]
+async fn a_foreign_server_that_does_not_want_our_certificate_says_why() {
+    let (theirs, stranger) = (Rig::new(), Rig::new());
+    let server = theirs.files("test://one/anybody");
+    let (certificate, key) = stranger.pair("test://two/us", SystemTime::now());
+    let none = Foreign::open(&theirs.ca(), None).unwrap();
+    let wrong = Foreign::open(&theirs.ca(), Some((&certificate, &key))).unwrap();
+    for (foreign, said) in [(none, "is needed"), (wrong, "not by the authority")] {
+        let (server, client) = call(&server, &foreign, "localhost").await;
+        server.unwrap_err();
+        let error = client.unwrap_err().to_string();
+        assert!(error.contains("does not let this host in") && error.contains(said), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn files_to_be_known_by_are_read_again_and_the_one_that_is_no_good_is_named() {
+    let theirs = Rig::new();
+    let server = theirs.files("test://one/anybody");
+    let (certificate, key) = theirs.pair("test://one/first", SystemTime::now());
+    let own = Some((&*certificate, &*key));
+    let foreign = Foreign::open(&theirs.ca(), own).unwrap();
+    theirs.pair("test://one/second", SystemTime::now());
+    let (server, _client) = call(&server, &foreign, "localhost").await;
+    assert_eq!(server.unwrap().peer().unwrap().uri.as_deref(), Some("test://one/second"));
+
+    let told = |own| {
+        let error = Foreign::open(&theirs.ca(), own).unwrap_err();
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error}: {}", cause.unwrap_or_default())
+    };
+    theirs.pair("test://one/late", SystemTime::now() - 2 * HOUR);
+    assert!(
+        told(own).contains("cert.pem cannot be used: this certificate ran out"),
+        "{}",
+        told(own)
+    );
+    let (other, _) = request().unwrap();
+    theirs.pair("test://one/third", SystemTime::now());
+    fs::write(&key, other).unwrap();
+    assert!(told(own).contains("key.pem cannot be used"), "{}", told(own));
+    fs::remove_file(&key).unwrap();
+    assert!(told(own).contains("key.pem cannot be used: No such file"), "{}", told(own));
+    fs::write(theirs.ca(), "nothing").unwrap();
+    assert!(told(None).contains("ca.pem cannot be used: "), "{}", told(None));
+}

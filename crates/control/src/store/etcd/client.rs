@@ -6,6 +6,7 @@
 
 use std::{
     error::Error,
+    io,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout, timeout_at};
+use dirigent_service::tls::{Complaint, ConnectError as TlsError, Foreign, Stream};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 use tonic::{
     Code, ConnectError, Request, Status,
     transport::{Channel, Endpoint},
@@ -57,27 +64,46 @@ pub(super) struct Client {
 #[derive(Debug)]
 struct Member {
     endpoint: Endpoint,
-    channel: Mutex<Option<Channel>>,
+    /// How it is known, and knows us, where that is to be.
+    tls: Option<Foreign>,
+    channel: Mutex<Option<Line>>,
+    /// The last reason for which one side did not trust the other: said once.
+    told: Mutex<String>,
 }
 
+/// A connection, and what the other side has against our certificate.
+#[derive(Clone, Debug)]
+struct Line {
+    channel: Channel,
+    complaint: Complaint,
+}
+
+/// One side does not trust the other, and what is to be done about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Untrusted(String);
+
 impl Client {
-    /// By these members' addresses, `http://HOST:PORT`. Nobody is connected yet.
+    /// By these members' addresses, `http://HOST:PORT`, or `https://` where it is said how they are
+    /// known. Nobody is connected yet.
     ///
     /// # Errors
     /// If one is no such address.
-    pub(super) fn new(addresses: &[String]) -> Result<Self, String> {
+    pub(super) fn new(addresses: &[String], tls: Option<&Foreign>) -> Result<Self, String> {
         if addresses.is_empty() {
             return Err("no address of etcd is given".to_owned());
         }
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let member = |address: &String| {
             let endpoint = Endpoint::from_shared(address.clone()).ok().filter(|endpoint| {
                 let uri = endpoint.uri();
-                uri.scheme_str() == Some("http") && uri.host().is_some() && uri.path() == "/"
+                uri.scheme_str() == Some(scheme) && uri.host().is_some() && uri.path() == "/"
             });
             let endpoint = endpoint
-                .ok_or_else(|| format!("`{address}` is not of the form http://HOST:PORT"))?;
+                .ok_or_else(|| format!("`{address}` is not of the form {scheme}://HOST:PORT"))?;
             let endpoint = endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true);
-            Ok(Member { endpoint, channel: Mutex::new(None) })
+            let (tls, channel, told) = (tls.cloned(), Mutex::default(), Mutex::default());
+            Ok(Member { endpoint, tls, channel, told })
         };
         let members = addresses.iter().map(member).collect::<Result<_, String>>()?;
         Ok(Self { members, first: AtomicUsize::new(0) })
@@ -135,17 +161,21 @@ impl Client {
     ) -> Result<T, EtcdError> {
         // Once an attempt may have had an effect, the whole may have, however the next ones went.
         let mut doubt = None;
+        let mut last = None;
         loop {
-            let mut last = EtcdError::Unreached("it was not tried".to_owned());
             for _member in &self.members {
                 let first = self.first.load(Ordering::Relaxed) % self.members.len();
-                let Some(member) = self.members.get(first) else { return Err(last) };
+                let Some(member) = self.members.get(first) else { break };
                 let until = deadline.min(Instant::now() + ANSWER_WITHIN);
-                last = match member.client(until).await {
+                let error = match member.client(until).await {
                     Err(unreached) => unreached,
-                    Ok(client) => match timeout_at(until, call(client)).await {
+                    Ok((client, complaint)) => match timeout_at(until, call(client)).await {
                         Ok(Ok(answer)) => return Ok(answer),
-                        Ok(Err(status)) => judge(&status),
+                        Ok(Err(status)) => match complaint.get() {
+                            // It shut us out before it heard anything.
+                            Some(why) => member.shut_out(why),
+                            None => member.judged(&status),
+                        },
                         // Whatever became of that connection, it is not waited for again.
                         Err(_elapsed) => {
                             member.forget();
@@ -153,25 +183,36 @@ impl Client {
                         }
                     },
                 };
-                match &last {
-                    EtcdError::Refused(_) => return Err(doubt.unwrap_or(last)),
-                    EtcdError::Doubtful(_) => doubt = Some(last.clone()),
+                match &error {
+                    EtcdError::Refused(_) => return Err(doubt.unwrap_or(error)),
+                    EtcdError::Doubtful(_) => doubt = Some(error.clone()),
                     EtcdError::Unreached(_) => {}
                 }
                 self.first.store(first + 1, Ordering::Relaxed);
                 let in_doubt = doubt.is_some() && again == Again::Unreached;
-                if in_doubt || Instant::now() >= deadline {
-                    return Err(doubt.unwrap_or(last));
+                let is_late = Instant::now() >= deadline;
+                // An attempt that was cut short says less than the one before.
+                if last.is_none() || !is_late {
+                    last = Some(error);
+                }
+                if in_doubt || is_late {
+                    return Err(given_up(doubt, last));
                 }
             }
             if timeout(deadline.duration_since(Instant::now()), tokio::time::sleep(PAUSE))
                 .await
                 .is_err()
             {
-                return Err(doubt.unwrap_or(last));
+                return Err(given_up(doubt, last));
             }
         }
     }
+}
+
+/// What there is to say in the end.
+fn given_up(doubt: Option<EtcdError>, last: Option<EtcdError>) -> EtcdError {
+    let untried = || EtcdError::Unreached("it was not tried".to_owned());
+    doubt.or(last).unwrap_or_else(untried)
 }
 
 /// After which errors a request is sent again.
@@ -183,29 +224,141 @@ enum Again {
 
 impl Member {
     /// Connected: what is asked of it after that may have an effect, and not before.
-    async fn client(&self, until: Instant) -> Result<KvClient<Channel>, EtcdError> {
+    async fn client(&self, until: Instant) -> Result<(KvClient<Channel>, Complaint), EtcdError> {
         let kept = self.channel().clone();
-        let channel = match kept {
-            Some(channel) => channel,
+        let Line { channel, complaint } = match kept {
+            Some(line) => line,
             None => {
-                let connected = timeout_at(until, self.endpoint.connect()).await;
+                let connected = timeout_at(until, self.connect()).await;
                 let silent = |_elapsed| EtcdError::Unreached("it does not connect".to_owned());
-                let channel = connected
-                    .map_err(silent)?
-                    .map_err(|error| EtcdError::Unreached(reason(&error)))?;
-                self.channel().get_or_insert(channel).clone()
+                let line = connected.map_err(silent)??;
+                self.channel().get_or_insert(line).clone()
             }
         };
-        Ok(KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES))
+        let client = KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES);
+        Ok((client, complaint))
     }
 
-    fn channel(&self) -> MutexGuard<'_, Option<Channel>> {
+    async fn connect(&self) -> Result<Line, EtcdError> {
+        let Some(tls) = &self.tls else {
+            let channel = self.endpoint.connect().await;
+            let channel = channel.map_err(|error| EtcdError::Unreached(reason(&error)))?;
+            return Ok(Line { channel, complaint: Complaint::default() });
+        };
+        let stream = dial(self.endpoint.uri(), tls).await.map_err(|error| {
+            if error.is::<Untrusted>() {
+                self.tell(&error.to_string());
+            }
+            EtcdError::Unreached(reason(&*error))
+        })?;
+        let complaint = stream.complaint();
+        let mut once = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_uri| {
+            // One that broke is dialled anew from here, where it is known why it was.
+            let stream = once.take().ok_or(io::ErrorKind::NotConnected);
+            async move { Ok::<_, io::Error>(stream?) }
+        });
+        let channel = self.endpoint.connect_with_connector(connector).await;
+        let channel = channel.map_err(|error| EtcdError::Unreached(reason(&error)))?;
+        Ok(Line { channel, complaint })
+    }
+
+    /// What an error means for the request; a connection that is no more is forgotten.
+    fn judged(&self, status: &Status) -> EtcdError {
+        let error = judge(status);
+        if self.tls.is_some() && matches!(error, EtcdError::Unreached(_)) {
+            self.forget();
+        }
+        error
+    }
+
+    /// What is to be done when it does not want to know us.
+    fn shut_out(&self, why: &str) -> EtcdError {
+        self.forget();
+        let what = refusal(self.tls.as_ref(), why);
+        self.tell(&what);
+        EtcdError::Unreached(what)
+    }
+
+    /// Says once what somebody has to do something about.
+    fn tell(&self, what: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != what {
+            what.clone_into(&mut told);
+            tracing::warn!(etcd = %self.endpoint.uri(), "{what}");
+        }
+    }
+
+    fn channel(&self) -> MutexGuard<'_, Option<Line>> {
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn forget(&self) {
         *self.channel() = None;
     }
+}
+
+/// What is to be done where a member does not let us in.
+fn refusal(tls: Option<&Foreign>, why: &str) -> String {
+    match tls.and_then(Foreign::certificate) {
+        None => format!(
+            "it refuses this control plane: {why}; name a certificate by its authority with \
+             --etcd-cert, and its key with --etcd-key"
+        ),
+        Some(path) => format!(
+            "it refuses the certificate in {}: {why}; have it made by the authority that etcd knows \
+             (its --trusted-ca-file), and compare the clocks",
+            path.display()
+        ),
+    }
+}
+
+/// A connection to the member there, once both sides have shown who they are, as far as is shown.
+async fn dial(uri: &Uri, tls: &Foreign) -> Result<Stream, Box<dyn Error + Send + Sync>> {
+    let host = uri.host().unwrap_or_default();
+    let port = uri.port_u16().unwrap_or(443);
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let connected = timeout(CONNECT_WITHIN, TcpStream::connect((bare, port))).await;
+    let stream = connected.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+    stream.set_nodelay(true)?;
+    let authority = tls.authority().display();
+    tls.connect(stream, host, b"h2").await.map_err(|error| {
+        let what = match error {
+            TlsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let what = "it hung up instead of saying who it is: is it to be met by http://?";
+                return io::Error::new(error.kind(), what).into();
+            }
+            TlsError::Io(error) => return error.into(),
+            error @ TlsError::Silent => return error.into(),
+            TlsError::Stranger => format!(
+                "its certificate is not by the authority in {authority}: --etcd-ca is to name that of \
+                 who signed it"
+            ),
+            TlsError::Other(why) => format!(
+                "its certificate is not that of `{host}` ({why}): have --etcd name it as its \
+                 certificate does"
+            ),
+            TlsError::Protocol(why) => format!(
+                "it does not speak TLS as expected ({why}): is it to be met by http://, or by an \
+                 older version than TLS 1.3?"
+            ),
+            TlsError::Refused(why) => refusal(Some(tls), &why),
+            TlsError::Files(error) => reasons(&error),
+            error @ (TlsError::Clock(_) | TlsError::Own(_)) => reasons(&error),
+        };
+        Untrusted(what).into()
+    })
+}
+
+/// An error with all its causes.
+fn reasons(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// What an error means for the request.
@@ -301,11 +454,11 @@ mod tests {
     #[test]
     fn an_address_that_can_never_work_is_told() {
         for wrong in ["127.0.0.1:2379", "https://127.0.0.1:2379", "http://h:1/path", "http://"] {
-            let error = Client::new(&[wrong.to_owned()]).unwrap_err();
+            let error = Client::new(&[wrong.to_owned()], None).unwrap_err();
             assert!(error.contains(wrong), "{error}");
         }
-        assert!(Client::new(&[]).is_err());
-        assert!(Client::new(&["http://127.0.0.1:2379".to_owned()]).is_ok());
+        assert!(Client::new(&[], None).is_err());
+        assert!(Client::new(&["http://127.0.0.1:2379".to_owned()], None).is_ok());
     }
 
     #[test]
@@ -321,7 +474,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let client = Client::new(&[address]).unwrap();
+        let client = Client::new(&[address], None).unwrap();
         let deadline = Instant::now() + Duration::from_millis(100);
         let error = client.txn(&TxnRequest::default(), deadline).await.unwrap_err();
         assert!(matches!(error, EtcdError::Unreached(_)), "{error}");

@@ -1,6 +1,7 @@
 //! The store on real etcds, which each test starts for itself.
 
 mod cut;
+mod tls;
 
 use std::{
     fs,
@@ -50,7 +51,8 @@ impl Host {
     }
 
     fn chair_at(&self, members: &[String], name: &str, format: u64) -> Chair {
-        let config = EtcdConfig { members: members.to_vec(), prefix: "/test".to_owned() };
+        let config =
+            EtcdConfig { members: members.to_vec(), tls: None, prefix: "/test".to_owned() };
         chair(&config, Member { name: name.to_owned(), format, ..Member::default() }).unwrap()
     }
 
@@ -348,7 +350,8 @@ fn writes_go_on_when_the_leader_of_etcd_is_killed_or_stands_still() {
 
 #[test]
 fn a_member_that_is_no_address_is_told() {
-    let config = EtcdConfig { members: vec!["localhost".to_owned()], prefix: "/x".to_owned() };
+    let config =
+        EtcdConfig { members: vec!["localhost".to_owned()], tls: None, prefix: "/x".to_owned() };
     let error = chair(&config, Member::default()).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("`localhost` is not of the form http://HOST:PORT"), "{source}");
