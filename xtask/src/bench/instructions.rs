@@ -26,7 +26,8 @@ pub(super) fn take(results: &mut Results, only: Option<&str>) -> Result<()> {
         return Ok(());
     }
     for (name, package, example, args, rounds) in LOOPS {
-        if only.is_some_and(|only| !name.contains(only)) {
+        let figure = format!("instructions: {name}");
+        if only.is_some_and(|only| !figure.contains(only)) {
             continue;
         }
         run::cargo(
@@ -39,7 +40,7 @@ pub(super) fn take(results: &mut Results, only: Option<&str>) -> Result<()> {
         ensure!(many > few, "{name}: more rounds took no more instructions");
         // What it takes to start and end is in both.
         let each = (many - few) as f64 / rounds as f64;
-        results.add(&format!("instructions: {name}"), each, Better::Lower(TOLERANCE));
+        results.add(&figure, each, Better::Lower(TOLERANCE));
     }
     Ok(())
 }
