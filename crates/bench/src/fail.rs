@@ -142,8 +142,8 @@ pub struct Series {
     /// Answered calls due from the kill on.
     pub after_ms: Summary,
     /// From the kill to the last answer or failure of a window that was not as before: one with a
-    /// failure, or with a median above twice that of nine in ten windows before the kill. 0 if all
-    /// were.
+    /// failure, or with a median above twice that of nine in ten windows before the kill. It ends
+    /// with a second in which all are as before, once the part works again. 0 if all were.
     pub as_before_after_ms: f64,
     /// Window by window.
     pub windows: Vec<Window>,
@@ -184,6 +184,8 @@ pub const WARM: &str = "fail-warm";
 const DEADLINE: Duration = Duration::from_secs(30);
 /// All of its sandboxes are ready within this.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+/// All is as before when it was for so many seconds.
+const QUIET_S: f64 = 1.0;
 /// Of the sandboxes that warm calls keep busy, so many are there, that none waits.
 const SPARE: f64 = 3.0;
 
@@ -307,14 +309,15 @@ fn evaluate(options: Options, samples: &[Sample], kinds: &[(bool, bool)], killed
         unexplained,
         back_after_ms: ms(killed.back.saturating_sub(killed.at)),
         series: vec![
-            series("warm", &of(true), killed.at, options),
-            series("cold", &of(false), killed.at, options),
+            series("warm", &of(true), killed, options),
+            series("cold", &of(false), killed, options),
         ],
         options,
     }
 }
 
-fn series(name: &'static str, samples: &[&Sample], at: Duration, options: Options) -> Series {
+fn series(name: &'static str, samples: &[&Sample], killed: Killed, options: Options) -> Series {
+    let at = killed.at;
     let well = || samples.iter().filter(|sample| sample.failure.is_none());
     let of = |after: bool| {
         let those = well().filter(|sample| (sample.intended >= at) == after);
@@ -327,11 +330,16 @@ fn series(name: &'static str, samples: &[&Sample], at: Duration, options: Option
     // Not the worst of them: the first calls of all find a machine that nobody has called yet.
     let usual = at_percentile(&sorted(before.map(|(window, _)| window.p50_ms)), 90.0);
     let is_as_before = |window: &Window| window.failed == 0 && window.p50_ms <= 2.0 * usual;
-    let last = windows
-        .iter()
-        .filter(|window| begin(window) + width.as_secs_f64() > 0.0 && !is_as_before(&window.0))
-        .map(|(_, done)| *done)
-        .max();
+    let after = windows.iter().filter(|window| begin(window) + width.as_secs_f64() > 0.0);
+    // What comes after a quiet second is another matter, such as another program on the machine.
+    let (mut last, mut calm_from) = (None, killed.back.saturating_sub(killed.at).as_secs_f64());
+    for (window, done) in after.filter(|(window, _)| !is_as_before(window)) {
+        if window.at_s > calm_from + QUIET_S {
+            break;
+        }
+        last = last.max(Some(*done));
+        calm_from = calm_from.max(done.saturating_sub(at).as_secs_f64());
+    }
     Series {
         name,
         before_ms: of(false),

@@ -147,8 +147,19 @@ pub struct Load {
     pub protocol: Protocol,
     /// A call without an answer for so long is lost.
     pub deadline: Duration,
-    /// Calls open at once at most; more are counted as [`Failure::Saturated`].
+    /// Calls open at once at most.
     pub open_max: usize,
+    /// What becomes of a call that is due while so many are open.
+    pub when_full: WhenFull,
+}
+
+/// See [`Load::when_full`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It counts as [`Failure::Saturated`].
+    Fails,
+    /// It is made when one of them has ended, and what it waits is part of its latency.
+    Waits,
 }
 
 impl Load {
@@ -156,7 +167,8 @@ impl Load {
     #[must_use]
     pub fn http1(target: SocketAddr) -> Self {
         let deadline = Duration::from_secs(180);
-        Self { target, protocol: Protocol::Http1, deadline, open_max: 8000 }
+        let (protocol, when_full) = (Protocol::Http1, WhenFull::Fails);
+        Self { target, protocol, deadline, open_max: 8000, when_full }
     }
 
     /// Makes the calls at their times (in order) and waits for all of them. Each is asked for when
@@ -195,9 +207,10 @@ impl Load {
         let mut due = pace(begun, calls.into_iter().map(|call| (call.at, call)))?;
         let mut open: JoinSet<Sample> = JoinSet::new();
         loop {
+            let may_wait = self.when_full == WhenFull::Waits;
             tokio::select! {
                 biased;
-                next = due.recv() => {
+                next = due.recv(), if !may_wait || open.len() < self.open_max => {
                     let Some((index, call)) = next else { break };
                     progress.sent.fetch_add(1, Ordering::Relaxed);
                     if open.len() >= self.open_max {
@@ -520,6 +533,20 @@ mod tests {
         drop(listener);
         let samples = Load::http1(address).run(vec![call(0)], Arc::default()).await.unwrap();
         assert_eq!(samples[0].failure, Some(Failure::Connect));
+    }
+
+    #[tokio::test]
+    async fn who_may_wait_is_made_later_and_who_may_not_fails() {
+        let with = async |when_full| {
+            let (address, _tasks) =
+                server(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+            let load = Load { open_max: 1, when_full, ..Load::http1(address) };
+            let samples = load.run(vec![call(0); 20], Arc::default()).await.unwrap();
+            samples.iter().filter(|sample| sample.failure == Some(Failure::Saturated)).count()
+        };
+        assert_eq!(with(WhenFull::Waits).await, 0);
+        // All of them are due at once: one is open when the next is looked at.
+        assert!(with(WhenFull::Fails).await > 0);
     }
 
     #[tokio::test]

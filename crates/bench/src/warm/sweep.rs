@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::Method;
 use maud::{Markup, html};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{Kind, NAME, deployed, ratios, rival::Rival};
 use crate::{
     Cluster,
-    load::{Call, Load},
+    load::{Call, Load, WhenFull},
     sweep::{self, Seen, Shape, Step, Target, shown},
 };
 
@@ -89,8 +89,9 @@ pub const DIRECT: &str = "direct";
 
 /// A call is lost after so long.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Calls open at once; more mean that nobody answers any more.
-const OPEN_MAX: usize = 2000;
+/// Calls open at once, and connections, as of most clients; others wait. What all proxies keep to the
+/// sandbox together stays below the descriptors that it may have, which are 1024.
+const OPEN_MAX: usize = 200;
 /// p99 of a block says something from so many calls on.
 const BLOCK_CALLS: f64 = 10_000.0;
 /// But it does not last longer than so many seconds.
@@ -126,6 +127,12 @@ pub async fn run(
     }
     let take = async |number: usize, rate: f64| {
         let seen = step(targets[number].1, rate, shape.seconds).await?;
+        // Another one is not behind the rivals.
+        let now = cluster.addresses(NAME).await?;
+        if now.iter().any(|address| !sandboxes.contains(address)) {
+            let name = targets[number].0;
+            bail!("a sandbox was replaced under {rate:.0} calls a second through {name}");
+        }
         Ok(seen.step(rate, shape.limit_ms))
     };
     let names: Vec<&str> = targets.iter().map(|(name, _)| *name).collect();
@@ -168,7 +175,12 @@ async fn step(target: SocketAddr, rate: f64, seconds: f64) -> Result<Seen> {
     let client = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut seen = Seen::new(Duration::from_secs_f64(seconds));
-        let load = Load { deadline: DEADLINE, open_max: OPEN_MAX, ..Load::http1(target) };
+        let load = Load {
+            deadline: DEADLINE,
+            open_max: OPEN_MAX,
+            when_full: WhenFull::Waits,
+            ..Load::http1(target)
+        };
         let host: Arc<str> = NAME.into();
         let call = move |number: usize| Call {
             at: Duration::from_secs_f64(number as f64 / rate),
