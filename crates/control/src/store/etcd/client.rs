@@ -324,11 +324,14 @@ async fn dial(uri: &Uri, tls: &Foreign) -> Result<Stream, Box<dyn Error + Send +
     let authority = tls.authority().display();
     tls.connect(stream, host, b"h2").await.map_err(|error| {
         let what = match error {
-            TlsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let what = "it hung up instead of saying who it is: is it to be met by http://?";
+            // Not a matter of trust yet: a member that ends does so too.
+            TlsError::Io(error) => {
+                let what = format!(
+                    "it hung up instead of saying who it is ({error}): does it live, and is it to be \
+                     met by http://?"
+                );
                 return io::Error::new(error.kind(), what).into();
             }
-            TlsError::Io(error) => return error.into(),
             error @ TlsError::Silent => return error.into(),
             TlsError::Stranger => format!(
                 "its certificate is not by the authority in {authority}: --etcd-ca is to name that of \

@@ -76,6 +76,19 @@ fn taken(store: &mut EtcdStore) -> Records {
     }
 }
 
+/// Why etcd cannot be looked at: what is meant, unless something else is said for long. On a busy
+/// machine a look may have no time to find out.
+async fn told(chair: &Chair, meant: &[&str]) -> String {
+    let begin = Instant::now();
+    loop {
+        let text = chair.look().await.unwrap_err().to_string();
+        let is_late = begin.elapsed() > Duration::from_secs(60);
+        if is_late || meant.iter().all(|part| text.contains(part)) {
+            return text;
+        }
+    }
+}
+
 #[test]
 fn an_etcd_that_demands_certificates_keeps_records_and_a_renewed_one_serves_the_next_connection() {
     let Some((mut host, signer)) = Host::encrypted() else { return };
@@ -116,10 +129,9 @@ fn whoever_does_not_trust_the_other_says_so_and_what_to_do_and_nothing_is_in_dou
     ];
     let looks = cases.map(|(members, tls, meant)| {
         let chair = host.secure_chair(members, tls);
-        async move { (chair.look().await.unwrap_err(), meant) }
+        async move { (told(&chair, &meant).await, meant) }
     });
-    for (error, meant) in host.runtime.block_on(join_all(looks)) {
-        let text = error.to_string();
+    for (text, meant) in host.runtime.block_on(join_all(looks)) {
         assert!(text.contains("no member of etcd can be reached"), "{text}");
         assert!(meant.iter().all(|part| text.contains(part)), "{meant:?}: {text}");
     }
@@ -132,6 +144,6 @@ fn an_etcd_that_speaks_no_tls_is_told_from_one_that_does() {
     let encrypted: Vec<String> =
         host.etcd.addresses().iter().map(|at| at.replace("http://", "https://")).collect();
     let chair = host.secure_chair(&encrypted, known(&signer));
-    let error = host.runtime.block_on(chair.look()).unwrap_err().to_string();
-    assert!(error.contains("http://"), "{error}");
+    let error = host.runtime.block_on(told(&chair, &["by http://"]));
+    assert!(error.contains("by http://"), "{error}");
 }
