@@ -89,9 +89,9 @@ pub const DIRECT: &str = "direct";
 
 /// A call is lost after so long.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Calls open at once, and connections, as of most clients; others wait. What all proxies keep to the
-/// sandbox together stays below the descriptors that it may have, which are 1024.
-const OPEN_MAX: usize = 200;
+/// Calls open at once, and connections, as of most clients; others wait. Each thread of a proxy keeps
+/// as many to the sandbox at worst: together they stay below the 1024 descriptors that it may have.
+const OPEN_MAX: usize = 100;
 /// p99 of a block says something from so many calls on.
 const BLOCK_CALLS: f64 = 10_000.0;
 /// But it does not last longer than so many seconds.
