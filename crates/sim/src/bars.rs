@@ -1,4 +1,4 @@
-//! `dirigent-sim scale`: what the leader's machine costs at the size that it is designed for.
+//! Bars, and `dirigent-sim scale`: what the leader's machine costs at the size that it is designed for.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -18,16 +18,22 @@ const BLOCKS: u64 = 9;
 
 /// What must hold.
 #[derive(Debug, Default)]
-struct Bars {
+pub(crate) struct Bars {
     all: u32,
     hold: u32,
 }
 
 impl Bars {
-    fn judge(&mut self, holds: bool, text: &str) {
+    pub(crate) fn judge(&mut self, holds: bool, text: &str) {
         self.all += 1;
         self.hold += u32::from(holds);
         println!("{} {text}", if holds { "ok  " } else { "FAIL" });
+    }
+
+    /// Says how many hold.
+    pub(crate) fn verdict(&self) -> ExitCode {
+        println!("{} of {} bars hold", self.hold, self.all);
+        if self.hold == self.all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -66,8 +72,7 @@ pub(crate) fn scale() -> ExitCode {
     compare(&mut bars, &mut few, &mut many);
     drop(few);
     burst(&mut bars, &mut many);
-    println!("{} of {} bars hold", bars.hold, bars.all);
-    if bars.hold == bars.all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    bars.verdict()
 }
 
 /// The same calls among few functions and among many, in interleaved blocks.

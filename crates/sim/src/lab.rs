@@ -8,7 +8,7 @@
 //! from its name and the seed.
 //!
 //! [`world`] runs one function; [`measure`] says what it felt; [`contenders`] names who competes;
-//! [`frontier`] says who wins.
+//! [`frontier`] says who wins. Where workers are scarce, [`placement`] compares who chooses among them.
 
 pub mod calls;
 pub mod command;
@@ -17,6 +17,7 @@ pub mod frontier;
 pub mod machines;
 pub mod measure;
 pub mod page;
+pub mod placement;
 pub mod planes;
 pub mod policies;
 pub mod world;

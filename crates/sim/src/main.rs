@@ -11,10 +11,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use bars::Bars;
 use clap::{Parser, Subcommand};
 use dirigent_sim::{
     Followed, Options, Report, Totals,
-    lab::command::{PolicyArgs, measure, text},
+    lab::{
+        command::{PolicyArgs, measure, text},
+        placement::{self, PlacementArgs},
+    },
     replay, run,
 };
 
@@ -44,6 +48,8 @@ enum Command {
     Scale,
     /// Replays a trace under each policy: memory cost against tail slowdown
     Policy(PolicyArgs),
+    /// Ways to choose a worker for a start, beside each other
+    Placement(PlacementArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +60,7 @@ fn main() -> ExitCode {
     match &args.command {
         Some(Command::Scale) => return bars::scale(),
         Some(Command::Policy(args)) => return policy(args),
+        Some(Command::Placement(args)) => return place(args),
         None => {}
     }
     match args.seed {
@@ -90,6 +97,16 @@ fn policy(args: &PolicyArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn place(args: &PlacementArgs) -> ExitCode {
+    let all = placement::measure(args);
+    println!("{}", placement::table(&all));
+    let mut bars = Bars::default();
+    for (text, holds) in placement::bars(&all) {
+        bars.judge(holds, &text);
+    }
+    bars.verdict()
 }
 
 fn one(seed: u64, log: bool) -> ExitCode {
