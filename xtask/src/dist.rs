@@ -47,10 +47,8 @@ pub(crate) fn dist() -> Result<()> {
 
 /// The binary, which needs no library of the machine that it runs on.
 fn build() -> Result<PathBuf> {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_unset| "rustc".to_owned());
-    let about = run::output(&rustc, &["-vV"])?;
-    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("rustc does not say for which host it is")?;
+    let rustc = run::rustc();
+    let host = run::machine(&rustc)?;
     let musl = host.replace("-gnu", "-musl");
     let libraries = run::output(&rustc, &["--print", "target-libdir", "--target", &musl])?;
     // Ring has C and assembler in it.
@@ -58,7 +56,7 @@ fn build() -> Result<PathBuf> {
         musl.as_str()
     } else {
         println!("xtask: dist: no {musl} with musl-gcc here: linked statically with glibc");
-        host
+        &host
     };
     let args = ["build", "--release", "--package", "dirigent-cli", "--features", FEATURES];
     let flags = [("RUSTFLAGS", "-C target-feature=+crt-static")];

@@ -1,9 +1,11 @@
-//! The one entry point of developers and CI: `cargo xtask {check,test,sim,policy,chaos,bench,tidy,generate,dist,ci}`.
+//! The one entry point of developers and CI:
+//! `cargo xtask {check,test,sim,policy,chaos,bench,fuzz,tidy,generate,dist,ci}`.
 
 #![expect(clippy::print_stdout, reason = "a developer's tool talks on its standard output")]
 
 mod bench;
 mod dist;
+mod fuzz;
 mod run;
 mod test;
 mod tidy;
@@ -56,6 +58,17 @@ enum Task {
         /// Only figures whose name contains this; then nothing is written.
         only: Option<String>,
     },
+    /// What reads bytes of others, and the machines, under inputs that libFuzzer finds; needs a C++ compiler.
+    Fuzz {
+        /// frames, requests, manifests, gate, worker or cluster.
+        target: String,
+        /// For how long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Put the inputs that go different ways into `fuzz/corpus`, the fewest that do.
+        #[arg(long)]
+        keep: bool,
+    },
     /// The rules that no compiler checks: sizes, layers, words, links, number of dependencies.
     Tidy,
     /// Writes what is made from the code and checked in: pages of reference, expected outputs.
@@ -90,6 +103,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Policy { args } => policy(&args)?,
         Task::Chaos { args } => chaos(&args)?,
         Task::Bench { only } => bench::bench(only.as_deref())?,
+        Task::Fuzz { target, seconds, keep } => fuzz::fuzz(&target, seconds, keep)?,
         Task::Tidy => tidy::tidy()?,
         Task::Generate => generate()?,
         Task::Dist => dist::dist()?,

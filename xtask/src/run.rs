@@ -41,6 +41,29 @@ fn run(what: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+/// `PROGRAM ARGS` whose output speaks for itself.
+pub(crate) fn program(what: &str, program: &str, args: &[&str]) -> Result<()> {
+    let status = Command::new(program)
+        .args(args)
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("{what} failed: {program} {}", args.join(" "));
+    }
+    Ok(())
+}
+
+pub(crate) fn rustc() -> String {
+    std::env::var("RUSTC").unwrap_or_else(|_unset| "rustc".to_owned())
+}
+
+/// The machine that programs are built for if nothing is said.
+pub(crate) fn machine(rustc: &str) -> Result<String> {
+    let said = output(rustc, &["-vV"])?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say for which machine it builds")?.to_owned())
+}
+
 /// What `program ARGS` prints.
 pub(crate) fn output(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program)

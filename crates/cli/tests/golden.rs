@@ -11,6 +11,11 @@ use std::{
     process::Command,
 };
 
+#[path = "../../../fuzz/src/corpus.rs"]
+mod corpus;
+#[path = "../../../fuzz/src/manifest.rs"]
+mod manifest;
+
 use dirigent_service::reference::{UPDATE, check};
 
 const DIRIGENT: &str = env!("CARGO_BIN_EXE_dirigent");
@@ -184,4 +189,9 @@ fn the_configuration_tells_where_each_value_comes_from() {
     let (code, _, err) = run(&args, dir.path());
     assert_eq!(code, 2);
     assert!(err.contains("line 1") && err.contains("drian") && err.contains('^'), "{err}");
+}
+
+#[test]
+fn any_text_is_refused_as_a_manifest_or_can_be_written_as_one() {
+    corpus::replay("manifests", manifest::read);
 }

@@ -23,6 +23,9 @@ mod call;
 mod catalogue;
 mod config;
 mod control;
+#[cfg(test)]
+#[path = "../../../fuzz/src/corpus.rs"]
+mod corpus;
 mod errors;
 mod failure_log;
 mod headers;

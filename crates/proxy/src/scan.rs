@@ -280,21 +280,78 @@ fn decimal(value: &[u8]) -> Result<u64, Violation> {
     })
 }
 
+/// The whole at once and byte by byte is read the same way, and a head that is let through is one to
+/// the server's parser too, which finds its end and the body's length where they are found here.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn agree(message: &[u8]) -> Result<(), &'static str> {
+    let whole = Scanner::new(1000).scan(message).map_err(|(v, _)| v.reason);
+    let mut scanner = Scanner::new(1000);
+    let (mut single, mut begin) = (Ok(()), 0);
+    for (at, byte) in message.iter().enumerate() {
+        let before = (scanner.state, scanner.head);
+        if scanner.state == State::Head && !scanner.in_head() {
+            begin = at;
+        }
+        single = scanner.scan(std::slice::from_ref(byte)).map_err(|(v, _)| v.reason);
+        if single.is_err() {
+            break;
+        }
+        if before.0 == State::Head && before.1.lines > 0 && scanner.head.lines == 0 {
+            parse(&message[begin..=at], scanner.state);
+        }
+    }
+    assert_eq!(whole, single, "{:?}", message.escape_ascii().to_string());
+    whole
+}
+
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::panic, reason = "tells a test or a fuzzer")]
+fn parse(head: &[u8], next: State) {
+    let shown = head.escape_ascii();
+    let mut headers = [httparse::EMPTY_HEADER; 2 * MAX_LINES as usize];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(head) {
+        // The server refuses it, and the connection ends.
+        Err(_) => return,
+        Ok(httparse::Status::Partial) => panic!("the parser reads on: {shown}"),
+        Ok(httparse::Status::Complete(end)) => assert_eq!(end, head.len(), "{shown}"),
+    }
+    let is = |header: &httparse::Header<'_>, name: &str| header.name.eq_ignore_ascii_case(name);
+    let all = |name| request.headers.iter().filter(move |header| is(header, name));
+    let lengths: Vec<_> = all("content-length").map(|header| header.value.trim_ascii()).collect();
+    let chunked = all("transfer-encoding").count();
+    let expected = match (&lengths[..], chunked) {
+        _ if next == State::Open => return,
+        ([], 0) => State::Head,
+        ([], 1) => State::Size,
+        ([length], 0) => {
+            let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok());
+            match length.unwrap_or_else(|| panic!("not a length: {shown}")) {
+                0 => State::Head,
+                length => State::Length(length),
+            }
+        }
+        _ => panic!("{lengths:?} and {chunked} encodings: {shown}"),
+    };
+    assert_eq!(next, expected, "{shown}");
+    assert!(all("host").count() <= 1, "{shown}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus;
 
     fn verdict(message: &str) -> Result<(), &'static str> {
-        // The whole at once and byte by byte must agree.
-        let whole = Scanner::new(1000).scan(message.as_bytes()).map_err(|(v, _)| v.reason);
-        let mut scanner = Scanner::new(1000);
-        let mut single = Ok(());
-        for byte in message.as_bytes() {
-            single = single
-                .and_then(|()| scanner.scan(std::slice::from_ref(byte)).map_err(|(v, _)| v.reason));
-        }
-        assert_eq!(whole, single, "{message:?}");
-        whole
+        agree(message.as_bytes())
+    }
+
+    #[test]
+    fn what_a_fuzzer_found_is_read_as_the_parser_reads_it_or_refused() {
+        corpus::replay("requests", |bytes| {
+            // What is refused is refused by rules of its own.
+            let _verdict = agree(bytes);
+        });
     }
 
     #[test]

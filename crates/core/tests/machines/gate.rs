@@ -21,7 +21,7 @@ const MAX_QUEUE: u32 = 6;
 const KEEP_ALIVE: Duration = Duration::from_millis(5000);
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(crate) enum Step {
     Admit,
     Retry { pick: Index },
     Grant { sandbox: u64, slots: u32, pinned: bool },
@@ -38,7 +38,7 @@ enum Step {
     Delete,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let how = prop_oneof![
         6 => Just(Finish::Done),
         1 => Just(Finish::Abandoned),
@@ -497,16 +497,21 @@ impl World {
     }
 }
 
+/// With so many slots in a sandbox.
+pub(crate) fn play((concurrency, steps): (u32, Vec<Step>)) {
+    let mut world = World::new(concurrency);
+    for step in steps {
+        world.take(step);
+    }
+    world.end();
+}
+
 proptest! {
     #[test]
     fn a_gate_keeps_its_promises(
         concurrency in prop_oneof![Just(0), Just(1), Just(3)],
         steps in prop::collection::vec(step(), 1..150),
     ) {
-        let mut world = World::new(concurrency);
-        for step in steps {
-            world.take(step);
-        }
-        world.end();
+        play((concurrency, steps));
     }
 }

@@ -29,7 +29,7 @@ const INIT: Duration = Duration::from_millis(9);
 
 /// What a user, or fate, does.
 #[derive(Clone, Copy, Debug)]
-enum Act {
+pub(crate) enum Act {
     Call {
         ms: u64,
     },
@@ -659,7 +659,8 @@ fn a_function_that_cannot_start_is_refused_at_once_and_recovers_by_itself() {
     world.end();
 }
 
-fn acts(rough: bool) -> impl Strategy<Value = Vec<(u64, Act)>> {
+/// After so many milliseconds.
+fn act(rough: bool) -> impl Strategy<Value = (u64, Act)> {
     let rough = u32::from(rough);
     let act = prop_oneof![
         60 => prop_oneof![Just(1), Just(50), Just(3000)].prop_map(|ms| Act::Call { ms }),
@@ -671,7 +672,19 @@ fn acts(rough: bool) -> impl Strategy<Value = Vec<(u64, Act)>> {
         2 * rough => Just(Act::RestartWorker),
     ];
     let gap = prop_oneof![8 => Just(0), 8 => 1..20_u64, 4 => 20..2000_u64, 1 => Just(25_000)];
-    prop::collection::vec((gap, act), 1..60)
+    (gap, act)
+}
+
+fn acts(rough: bool) -> impl Strategy<Value = Vec<(u64, Act)>> {
+    prop::collection::vec(act(rough), 1..60)
+}
+
+pub(crate) fn step() -> impl Strategy<Value = (u64, Act)> {
+    act(true)
+}
+
+pub(crate) fn play((concurrency, acts): (u32, Vec<(u64, Act)>)) {
+    run(concurrency, &acts).end();
 }
 
 proptest! {
@@ -692,6 +705,6 @@ proptest! {
         concurrency in prop_oneof![Just(0), Just(1), Just(3)],
         acts in acts(true),
     ) {
-        run(concurrency, &acts).end();
+        play((concurrency, acts));
     }
 }

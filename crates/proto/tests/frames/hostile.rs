@@ -11,28 +11,24 @@ use v1::from_worker::{Kind, SandboxGone};
 
 use crate::{
     any::Source,
-    subject::{Subject, Visitor, each},
+    corpus,
+    subject::{Subject, Visitor, each, read_each},
 };
 
 #[test]
 fn random_bytes_are_refused_or_frames_that_are_sent_the_same_way() {
-    struct Reader<'a>(&'a [u8]);
-
-    impl Visitor for Reader<'_> {
-        fn visit<S: Subject>(&mut self) {
-            if let Ok(read) = S::read(self.0) {
-                assert_eq!(S::read(&read.clone().bytes()), Ok(read));
-            }
-        }
-    }
-
     let mut source = Source::seeded(1);
     for _ in 0..20_000 {
         let length = source.below(40);
         let bytes: Vec<u8> =
             (0..length).map(|_| u8::try_from(source.below(256)).unwrap()).collect();
-        each(&mut Reader(&bytes));
+        read_each(&bytes);
     }
+}
+
+#[test]
+fn what_a_fuzzer_found_is_refused_or_frames() {
+    corpus::replay("frames", read_each);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 #![cfg(test)]
 
 mod any;
+#[path = "../../../../fuzz/src/corpus.rs"]
+mod corpus;
 mod frozen;
 mod hostile;
 mod round_trip;

@@ -12,7 +12,7 @@ use dirigent_core::{
 use dirigent_proto::v1;
 use prost::Message as _;
 
-use crate::any::Variants;
+use super::any::Variants;
 
 pub(crate) trait Subject: Variants + Clone + Debug + PartialEq {
     const NAME: &str;
@@ -94,4 +94,19 @@ pub(crate) fn each(visitor: &mut impl Visitor) {
     visitor.visit::<Auth>();
     visitor.visit::<Access>();
     visitor.visit::<Duty>();
+}
+
+/// What bytes are refused as, or frames that are written the same way.
+pub(crate) fn read_each(bytes: &[u8]) {
+    struct Reader<'a>(&'a [u8]);
+
+    impl Visitor for Reader<'_> {
+        fn visit<S: Subject>(&mut self) {
+            if let Ok(read) = S::read(self.0) {
+                assert_eq!(S::read(&read.clone().bytes()), Ok(read));
+            }
+        }
+    }
+
+    each(&mut Reader(bytes));
 }
