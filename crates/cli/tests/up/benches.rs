@@ -241,3 +241,17 @@ fn warm_compares_with_haproxy() {
         assert_eq!(block["failed"], 0, "{values:?}");
     }
 }
+
+#[test]
+fn what_would_measure_nothing_is_refused() {
+    for (args, why) in [
+        (&["fail", "worker", "--seconds", "3", "--at", "10"][..], "the load is over after 3 s"),
+        (&["cold", "--sweep", "--from", "100", "--to", "10"], "is below the first"),
+        (&["fail", "worker", "--rate", "0"], "not above 0"),
+    ] {
+        let output = Command::new(host::DIRIGENT).arg("bench").args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(why), "{args:?}: {said}");
+    }
+}

@@ -25,17 +25,22 @@ use rivals::{Kubernetes, Random, RoundRobin};
 #[derive(Clone, Debug, Args)]
 pub struct PlacementArgs {
     /// Workers: a third each of 16, 32 and 64 GiB, with a processor for each 4 GiB
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = some)]
     pub workers: usize,
     /// Functions; the most popular one is started as often as all of rank N/2 to N together
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = some)]
     pub functions: usize,
     /// Starts that are measured, after as many that fill the cluster
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 100_000, value_parser = some)]
     pub starts: usize,
     /// Seed of everything
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+fn some(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0 { Ok(number) } else { Err("at least 1".to_owned()) }
 }
 
 /// A policy's figures.

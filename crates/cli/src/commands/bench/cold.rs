@@ -90,7 +90,7 @@ pub(super) async fn bench(system: &System, args: &ColdArgs, printer: Printer) ->
 
 async fn bench_sweep(system: &System, args: &SweepArgs, printer: Printer) -> Result {
     let (program, command) = example()?;
-    let shape = args.shape(SWEEP);
+    let shape = args.shape(SWEEP)?;
     let mut options = cold::Options::built_in(program, command, 0, shape.from);
     options.sandbox.isolation = demanded(system, printer).await?;
     // Some hundred are there at once, and each is to fit.

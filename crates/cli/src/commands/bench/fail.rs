@@ -17,7 +17,7 @@ use dirigent_bench::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Bar, judge, row, system::System};
+use super::{Bar, judge, row, sweep::rate, system::System};
 use crate::{
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
@@ -29,19 +29,19 @@ pub(crate) struct FailArgs {
     #[arg(value_enum)]
     part: Which,
     /// Calls a second to sandboxes that run
-    #[arg(long, default_value_t = 200.0)]
+    #[arg(long, default_value_t = 200.0, value_parser = rate)]
     rate: f64,
     /// Calls a second to functions without a sandbox
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = 10.0, value_parser = rate)]
     cold: f64,
     /// Each call sleeps for so many milliseconds
     #[arg(long, default_value_t = 20)]
     execution: u64,
     /// Seconds of the load
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 20.0, value_parser = rate)]
     seconds: f64,
     /// Seconds from its begin to the kill
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = rate)]
     at: f64,
     /// Milliseconds from the kill until the part is started again; the units wait as long
     #[arg(long, default_value_t = 1000)]
@@ -89,6 +89,12 @@ pub(super) async fn bench(system: &mut System, args: &FailArgs, printer: Printer
         kill_at: args.at,
         window_ms: WINDOW_MS,
     };
+    if args.at >= args.seconds {
+        let (at, seconds) = (args.at, args.seconds);
+        let fail =
+            Fail::config(format!("the load is over after {seconds} s, the kill after {at} s"));
+        return Err(fail.hint("raise --seconds, or lower --at"));
+    }
     let failed = || "the measurement failed";
     let sandboxes = fail::prepare(&*system, &options).await.or_fail(Kind::User, failed)?;
     let (target, progress) = (system.address(), Arc::new(Progress::default()));

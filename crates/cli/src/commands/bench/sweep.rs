@@ -10,7 +10,7 @@ use dirigent_bench::{
 use serde::Serialize;
 
 use crate::{
-    fail::{Kind, OrFail as _, Result},
+    fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
 };
 
@@ -45,21 +45,21 @@ pub(super) struct Defaults {
 /// The place of saturation is then known to a twelfth.
 const HALVINGS: u32 = 3;
 
-fn rate(text: &str) -> std::result::Result<f64, String> {
+/// A number above 0.
+pub(super) fn rate(text: &str) -> std::result::Result<f64, String> {
     let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if number.is_finite() && number > 0.0 { Ok(number) } else { Err("not above 0".to_owned()) }
 }
 
 impl SweepArgs {
-    pub(super) fn shape(&self, defaults: Defaults) -> Shape {
-        let from = self.from.unwrap_or(defaults.from);
-        Shape {
-            from,
-            to: self.to.unwrap_or(defaults.to).max(from),
-            seconds: self.step.unwrap_or(defaults.seconds),
-            halvings: HALVINGS,
-            limit_ms: defaults.limit_ms,
+    pub(super) fn shape(&self, defaults: Defaults) -> Result<Shape> {
+        let (from, to) = (self.from.unwrap_or(defaults.from), self.to.unwrap_or(defaults.to));
+        if to < from {
+            let fail = Fail::config(format!("the highest rate, {to}, is below the first, {from}"));
+            return Err(fail.hint("raise --to, or lower --from"));
         }
+        let seconds = self.step.unwrap_or(defaults.seconds);
+        Ok(Shape { from, to, seconds, halvings: HALVINGS, limit_ms: defaults.limit_ms })
     }
 }
 

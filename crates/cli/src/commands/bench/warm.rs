@@ -106,7 +106,7 @@ async fn bench_sweep(
     options: &Options,
     printer: Printer,
 ) -> Result {
-    let shape = args.shape(SWEEP);
+    let shape = args.shape(SWEEP)?;
     let tell = |name: &str, step: &Step| printer.note(&sweep::line(name, step));
     let seen = warm::sweep::run(system, options, shape, &tell)
         .await
