@@ -20,25 +20,10 @@ use crate::{
 };
 
 impl Function {
-    /// A data plane's stream broke.
+    /// A data plane's stream broke, or it is found to hold more while it is: that makes the silence
+    /// no younger.
     pub(crate) fn fell_silent(&mut self, c: &mut Cluster, data_plane: DataPlaneId) {
-        if self.level_of(data_plane).is_some_and(|level| level.books > 0) {
-            let at = c.now.after(self.record.settings.timeout);
-            c.timers.set(Timer::Silent(self.id(), data_plane), at);
-        }
-    }
-
-    /// It has been silent since before the worker attached that has a sandbox of which it claimed slots.
-    /// What it holds elsewhere waits no longer for that.
-    pub(crate) fn is_silent(
-        &mut self,
-        c: &mut Cluster,
-        data_plane: DataPlaneId,
-        sandbox: SandboxId,
-    ) {
-        if self.level_of(data_plane).is_some_and(|level| level.settling) {
-            self.make_sure(c, sandbox);
-        } else {
+        if self.level_of(data_plane).is_some_and(|level| level.books > 0 && !level.settling) {
             let at = c.now.after(self.record.settings.timeout);
             c.timers.start(Timer::Silent(self.id(), data_plane), at);
         }

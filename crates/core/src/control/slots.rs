@@ -605,7 +605,9 @@ impl Function {
         }
         self.sure_if_all_claimed(c, sandbox);
         if slots > 0 && !c.peers.is_attached(by) {
-            self.is_silent(c, by, sandbox);
+            // Its worker attached after it fell silent, perhaps long after.
+            self.fell_silent(c, by);
+            self.make_sure(c, sandbox);
         }
         if leaving || slots == 0 {
             let gone = self
