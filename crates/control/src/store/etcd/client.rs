@@ -317,8 +317,7 @@ fn refusal(tls: Option<&Foreign>, why: &str) -> String {
 async fn dial(uri: &Uri, tls: &Foreign) -> Result<Stream, Box<dyn Error + Send + Sync>> {
     let host = uri.host().unwrap_or_default();
     let port = uri.port_u16().unwrap_or(443);
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let connected = timeout(CONNECT_WITHIN, TcpStream::connect((bare, port))).await;
+    let connected = timeout(CONNECT_WITHIN, TcpStream::connect(format!("{host}:{port}"))).await;
     let stream = connected.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
     let authority = tls.authority().display();
