@@ -9,7 +9,7 @@ mod rivals;
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 use dirigent_core::{
     WorkerId,
     policy::{
@@ -25,22 +25,21 @@ use rivals::{Kubernetes, Random, RoundRobin};
 #[derive(Clone, Debug, Args)]
 pub struct PlacementArgs {
     /// Workers: a third each of 16, 32 and 64 GiB, with a processor for each 4 GiB
-    #[arg(long, default_value_t = 1000, value_parser = some)]
+    #[arg(long, default_value_t = 1000, value_parser = some())]
     pub workers: usize,
     /// Functions; the most popular one is started as often as all of rank N/2 to N together
-    #[arg(long, default_value_t = 2000, value_parser = some)]
+    #[arg(long, default_value_t = 2000, value_parser = some())]
     pub functions: usize,
     /// Starts that are measured, after as many that fill the cluster
-    #[arg(long, default_value_t = 100_000, value_parser = some)]
+    #[arg(long, default_value_t = 100_000, value_parser = some())]
     pub starts: usize,
     /// Seed of everything
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-fn some(text: &str) -> Result<usize, String> {
-    let number: usize = text.parse().map_err(|error| format!("{error}"))?;
-    if number > 0 { Ok(number) } else { Err("at least 1".to_owned()) }
+fn some() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// A policy's figures.
@@ -252,15 +251,19 @@ struct Source {
 const SIZES: [(u64, u64); 4] = [(128, 100), (256, 100), (512, 250), (1024, 500)];
 
 impl Source {
+    /// From 0 on and below 1.
+    fn uniform(&mut self) -> f64 {
+        f64::from(self.random.draw()) / 2_f64.powi(32)
+    }
+
     fn exponential(&mut self) -> f64 {
-        -(1.0 - f64::from(self.random.draw()) / 2_f64.powi(32)).ln()
+        -(1.0 - self.uniform()).ln()
     }
 
     /// Popularity falls with the rank (Zipf with exponent 1, by its continuous inverse).
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
     fn need(&mut self) -> Need {
-        let uniform = f64::from(self.random.draw()) / 2_f64.powi(32);
-        let rank = (self.functions as f64 + 1.0).powf(uniform);
+        let rank = (self.functions as f64 + 1.0).powf(self.uniform());
         let function = (rank as usize).saturating_sub(1).min(self.functions.saturating_sub(1));
         let (memory, cpu) = SIZES.get(function % SIZES.len()).copied().unwrap_or_default();
         Need { function, memory, cpu }
