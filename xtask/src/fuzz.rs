@@ -46,23 +46,34 @@ pub(crate) fn fuzz(target: &str, seconds: u64, keep: bool) -> Result<()> {
     let args = [&[&*limit], &common[..], &[&*found, &*corpus]].concat();
     run::program("fuzzing", &program, &args)?;
     if keep {
-        let fewest = format!("target/fuzz-fewest/{target}");
-        drop(fs::remove_dir_all(&fewest));
-        fs::create_dir_all(&fewest).with_context(|| fewest.clone())?;
-        let smallest = ["-set_cover_merge=1", "-use_counters=0", "-use_cmp=0"];
-        let args = [&smallest[..], &common[..], &[&*fewest, &*corpus, &*found]].concat();
-        run::program("corpus", &program, &args)?;
-        fs::remove_dir_all(&corpus).with_context(|| corpus.clone())?;
-        fs::create_dir(&corpus).with_context(|| corpus.clone())?;
-        let mut files = fs::read_dir(&fewest)?
-            .map(|file| file.and_then(|file| Ok((file.metadata()?.len(), file.path()))))
-            .collect::<Result<Vec<_>, _>>()?;
-        files.sort();
-        // Of all sizes.
-        for (_, file) in files.iter().step_by(files.len().div_ceil(KEPT).max(1)) {
-            let name = file.file_name().context("a file has a name")?;
-            fs::copy(file, Path::new(&corpus).join(name))?;
+        keep_fewest(target, &program, &common, &[&*corpus, &*found])?;
+    }
+    Ok(())
+}
+
+/// Makes the corpus of some of the fewest inputs that go all ways which those in `known` go.
+fn keep_fewest(target: &str, program: &str, common: &[&str], known: &[&str; 2]) -> Result<()> {
+    let (fewest, corpus) = (format!("target/fuzz-fewest/{target}"), known[0]);
+    drop(fs::remove_dir_all(&fewest));
+    fs::create_dir_all(&fewest).with_context(|| fewest.clone())?;
+    let smallest = ["-set_cover_merge=1", "-use_counters=0", "-use_cmp=0"];
+    let args = [&smallest[..], common, &[&*fewest], known].concat();
+    run::program("corpus", program, &args)?;
+    for file in fs::read_dir(corpus).with_context(|| corpus.to_owned())? {
+        let file = file?;
+        // Those that crashed something stay: `crash-...`, `timeout-...`.
+        if !file.file_name().to_string_lossy().contains('-') {
+            fs::remove_file(file.path())?;
         }
+    }
+    let mut files = fs::read_dir(&fewest)?
+        .map(|file| file.and_then(|file| Ok((file.metadata()?.len(), file.path()))))
+        .collect::<Result<Vec<_>, _>>()?;
+    files.sort();
+    // Of all sizes.
+    for (_, file) in files.iter().step_by(files.len().div_ceil(KEPT).max(1)) {
+        let name = file.file_name().context("a file has a name")?;
+        fs::copy(file, Path::new(corpus).join(name))?;
     }
     Ok(())
 }
