@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         Ok(()) if sums_up => {}
         Ok(()) => println!("xtask: done in {} s", begun.elapsed().as_secs()),
         // The chain of causes without a backtrace: what failed has said more above.
-        Err(error) => println!("xtask: error: {error:#}"),
+        Err(error) => println!("xtask: error: {error:#}{}", run::short_of_disk()),
     }
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -53,6 +53,21 @@ pub(crate) fn program(what: &str, program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Compilers and tests that find a full disk say many things, and seldom that.
+pub(crate) fn short_of_disk() -> String {
+    const ENOUGH_MIB: u64 = 2048;
+    let free = |place| rustix::fs::statvfs(place).map(|stat| (stat.f_bavail * stat.f_frsize) >> 20);
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_default| "target".to_owned());
+    let scratch = std::env::temp_dir();
+    [Path::new(&target), &scratch]
+        .into_iter()
+        .filter_map(|place| {
+            let left = free(place).ok().filter(|left| *left < ENOUGH_MIB)?;
+            Some(format!("\nxtask: {} has only {left} MiB left", place.display()))
+        })
+        .collect()
+}
+
 pub(crate) fn rustc() -> String {
     std::env::var("RUSTC").unwrap_or_else(|_unset| "rustc".to_owned())
 }

@@ -28,8 +28,8 @@ const PACKAGES: [(&str, &str); 12] = [
     ("skopeo", "skopeo"),
 ];
 
-/// Whose tests differ between root and an ordinary user.
-const TWICE: [&str; 2] = ["dirigent-runtime", "dirigent-cli"];
+/// Whose tests differ between root and an ordinary user, as cargo's package ids name them.
+const TWICE: [&str; 2] = ["#dirigent-runtime@", "#dirigent-cli@"];
 
 /// What is not in every build and is tested all the same.
 pub(crate) const FEATURES: &str = "dirigent-cli/containerd";
@@ -298,15 +298,22 @@ fn closed_above(path: &Path) -> Option<PathBuf> {
 
 /// The test programs of [`TWICE`] with the directory of their package.
 fn test_programs() -> Result<Vec<(PathBuf, PathBuf)>> {
-    let mut args =
-        vec!["test", "--no-run", "--message-format=json", "--quiet", "--features", FEATURES];
-    for package in TWICE {
-        args.extend(["--package", package]);
-    }
+    // All of the workspace, as before: fewer packages need fewer features of what they depend on,
+    // and almost everything would be built once more for them.
+    let args = [
+        "test",
+        "--no-run",
+        "--workspace",
+        "--message-format=json-render-diagnostics",
+        "--quiet",
+        "--features",
+        FEATURES,
+    ];
     let mut programs = Vec::new();
     for line in run::output(env!("CARGO"), &args)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line).context("cargo speaks JSON")?;
-        if message["profile"]["test"] != true {
+        let package = message["package_id"].as_str().unwrap_or_default();
+        if message["profile"]["test"] != true || !TWICE.iter().any(|name| package.contains(name)) {
             continue;
         }
         let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
