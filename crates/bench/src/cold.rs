@@ -27,8 +27,8 @@ use crate::{
     Cluster, bare,
     load::{Call, Load},
     percentiles::{Summary, ms, summary},
-    phases::{Phases, WAY},
-    replay,
+    phases::{Phases, WAY, told},
+    replay, static_server,
 };
 
 /// What to start, and how often.
@@ -60,7 +60,8 @@ pub struct Cold {
     /// Phases told in `Server-Timing`: medians in milliseconds.
     pub phases_ms: Vec<(String, f64)>,
     /// The sum of the phases over what callers saw: 1 if nothing is unexplained. The phase `way`, to
-    /// the data plane and back, is what a call takes that it answers itself, measured before.
+    /// the data plane and back, is what a call to a running sandbox that was made shortly before
+    /// took besides its own phases.
     pub phases_to_total: f64,
     /// The same without `way`, which is measured apart: what `Server-Timing` alone explains.
     pub told_to_total: f64,
@@ -75,8 +76,9 @@ pub struct Cold {
 pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
     // A function for each start, so that each call is a cold one and none waits for a stop.
     for number in 0..options.starts {
-        cluster.deploy(manifest(number, options)?).await?;
+        cluster.deploy(manifest(&name(number), 0, options)?).await?;
     }
+    cluster.deploy_checked(manifest(RUNNING, 1, options)?).await?.live()?;
     let gap = Duration::from_secs_f64(1.0 / options.per_second);
     let load = Load::http1(cluster.functions());
     let calls: Vec<Call> = (0..options.starts).flat_map(|number| pair(number, gap)).collect();
@@ -85,16 +87,19 @@ pub async fn run(cluster: &dyn Cluster, options: &Options) -> Result<Cold> {
     for number in 0..options.starts {
         cluster.remove(&name(number)).await?;
     }
+    cluster.remove(RUNNING).await?;
     let (mut dirigent, mut phases, mut failed) = (Vec::new(), Phases::default(), 0);
     for pair in samples.chunks_exact(2) {
-        let [way, start] = pair else { continue };
-        if start.failure.is_some() {
-            failed += 1;
+        let [running, start] = pair else { continue };
+        let fails = pair.iter().filter(|sample| sample.failure.is_some()).count();
+        if fails > 0 {
+            failed += fails;
             continue;
         }
+        let way = ms(running.latency()) - told(running.timing.as_deref().unwrap_or_default());
         let timing = start.timing.as_deref().unwrap_or_default();
         dirigent.push(ms(start.latency()));
-        phases.add(ms(start.latency()), &format!("{timing}, {WAY};dur={}", ms(way.latency())));
+        phases.add(ms(start.latency()), &format!("{timing}, {WAY};dur={way}"));
     }
     Ok(Cold {
         isolation: options.sandbox.isolation,
@@ -112,11 +117,14 @@ fn due(number: usize, gap: Duration) -> Duration {
     gap * u32::try_from(2 * number).unwrap_or(u32::MAX)
 }
 
-/// Two calls on kept connections, as any client has: one that the data plane answers itself, with
-/// 404, which shows what the way to it and back takes, and the cold one.
+/// Whose sandbox is never stopped.
+const RUNNING: &str = "cold-running";
+
+/// Two calls on kept connections, as any client has: one to a running sandbox, which shows what the
+/// way to the data plane and back takes, and the cold one.
 fn pair(number: usize, gap: Duration) -> [Call; 2] {
     let begin = due(number, gap);
-    [call(begin + gap * 3 / 4, "nobody".into()), call(begin + gap, name(number).into())]
+    [call(begin + gap / 2, RUNNING.into()), call(begin + gap, name(number).into())]
 }
 
 fn call(at: Duration, host: Arc<str>) -> Call {
@@ -138,12 +146,12 @@ fn name(number: usize) -> String {
     format!("cold-{number:05}")
 }
 
-fn manifest(number: usize, options: &Options) -> Result<Manifest> {
+fn manifest(name: &str, min: u32, options: &Options) -> Result<Manifest> {
     Ok(Manifest {
-        name: name(number).parse().context("a benchmark's name")?,
+        name: name.parse().context("a benchmark's name")?,
         sandbox: options.sandbox.clone(),
         resources: ManifestResources { cpu: MilliCpu(10), memory: options.memory },
-        scaling: Scaling { keep_alive: Duration::from_secs(1).into(), ..Scaling::default() },
+        scaling: Scaling { min, keep_alive: Duration::from_secs(1).into(), ..Scaling::default() },
         invocation: Invocation::default(),
         env: std::collections::BTreeMap::new(),
     })
@@ -185,6 +193,13 @@ pub(crate) async fn answer(address: SocketAddr) -> Result<()> {
 }
 
 impl Options {
+    /// The [static server](static_server) that is `program`.
+    #[must_use]
+    pub fn smallest(program: PathBuf, starts: usize, per_second: f64) -> Self {
+        let (sandbox, memory) = (static_server::sandbox(), static_server::MEMORY);
+        Self { program, args: Vec::new(), sandbox, memory, starts, per_second }
+    }
+
     /// The built-in program, which is `program` with `args`.
     #[must_use]
     pub fn built_in(program: PathBuf, args: Vec<String>, starts: usize, per_second: f64) -> Self {

@@ -3,6 +3,7 @@
 //! - [`trace`]: a trace in the format of Azure Functions 2019, replayed.
 //! - [`synthetic`]: a seeded trace drawn from the published distributions, for the demo.
 //! - [`cold`]: cold starts beside bare starts of the same program.
+//! - [`static_server`]: the program of those.
 //! - [`warm`]: the warm path beside rival proxies.
 //! - [`sweep`]: a rate raised until what is measured no longer follows.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
@@ -31,6 +32,7 @@ pub mod register;
 pub mod replay;
 pub mod report;
 pub mod scale;
+pub mod static_server;
 pub mod sweep;
 pub mod traces;
 pub mod warm;

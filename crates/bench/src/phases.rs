@@ -15,6 +15,11 @@ pub(crate) fn phase_of(timing: &str, phase: &str) -> Option<f64> {
     phases(timing).find(|(name, _)| *name == phase).map(|(_, took)| took)
 }
 
+/// All of it.
+pub(crate) fn told(timing: &str) -> f64 {
+    phases(timing).map(|(_, took)| took).sum()
+}
+
 /// The phase that no `Server-Timing` tells: to the data plane and back.
 pub(crate) const WAY: &str = "way";
 

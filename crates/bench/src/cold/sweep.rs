@@ -97,7 +97,7 @@ async fn cold_step(
     calls: usize,
     length: Duration,
 ) -> Result<Seen> {
-    let deploy = async |number| cluster.deploy(manifest(number, options)?).await;
+    let deploy = async |number| cluster.deploy(manifest(&name(number), 0, options)?).await;
     iter(0..calls).map(deploy).buffer_unordered(CLIENTS).try_collect::<()>().await?;
     let mut seen = Seen::with_phases(length);
     let load = Load { deadline: DEADLINE, ..Load::http1(cluster.functions()) };

@@ -21,7 +21,7 @@ use dirigent_bench::{
 };
 
 pub(crate) use self::{
-    cold::{demanded, print as print_cold},
+    cold::{demanded, print as print_cold, static_server},
     system::{Shape as SystemShape, System},
     trace::{print as print_replay, replayed},
 };

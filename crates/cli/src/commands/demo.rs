@@ -49,8 +49,8 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     let burst = burst::run(
         system,
         &burst::Options {
-            program: program.clone(),
-            args: example.clone(),
+            program,
+            args: example,
             calls: 200,
             max: 200,
             execution: Duration::from_millis(100),
@@ -70,7 +70,7 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
     })?;
 
     printer.note(&"2. cold starts, each beside a bare start of the same program");
-    let mut options = cold::Options::built_in(program, example, 50, 25.0);
+    let mut options = cold::Options::smallest(bench::static_server(system).await?, 50, 25.0);
     options.sandbox.isolation = bench::demanded(system, printer).await?;
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;

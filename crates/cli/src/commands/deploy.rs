@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Seek as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -269,6 +269,15 @@ impl Archive {
         file.rewind()?;
         Ok(Self { digest: Digest(hasher.finalize().into()), bytes, file })
     }
+}
+
+/// A program as an artifact that has it alone, sent.
+pub(crate) async fn send_file(client: &Client, file: PathBuf, printer: Printer) -> Result<Digest> {
+    let archive = files(&Files::File(file))?;
+    let archive = archive.ok_or_else(|| Fail::internal("a file is an artifact"))?;
+    let digest = archive.digest;
+    upload(client, archive, printer).await?;
+    Ok(digest)
 }
 
 /// The artifact, if there are files.

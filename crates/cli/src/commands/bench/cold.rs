@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dirigent_bench::{
-    cold,
+    cold, static_server,
     sweep::{self, Step},
 };
 use dirigent_core::{Bytes, Isolation, RuntimeKind};
@@ -40,9 +40,9 @@ pub(super) async fn bench(system: &System, args: &ColdArgs, printer: Printer) ->
         return bench_sweep(system, &args.sweep, printer).await;
     }
     let (starts, per_second) = (args.starts, args.rate);
-    let (program, args) = example()?;
     let isolation = demanded(system, printer).await?;
-    let mut options = cold::Options::built_in(program, args, starts, per_second);
+    let program = static_server(system).await?;
+    let mut options = cold::Options::smallest(program, starts, per_second);
     options.sandbox.isolation = isolation;
     let cold =
         cold::run(system, &options).await.or_fail(Kind::User, || "the measurement failed")?;
@@ -86,6 +86,14 @@ pub(super) async fn bench(system: &System, args: &ColdArgs, printer: Printer) ->
             Bar { text: format!("{} failed", cold.failed), holds: cold.failed == 0 },
         ],
     )
+}
+
+/// Where it is, once functions may have it too.
+pub(crate) async fn static_server(system: &System) -> Result<PathBuf> {
+    let placed = static_server::place(system.scratch());
+    let program = placed.or_fail(Kind::Internal, || "cannot write the program to be started")?;
+    system.send(program.clone()).await?;
+    Ok(program)
 }
 
 async fn bench_sweep(system: &System, args: &SweepArgs, printer: Printer) -> Result {

@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context as _;
 use dirigent_bench::{Answer, Census, Checked, Cluster, bare::free_ports, etcd::Etcd, warm};
 use dirigent_core::{
-    Address, RevisionState,
+    Address, Digest, RevisionState,
     control::{self, FunctionSummary},
     manifest::Manifest,
 };
@@ -28,6 +28,7 @@ use self::leaders::Killed;
 use crate::{
     client::{Client, read_state},
     commands::{
+        deploy,
         describe::{ClusterStatus, WorkerOffer},
         path,
         peers::all_data_planes,
@@ -82,6 +83,8 @@ pub(crate) struct System {
     directory: PathBuf,
     /// What a sandbox of each function deployed asks for, in MiB: no list of functions tells it.
     memory_mib: Mutex<HashMap<String, u64>>,
+    /// The artifacts of functions, by the first word of their commands.
+    artifacts: Mutex<HashMap<String, Digest>>,
 }
 
 const CONTROL_PLANE: &str = "control plane";
@@ -144,6 +147,7 @@ impl System {
             etcd: None,
             directory,
             memory_mib: Mutex::default(),
+            artifacts: Mutex::default(),
         };
         let members = shape.etcd();
         if members > 0 {
@@ -252,6 +256,15 @@ impl System {
         count.ok_or_else(|| Fail::internal("the status has no `store_transactions`"))
     }
 
+    /// Sends the program of functions whose command begins with `./` and its name.
+    pub(crate) async fn send(&self, program: PathBuf) -> Result {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let command = format!("./{name}");
+        let digest = deploy::send_file(&self.launched().client, program, self.printer).await?;
+        self.artifacts.lock().expect("no holder panics").insert(command, digest);
+        Ok(())
+    }
+
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<control::Answer> {
         self.launched().client.ask(method, path).await.map_err(Fail::into_error)
     }
@@ -261,7 +274,9 @@ impl System {
         let name = manifest.name.name().to_owned();
         self.memory_mib.lock().expect("no holder panics").insert(name, memory_mib);
         let path = format!("{}?{query}", path(&manifest.name));
-        let body = serde_json::json!({ "manifest": manifest, "artifact": null });
+        let program = manifest.sandbox.command.first().map_or("", String::as_str);
+        let artifact = self.artifacts.lock().expect("no holder panics").get(program).copied();
+        let body = serde_json::json!({ "manifest": manifest, "artifact": artifact });
         let answer = self.launched().client.call(Method::PUT, &path, Some(&body)).await;
         answer.map_err(Fail::into_error)
     }
