@@ -64,7 +64,8 @@ pub(crate) fn vfork<F: FnMut()>(mut child: F) -> io::Result<i32> {
         child();
         127
     }
-    let mut stack = vec![0_u8; CHILD_STACK];
+    // Not written before: most of its pages are never touched, and each costs a fault.
+    let mut stack = Box::<[u8]>::new_uninit_slice(CHILD_STACK);
     // SAFETY: the stack is ours, aligned by the wrapper, and outlives the child's use of it since
     // CLONE_VFORK keeps this process waiting until the child has left this memory. The child has
     // its own descriptor table and signal handlers (no CLONE_FILES, no CLONE_SIGHAND).
