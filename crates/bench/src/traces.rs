@@ -26,8 +26,8 @@ pub struct Traces {
     pub tables: usize,
     /// Lines of those tables.
     pub rules: usize,
-    /// Directories of sandboxes.
-    pub directories: usize,
+    /// Records and directories of sandboxes.
+    pub records: usize,
     /// Files and directories below its state directory.
     pub files: usize,
     /// Open files of all its processes.
@@ -45,7 +45,7 @@ impl Traces {
             ("control groups", self.groups),
             ("tables of rules", self.tables),
             ("lines of rules", self.rules),
-            ("sandbox directories", self.directories),
+            ("sandbox records", self.records),
             ("files", self.files),
             ("descriptors", self.descriptors),
         ]
@@ -62,7 +62,7 @@ impl Traces {
         let before =
             Self { files: before.files + 1, descriptors: before.descriptors + 1, ..before };
         // Both count prepared ones: a directory that stays does not pass for one.
-        let counted = |traces: Self| (traces.directories, traces.processes);
+        let counted = |traces: Self| (traces.records, traces.processes);
         counted(self) == counted(before)
             && self.named().iter().zip(before.named()).all(|((_, now), (_, then))| *now <= then)
     }
@@ -153,7 +153,8 @@ impl Marks {
             groups: group.map_or(0, |name| groups(Path::new("/sys/fs/cgroup"), name, 5)),
             tables: table.map_or(0, |name| nft(&["list", "tables"]).matches(name).count()),
             rules: table.map_or(0, |name| nft(&["list", "table", "inet", name]).lines().count()),
-            directories: children(&self.state.join("worker/sandboxes")),
+            records: lines(&self.state.join("worker/records"))
+                + children(&self.state.join("worker/sandboxes")),
             files: below(&self.state),
             descriptors: processes.iter().map(open).sum(),
         }
@@ -233,6 +234,12 @@ fn children(path: &Path) -> usize {
     fs::read_dir(path).map_or(0, Iterator::count)
 }
 
+/// Lines of a file that are not empty.
+fn lines(path: &Path) -> usize {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter(|line| !line.trim().is_empty()).count()
+}
+
 /// Everything below a directory.
 fn below(path: &Path) -> usize {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -297,7 +304,7 @@ mod tests {
             groups: 27,
             tables: 1,
             rules: 12,
-            directories: 8,
+            records: 8,
             files: 34,
             descriptors: 94,
         };
@@ -310,11 +317,11 @@ mod tests {
             Traces { groups: 28, ..rest },
             Traces { tables: 2, ..rest },
             Traces { rules: 13, ..rest },
-            Traces { directories: 9, ..rest },
+            Traces { records: 9, ..rest },
             Traces { files: 36, ..rest },
             Traces { descriptors: 96, ..rest },
             // One that is prepared is missing: what it has would hide as much that stays.
-            Traces { directories: 7, processes: 9, ..rest },
+            Traces { records: 7, processes: 9, ..rest },
             // One is missing, and another one's directory stayed.
             Traces { processes: 9, ..rest },
         ] {

@@ -419,9 +419,17 @@ fn sandboxes_that_no_worker_comes_back_for_end() {
         rig.serve(level);
         rig.runtime.detach();
         until("the keeper's end", || keeper_of(&rig).is_empty());
-        let left = std::fs::read_dir(rig.directory.path().join("sandboxes")).expect("lists");
-        assert_eq!(left.count(), 0);
+        nothing_left(&rig);
     }
+}
+
+/// Neither files of sandboxes, nor records of them.
+fn nothing_left(rig: &Rig) {
+    let directory = rig.directory.path();
+    let left: Vec<_> = std::fs::read_dir(directory.join("sandboxes")).expect("lists").collect();
+    assert!(left.is_empty(), "{left:?}");
+    let records = std::fs::read_to_string(directory.join("records")).expect("reads");
+    assert_eq!(records.trim(), "");
 }
 
 #[test]
@@ -430,8 +438,6 @@ fn a_keeper_that_nobody_needs_goes_and_leaves_nothing() {
     assert!(!keeper_of(&rig).is_empty());
     rig.runtime.detach();
     until("the keeper's end", || keeper_of(&rig).is_empty());
-    let left: Vec<_> =
-        std::fs::read_dir(rig.directory.path().join("sandboxes")).expect("lists").collect();
-    assert!(left.is_empty(), "{left:?}");
+    nothing_left(&rig);
     assert!(!rig.directory.path().join("keeper.sock").exists());
 }

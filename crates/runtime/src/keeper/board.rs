@@ -29,6 +29,7 @@ use crate::claim::Claim;
 use super::{
     Options,
     cgroup::{Group, Groups},
+    leftover::Records,
     orphans::Name,
     output::{Bounds, Logs, Pumped, Which},
     protocol::{Abilities, Ended, Network},
@@ -149,6 +150,8 @@ pub(crate) struct Board {
     untold: VecDeque<Ended>,
     template: Option<Template>,
     groups: Groups,
+    /// By which the next keeper finds sandboxes.
+    records: Records,
     /// Of sandboxes that are gone, not removable yet.
     dead_groups: Vec<Group>,
     abilities: Abilities,
@@ -194,6 +197,7 @@ impl Board {
             untold: VecDeque::new(),
             template: found.template,
             groups: found.groups,
+            records: found.records,
             dead_groups: Vec::new(),
             abilities: found.abilities,
             filter: seccomp::program(),

@@ -1,17 +1,22 @@
-//! What an earlier keeper left: found by one small file per sandbox, ended, removed.
+//! What an earlier keeper left: found by a line per sandbox in one small file, ended, removed.
 //!
-//! A file names the first process of a sandbox by pid and start time, and the random id that the
+//! A line names the first process of a sandbox by pid and start time, and the random id that the
 //! sandbox's processes carry in their environment. Nothing is ever killed by name, and a pid that
 //! was given to somebody else meanwhile has another start time.
+//!
+//! Lines are written over in place: a file for each sandbox was a fifth of what it costs a machine to
+//! make and remove one (ext4 keeps the inodes of removed files from new ones for seconds, and looks
+//! for others). No line is lost with the keeper; with the machine, the sandboxes are too.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
 
 /// The variable that carries the random id.
 pub(crate) const VARIABLE: &str = "DIRIGENT_SANDBOX";
@@ -19,31 +24,79 @@ pub(crate) const VARIABLE: &str = "DIRIGENT_SANDBOX";
 /// How long the dying may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The file of a sandbox.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Record {
-    /// Its first process.
-    pub(crate) init: i32,
-    /// When that started, as `/proc` tells it.
-    pub(crate) started: u64,
+/// The file of lines in a keeper's directory.
+const RECORDS: &str = "records";
+
+/// Bytes of a line, its end included: an id, a pid and a time in places of their own.
+const LINE: usize = 32 + 1 + 10 + 1 + 19 + 1;
+
+/// The files of a sandbox that has some, below a keeper's directory.
+pub(crate) fn directory(keeper: &Path, id: &str) -> PathBuf {
+    keeper.join("sandboxes").join(id)
 }
 
-/// The directory of a sandbox, named after its random id.
-pub(crate) fn directory(sandboxes: &Path, id: &str) -> PathBuf {
-    sandboxes.join(id)
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    id: String,
+    /// Its first process.
+    init: i32,
+    /// When that started, as `/proc` tells it.
+    started: u64,
 }
 
 impl Record {
-    /// The record of a running process.
-    pub(crate) fn of(init: i32) -> io::Result<Self> {
-        let started = start_time(init).ok_or_else(|| io::Error::other("it has ended already"))?;
-        Ok(Self { init, started })
+    /// The line as it is kept; none is longer than its place.
+    fn line(&self) -> String {
+        format!("{:<32} {:>10} {:>19}\n", self.id, self.init, self.started)
     }
 
-    /// Keep it.
-    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)?;
-        fs::write(directory.join("record"), serde_json::to_vec(self)?)
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let id = words.next()?.to_owned();
+        let (init, started) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { id, init, started })
+    }
+}
+
+/// The lines of the sandboxes that there are.
+#[derive(Debug)]
+pub(crate) struct Records {
+    file: File,
+    /// Places that are free again.
+    free: Vec<u64>,
+    /// The first place that was never used.
+    next: u64,
+}
+
+impl Records {
+    /// Without a line. Those of an earlier keeper are gone with this.
+    fn none(directory: &Path) -> io::Result<Self> {
+        let file = File::create(directory.join(RECORDS))?;
+        Ok(Self { file, free: Vec::new(), next: 0 })
+    }
+
+    /// Adds the line of a running process; its place.
+    pub(crate) fn add(&mut self, id: &str, init: i32) -> io::Result<u64> {
+        let started = start_time(init).ok_or_else(|| io::Error::other("it has ended already"))?;
+        let line = Record { id: id.to_owned(), init, started }.line();
+        let place = self.free.pop().unwrap_or(self.next);
+        self.next = self.next.max(place + 1);
+        if let Err(error) = self.put(place, &line) {
+            self.free.push(place);
+            return Err(error);
+        }
+        Ok(place)
+    }
+
+    /// Makes the line empty.
+    pub(crate) fn remove(&mut self, place: u64) -> io::Result<()> {
+        self.free.push(place);
+        self.put(place, &format!("{:width$}\n", "", width = LINE - 1))
+    }
+
+    fn put(&self, place: u64, line: &str) -> io::Result<()> {
+        self.file.write_all_at(line.as_bytes(), place * LINE as u64)
     }
 }
 
@@ -55,27 +108,30 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
     rest.split(' ').nth(19)?.parse().ok()
 }
 
-/// End everything of earlier keepers and remove its files.
-pub(crate) fn sweep(sandboxes: &Path) -> io::Result<()> {
+/// End everything of earlier keepers and remove its files; lines for a new one.
+pub(crate) fn sweep(keeper: &Path) -> io::Result<Records> {
     let mut ids = Vec::new();
-    for entry in fs::read_dir(sandboxes)?.flatten() {
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        let record = fs::read(entry.path().join("record")).ok();
-        if let Some(record) = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok())
-        {
-            kill_recorded(&record);
-        }
-        ids.push(id);
+    // There is none yet where no keeper was.
+    let lines = fs::read_to_string(keeper.join(RECORDS)).unwrap_or_default();
+    for record in lines.lines().filter_map(Record::read) {
+        kill_recorded(&record);
+        ids.push(record.id);
     }
+    let mut with_files = Vec::new();
+    for entry in fs::read_dir(keeper.join("sandboxes"))?.flatten() {
+        let Ok(id) = entry.file_name().into_string() else { continue };
+        with_files.push(id);
+    }
+    ids.extend(with_files.iter().cloned());
     if !kill_marked(&ids, PATIENCE) {
         tracing::warn!("some processes of earlier sandboxes could not be killed");
     }
-    for id in ids {
-        if let Err(error) = fs::remove_dir_all(directory(sandboxes, &id)) {
+    for id in with_files {
+        if let Err(error) = fs::remove_dir_all(directory(keeper, &id)) {
             tracing::warn!(%id, %error, "a sandbox's directory stays");
         }
     }
-    Ok(())
+    Records::none(keeper)
 }
 
 fn kill_recorded(record: &Record) {
@@ -131,7 +187,9 @@ mod tests {
 
     #[test]
     fn what_is_recorded_or_marked_is_killed_and_nothing_else() {
-        let sandboxes = tempfile::tempdir().expect("a directory");
+        let keeper = tempfile::tempdir().expect("a directory");
+        let files = directory(keeper.path(), "left-behind-7f3a");
+        fs::create_dir_all(files.join("home")).expect("makes it");
         let sleeper = |id: &str| {
             Command::new("sleep").arg("60").env(VARIABLE, id).stdin(Stdio::null()).spawn()
         };
@@ -139,11 +197,13 @@ mod tests {
         let mut marked = sleeper("left-behind-7f3a").expect("starts");
         let mut other = sleeper("unmarked-2").expect("starts");
         let pid = |child: &std::process::Child| i32::try_from(child.id()).expect("a pid");
-        let record = Record::of(pid(&recorded)).expect("runs");
-        record.write(&sandboxes.path().join("one")).expect("writes");
+        let mut records = Records::none(keeper.path()).expect("creates");
+        let place = records.add("gone", pid(&other)).expect("runs");
+        records.add("one", pid(&recorded)).expect("runs");
+        records.remove(place).expect("writes");
         // The pid of a process that is not the one recorded.
-        let stale = Record { init: pid(&other), started: record.started.wrapping_add(1_000_000) };
-        stale.write(&sandboxes.path().join("left-behind-7f3a")).expect("writes");
+        let stale = Record { id: "stale".to_owned(), init: pid(&other), started: u64::MAX / 2 };
+        records.put(records.next, &stale.line()).expect("writes");
         // The environment of a new process is readable as its own once it has executed.
         let mark = format!("{VARIABLE}=left-behind-7f3a");
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -153,12 +213,37 @@ mod tests {
             assert!(Instant::now() < deadline, "never executed");
         }
         // A killed child stays as a zombie until it is waited for, without an environment.
-        sweep(sandboxes.path()).expect("sweeps");
+        sweep(keeper.path()).expect("sweeps");
         assert!(!recorded.wait().expect("waits").success());
         assert!(!marked.wait().expect("waits").success());
         assert!(other.try_wait().expect("waits").is_none(), "a stranger was killed");
         other.kill().expect("kills");
         other.wait().expect("waits");
-        assert_eq!(fs::read_dir(sandboxes.path()).expect("lists").count(), 0);
+        assert!(!files.exists());
+        assert_eq!(fs::read(keeper.path().join(RECORDS)).expect("reads"), b"");
+    }
+
+    #[test]
+    fn lines_are_written_over_in_place() {
+        let keeper = tempfile::tempdir().expect("a directory");
+        let mut records = Records::none(keeper.path()).expect("creates");
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        let places: Vec<u64> =
+            ["a", "b", "c"].map(|id| records.add(id, me).expect("writes")).to_vec();
+        records.remove(places[1]).expect("writes");
+        let kept = || {
+            let lines = fs::read_to_string(keeper.path().join(RECORDS)).expect("reads");
+            assert!(lines.lines().all(|line| line.len() == LINE - 1), "{lines}");
+            let records = lines.lines().map(Record::read);
+            records.map(|record| record.map(|record| record.id)).collect::<Vec<_>>()
+        };
+        let some = |id: &str| Some(id.to_owned());
+        assert_eq!(kept(), [some("a"), None, some("c")]);
+        assert_eq!(records.add("d", me).expect("writes"), places[1]);
+        assert_eq!(kept(), [some("a"), some("d"), some("c")]);
+        // None is longer than its place.
+        let long = Record { id: "f".repeat(32), init: i32::MAX, started: u64::MAX >> 1 };
+        assert_eq!(long.line().len(), LINE);
+        assert_eq!(Record::read(&long.line()), Some(long));
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     keeper::{
         cgroup::Group,
         init::{self, MAX_MESSAGE, Plan, descendants},
-        leftover::{self, Record},
+        leftover,
         output::{Output, Which},
         protocol::{Exit, FromInit, FromKeeper, Run, Start, ToInit},
     },
@@ -44,6 +44,8 @@ pub(super) struct Cell {
     id: String,
     init: i32,
     pidfd: OwnedFd,
+    /// The place of its record.
+    record: Option<u64>,
     socket: OwnedFd,
     group: Option<Group>,
     isolation: Isolation,
@@ -181,15 +183,14 @@ impl Board {
             self.sweep_groups();
             return Err(error.into());
         }
-        let directory = leftover::directory(&self.options.directory.join("sandboxes"), &id);
-        if let Err(error) = Record::of(pid).and_then(|record| record.write(&directory)) {
-            // Its group, or the mark in its environment, still lead to it.
-            tracing::warn!(%error, "no record of a sandbox");
-        }
+        // Without one its group, or the mark in its environment, still leads to it.
+        let record = self.records.add(&id, pid);
+        let record = record.inspect_err(|error| tracing::warn!(%error, "no record of a sandbox"));
         let cell = Cell {
             id,
             init: pid,
             pidfd,
+            record: record.ok(),
             socket: ours,
             group,
             isolation,
@@ -279,8 +280,7 @@ impl Board {
             Ok::<_, io::Error>((read, write))
         };
         let ((stdout, their_stdout), (stderr, their_stderr)) = (pipe()?, pipe()?);
-        let home =
-            leftover::directory(&self.options.directory.join("sandboxes"), &cell.id).join("home");
+        let home = leftover::directory(&self.options.directory, &cell.id).join("home");
         let basic = cell.isolation == Isolation::Basic;
         if !basic {
             fs::create_dir_all(&home)?;
@@ -469,7 +469,12 @@ impl Board {
             self.dead_groups.push(group);
             self.schedule_once(SWEEP_EVERY, Alarm::Sweep);
         }
-        self.remove_files(&cell);
+        if let Some(Err(error)) = cell.record.map(|place| self.records.remove(place)) {
+            tracing::warn!(%error, "the record of a sandbox that is gone stays");
+        }
+        if cell.isolation == Isolation::Plain {
+            self.remove_files(&cell);
+        }
     }
 
     /// Keep the last of its output; its last lines.
@@ -485,12 +490,13 @@ impl Board {
     }
 
     fn remove_files(&self, cell: &Cell) {
-        let directory = leftover::directory(&self.options.directory.join("sandboxes"), &cell.id);
-        let quick = fs::remove_file(directory.join("record"))
-            .and_then(|()| fs::remove_dir(&directory))
-            .is_ok();
-        if quick {
-            return;
+        let directory = leftover::directory(&self.options.directory, &cell.id);
+        let quick =
+            fs::remove_dir(directory.join("home")).and_then(|()| fs::remove_dir(&directory));
+        match quick {
+            // One that was never started has none.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+            _ => return,
         }
         // It left files, maybe many: others do not wait for that.
         match fork(0) {

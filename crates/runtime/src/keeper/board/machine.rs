@@ -15,7 +15,7 @@ use crate::{
         Options,
         cgroup::Groups,
         init::map_user,
-        leftover,
+        leftover::{self, Records},
         orphans::{self, Name},
         protocol::{Abilities, Network},
         root::Template,
@@ -38,6 +38,7 @@ pub(super) struct Found {
     pub(super) claim: Option<Claim>,
     pub(super) name: Name,
     pub(super) groups: Groups,
+    pub(super) records: Records,
     pub(super) template: Option<Template>,
     pub(super) abilities: Abilities,
     /// Whether the network rules were made.
@@ -54,7 +55,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
     let as_root = geteuid().is_root();
     let mut abilities = Abilities::default();
     let (groups, no_group) = Groups::find(&name.group(), options.processes);
-    leftover::sweep(&options.directory.join("sandboxes"))?;
+    let records = leftover::sweep(&options.directory)?;
     groups.sweep();
     orphans::sweep(&name, groups.roots());
     // What root is promised; others are promised limits only where a group is delegated to them.
@@ -124,7 +125,7 @@ pub(super) fn look(options: &Options) -> io::Result<Found> {
                 .to_owned(),
         );
     }
-    Ok(Found { claim, name, groups, template, abilities, has_rules, pool })
+    Ok(Found { claim, name, groups, records, template, abilities, has_rules, pool })
 }
 
 /// What it means that this kernel does not keep abstract names apart, if so.
