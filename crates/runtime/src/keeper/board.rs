@@ -50,6 +50,9 @@ const REFILL_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often a group that is still busy is tried to be removed again.
 const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
+/// How often groups that were kept for new sandboxes and not needed are removed.
+const TRIM_EVERY: Duration = Duration::from_secs(2);
+
 /// How often memory is looked at where the kernel does not limit it.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -74,6 +77,8 @@ enum Alarm {
     Resume(u64, bool),
     Refill,
     Sweep,
+    /// Groups that were kept are looked at.
+    Trim,
     Watch,
     Idle,
     /// Network rules are made anew.
@@ -340,6 +345,7 @@ impl Board {
                 Alarm::Resume(key, stderr) => self.resume(key, stderr),
                 Alarm::Refill => self.refill(),
                 Alarm::Sweep => self.sweep_groups(),
+                Alarm::Trim => self.trim_groups(),
                 Alarm::Watch => self.watch(),
                 Alarm::Idle => self.look_idle(now),
                 Alarm::Rules | Alarm::Missing => self.renew_rules(),
@@ -386,9 +392,17 @@ impl Board {
 
     /// Remove the groups of those who are gone.
     fn sweep_groups(&mut self) {
-        self.dead_groups.retain_mut(|group| !group.remove());
+        self.dead_groups.retain_mut(|group| !self.groups.give_back(group));
         if !self.dead_groups.is_empty() {
             self.schedule_once(SWEEP_EVERY, Alarm::Sweep);
+        }
+        self.schedule_once(TRIM_EVERY, Alarm::Trim);
+    }
+
+    /// Remove the groups that nobody needed lately.
+    fn trim_groups(&mut self) {
+        if self.groups.trim() {
+            self.schedule_once(TRIM_EVERY, Alarm::Trim);
         }
     }
 

@@ -137,7 +137,7 @@ impl Board {
         });
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let mut group = if basic { Some(self.groups.make(&id)?) } else { None };
+        let mut group = if basic { Some(self.groups.take(&id)?) } else { None };
         // As an ordinary user also a user namespace: processes are counted in each.
         let user = (basic && !self.as_root).then(|| (getuid().as_raw(), getgid().as_raw()));
         let mut namespaces = 0;
