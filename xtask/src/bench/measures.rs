@@ -34,12 +34,12 @@ const MEASURES: [Measure; 6] = [
         needs: None,
         figures: &[
             (
-                "cold: p50, of bare starts",
+                "cold: p50, of bare starts of a static server",
                 |v| over(v, "/dirigent_ms/p50", "/bare_ms/p50"),
                 Lower(0.25),
             ),
             (
-                "cold: p90, of bare starts",
+                "cold: p90, of bare starts of a static server",
                 |v| over(v, "/dirigent_ms/p90", "/bare_ms/p90"),
                 Lower(0.4),
             ),
