@@ -61,7 +61,7 @@ impl Traces {
         // A log that has grown is moved aside; who made the network rules anew is held on to.
         let before =
             Self { files: before.files + 1, descriptors: before.descriptors + 1, ..before };
-        // Both count prepared ones: a directory that stays does not pass for one.
+        // Both count prepared ones: a record that stays does not pass for one.
         let counted = |traces: Self| (traces.records, traces.processes);
         counted(self) == counted(before)
             && self.named().iter().zip(before.named()).all(|((_, now), (_, then))| *now <= then)
