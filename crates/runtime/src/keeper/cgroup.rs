@@ -633,20 +633,24 @@ mod tests {
         first.limit(Bytes::mib(64)).expect("limits");
         first.weigh(MilliCpu(10)).expect("weighs");
         assert_ne!(settings(&first), new);
-        // Whoever is left is killed, and nobody finds it there.
-        let mut process = std::process::Command::new("sleep").arg("60").spawn().expect("sleeps");
-        for door in first.doors() {
-            fs::write(door, process.id().to_string()).expect("joins");
-        }
-        assert!(!groups.give_back(&mut first));
-        assert!(!process.wait().expect("waits").success());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !groups.give_back(&mut first) {
-            assert!(Instant::now() < deadline, "{first:?} stays");
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
+        assert!(groups.give_back(&mut first));
         let mut second = groups.take("second").expect("is there");
         assert_eq!((second.directories[0].path.clone(), settings(&second)), (place.clone(), new));
+        // Whoever is left inside is killed first; then it is kept or removed, as it comes.
+        let mut left = groups.take("left").expect("is made");
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().expect("sleeps");
+        for door in left.doors() {
+            fs::write(door, process.id().to_string()).expect("joins");
+        }
+        assert!(!groups.give_back(&mut left));
+        assert!(!process.wait().expect("waits").success());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !groups.give_back(&mut left) {
+            assert!(Instant::now() < deadline, "{left:?} stays");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        groups.unused = groups.spare.len();
+        assert!(!groups.trim());
         // What nobody needs goes, and not what was needed just now.
         assert!(groups.give_back(&mut second));
         assert!(groups.trim());
