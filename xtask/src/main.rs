@@ -142,8 +142,7 @@ fn policy(args: &[String]) -> Result<()> {
 /// The program as users build it, but not optimised: that takes longer than many a run.
 fn chaos(args: &[String]) -> Result<()> {
     run::cargo("the program", &["build", "--quiet", "--package", "dirigent-cli"])?;
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_default| "target".to_owned());
-    let program = format!("{target}/debug/dirigent");
+    let program = run::target().join("debug/dirigent").display().to_string();
     let mut all = vec!["run", "--quiet", "--package", "dirigent-rig", "--"];
     all.extend(["--dirigent", &program]);
     all.extend(args.iter().map(String::as_str));

@@ -1,6 +1,10 @@
 //! Running programs, with their names in the errors.
 
-use std::{path::Path, process::Command, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -53,14 +57,19 @@ pub(crate) fn program(what: &str, program: &str, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
 /// Compilers and tests that find a full disk say many things, and seldom that.
 pub(crate) fn short_of_disk() -> String {
     const ENOUGH_MIB: u64 = 2048;
-    let free = |place| rustix::fs::statvfs(place).map(|stat| (stat.f_bavail * stat.f_frsize) >> 20);
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_default| "target".to_owned());
-    let scratch = std::env::temp_dir();
-    [Path::new(&target), &scratch]
-        .into_iter()
+    let free = |place: &PathBuf| {
+        rustix::fs::statvfs(place).map(|stat| (stat.f_bavail * stat.f_frsize) >> 20)
+    };
+    [target(), std::env::temp_dir()]
+        .iter()
         .filter_map(|place| {
             let left = free(place).ok().filter(|left| *left < ENOUGH_MIB)?;
             Some(format!("\nxtask: {} has only {left} MiB left", place.display()))

@@ -34,7 +34,7 @@ pub(super) fn take(results: &mut Results, only: Option<&str>) -> Result<()> {
             example,
             &["build", "--quiet", "--release", "--package", package, "--example", example],
         )?;
-        let program = super::measures::target().join("release/examples").join(example);
+        let program = run::target().join("release/examples").join(example);
         let few = collected(&program, args, rounds)?;
         let many = collected(&program, args, 2 * rounds)?;
         ensure!(many > few, "{name}: more rounds took no more instructions");

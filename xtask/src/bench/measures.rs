@@ -2,7 +2,7 @@
 //! what they report.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -124,11 +124,6 @@ pub(super) fn take(results: &mut Results, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Where cargo builds.
-pub(super) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
-}
-
 fn is_installed(program: &str) -> bool {
     ["/usr/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(program).exists())
 }
@@ -137,7 +132,7 @@ fn is_installed(program: &str) -> bool {
 fn report(measure: &Measure) -> Result<Value> {
     let shown = measure.args.join(" ");
     println!("xtask: bench: dirigent bench {shown}");
-    let output = Command::new(target().join("release/dirigent"))
+    let output = Command::new(run::target().join("release/dirigent"))
         .args(["bench", "--json"])
         .args(measure.args)
         .stderr(Stdio::inherit())

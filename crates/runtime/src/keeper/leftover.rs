@@ -117,11 +117,10 @@ pub(crate) fn sweep(keeper: &Path) -> io::Result<Records> {
         kill_recorded(&record);
         ids.push(record.id);
     }
-    let mut with_files = Vec::new();
-    for entry in fs::read_dir(keeper.join("sandboxes"))?.flatten() {
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        with_files.push(id);
-    }
+    let with_files: Vec<String> = fs::read_dir(keeper.join("sandboxes"))?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     ids.extend(with_files.iter().cloned());
     if !kill_marked(&ids, PATIENCE) {
         tracing::warn!("some processes of earlier sandboxes could not be killed");

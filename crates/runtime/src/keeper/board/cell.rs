@@ -493,10 +493,9 @@ impl Board {
         let directory = leftover::directory(&self.options.directory, &cell.id);
         let quick =
             fs::remove_dir(directory.join("home")).and_then(|()| fs::remove_dir(&directory));
-        match quick {
-            // One that was never started has none.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-            _ => return,
+        // One that was never started has none.
+        if quick.err().is_none_or(|error| error.kind() == io::ErrorKind::NotFound) {
+            return;
         }
         // It left files, maybe many: others do not wait for that.
         match fork(0) {
