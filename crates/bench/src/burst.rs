@@ -1,7 +1,6 @@
 //! Many calls at once to a function that has no sandbox, beside as many bare starts at once.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -143,13 +142,13 @@ fn manifest(name: &str, options: &Options) -> Result<Manifest> {
 
 /// Starts the program `starts` times at once; until the last first answer.
 async fn bare_burst(options: &Options, starts: usize) -> Result<Duration> {
-    let ports: Vec<u16> = bare::free_ports(starts)?;
+    let ports = (0..starts).map(|_| bare::Port::keep()).collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
     let mut children = Vec::with_capacity(starts);
     let mut answers = JoinSet::new();
-    for port in ports {
+    for port in &ports {
         children.push(bare::spawn(&options.program, &options.args, port)?);
-        answers.spawn(cold::answer(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        answers.spawn(cold::answer(port.address()));
     }
     let mut result = Ok(());
     while let Some(answer) = answers.join_next().await {

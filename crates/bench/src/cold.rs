@@ -4,7 +4,7 @@
 pub mod sweep;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -159,10 +159,10 @@ fn manifest(name: &str, min: u32, options: &Options) -> Result<Manifest> {
 
 /// Executes the program and waits for its first answer.
 async fn bare_start(options: &Options) -> Result<Duration> {
-    let port = bare::free_port()?;
+    let port = bare::Port::keep()?;
     let begun = Instant::now();
-    let _ends_with_this = bare::spawn(&options.program, &options.args, port)?;
-    answer(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+    let _ends_with_this = bare::spawn(&options.program, &options.args, &port)?;
+    answer(port.address()).await?;
     Ok(begun.elapsed())
 }
 

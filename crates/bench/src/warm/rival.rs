@@ -2,7 +2,7 @@
 //! threads, kept connections on both sides, and the header with a request's id that ours sets too.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::bare;
+use crate::bare::Port;
 
 /// Which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Rival {
     child: Child,
-    address: SocketAddr,
+    port: Port,
 }
 
 impl Rival {
@@ -96,12 +96,12 @@ impl Rival {
     ) -> Result<Self> {
         let server = |(number, address): (_, &_)| kind.server(number, *address, concurrency);
         let servers: Vec<String> = sandboxes.iter().enumerate().map(server).collect();
-        let port = bare::free_port()?;
+        let port = Port::keep()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let config = kind
             .template()
             .replace("@THREADS@", &threads.to_string())
-            .replace("@PORT@", &port.to_string())
+            .replace("@PORT@", &port.number().to_string())
             .replace("@SCRATCH@", &scratch.display().to_string())
             .replace("@SERVERS@", &servers.join("\n"));
         let path = scratch.join(kind.name()).with_extension("conf");
@@ -111,8 +111,8 @@ impl Rival {
             .command(program, &path, scratch)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut rival = Self { child, address };
+        let address = port.address();
+        let mut rival = Self { child, port };
         let begun = Instant::now();
         while TcpStream::connect(address).is_err() {
             let ended = rival.child.try_wait().context("cannot wait for it")?;
@@ -125,8 +125,8 @@ impl Rival {
         Ok(rival)
     }
 
-    pub(crate) const fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.port.address()
     }
 
     pub(crate) fn pid(&self) -> u32 {

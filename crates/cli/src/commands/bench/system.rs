@@ -6,7 +6,7 @@ mod leaders;
 use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dirigent_bench::{Answer, Census, Checked, Cluster, bare::free_ports, etcd::Etcd, warm};
+use dirigent_bench::{Answer, Census, Checked, Cluster, bare::Port, etcd::Etcd, warm};
 use dirigent_core::{
     Address, Digest, RevisionState,
     control::{self, FunctionSummary},
@@ -395,6 +395,8 @@ struct Launched {
     client: Client,
     ready_after: Duration,
     killed: Option<Killed>,
+    /// Those that the processes listen on.
+    _ports: Vec<Port>,
 }
 
 /// What a process is started with.
@@ -487,9 +489,9 @@ async fn launch(
 ) -> Result<Launched> {
     let begun = Instant::now();
     let controls = shape.controls();
-    let ports = free_ports(controls.len() + 1).or_fail(Kind::Unavailable, || "no free port")?;
-    let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut peers: Vec<SocketAddr> = ports.into_iter().map(local).collect();
+    let ports = (0..=controls.len()).map(|_| Port::keep()).collect::<Result<Vec<_>, _>>();
+    let ports = ports.or_fail(Kind::Unavailable, || "no free port")?;
+    let mut peers: Vec<SocketAddr> = ports.iter().map(Port::address).collect();
     let listen = peers.pop().ok_or_else(|| Fail::internal("there is no port for calls"))?;
     let start = first_start(state, shape, etcd, &peers)?;
     let part = if matches!(shape, Shape::Up) { "system" } else { CONTROL_PLANE };
@@ -520,6 +522,7 @@ async fn launch(
         client,
         ready_after,
         killed: None,
+        _ports: ports,
     };
     launched.add_controls(state, etcd, &peers, printer).await?;
     let workers = match shape {
