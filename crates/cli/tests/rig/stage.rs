@@ -103,12 +103,14 @@ impl Stage {
         Ok(())
     }
 
-    /// That all sandboxes of then are there still, none of them started anew.
+    /// That the sandboxes of then are there still, not started anew. Of a function that had several
+    /// some may be gone by now: a busy machine makes more of them than the load needs a minute later.
+    /// Most have one.
     pub(crate) fn live_on(&self, before: &Programs) {
         let after = self.cluster.programs();
         for (function, programs) in before {
             let lives = |program| after.get(function).is_some_and(|all| all.contains(program));
-            assert!(programs.iter().all(lives), "{function}: {programs:?} {after:?}");
+            assert!(programs.iter().any(lives), "{function}: {programs:?} {after:?}");
         }
     }
 
