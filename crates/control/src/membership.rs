@@ -254,7 +254,9 @@ fn sign(
     life: Duration,
 ) -> Result<String, CertificateError> {
     let uri = member.uri(authority.uri());
-    authority.sign(request, Issue { uri: &uri, hosts, life, now: Clock::wall() })
+    // Data planes connect to workers that encrypt.
+    let serves = matches!(member.role, Role::ControlPlane | Role::Worker);
+    authority.sign(request, Issue { uri: &uri, serves, hosts, life, now: Clock::wall() })
 }
 
 impl Membership {

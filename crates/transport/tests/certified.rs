@@ -61,7 +61,8 @@ impl Members for Book {
 
     fn renew(&self, certificate: &Certificate, request: &str) -> Result<String, String> {
         let uri = self.admit(certificate)?.uri(self.authority.uri());
-        let issue = Issue { uri: &uri, hosts: &[], life: self.life, now: SystemTime::now() };
+        let issue =
+            Issue { uri: &uri, serves: false, hosts: &[], life: self.life, now: SystemTime::now() };
         self.authority.sign(request, issue).map_err(|error| error.to_string())
     }
 }
@@ -105,7 +106,8 @@ impl Rig {
         let (key, request) = request().unwrap();
         let hosts = if member.starts_with("control") { &["x".to_owned()][..] } else { &[] };
         let uri = format!("dirigent://test/{member}");
-        let issue = Issue { uri: &uri, hosts, life, now };
+        let serves = !hosts.is_empty();
+        let issue = Issue { uri: &uri, serves, hosts, life, now };
         let certificate = self.book.authority.sign(&request, issue).unwrap();
         fs::write(self.path(member), certificate + &key).unwrap();
         Files::open(&self.dir.path().join("ca.pem"), &self.path(member)).unwrap()

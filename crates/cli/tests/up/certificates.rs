@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// An address of this machine that is not loopback.
-fn outside() -> Option<String> {
+pub(crate) fn outside() -> Option<String> {
     // Nothing is sent: the kernel says from which address it would be.
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("198.51.100.1:9").ok()?;
@@ -29,15 +29,15 @@ fn outside() -> Option<String> {
 }
 
 /// A control plane that has made a cluster.
-struct Cluster {
-    control: Part,
-    state: Arc<State>,
+pub(crate) struct Cluster {
+    pub(crate) control: Part,
+    pub(crate) state: Arc<State>,
     api: String,
-    peers: String,
+    pub(crate) peers: String,
 }
 
 /// A verb on a state directory that must succeed; what it printed.
-fn ok(state: &State, args: &[&str]) -> String {
+pub(crate) fn ok(state: &State, args: &[&str]) -> String {
     let (code, out, err) = verb(state.path(), args);
     assert_eq!(code, 0, "{args:?}\n{out}\n{err}");
     out
@@ -45,7 +45,7 @@ fn ok(state: &State, args: &[&str]) -> String {
 
 impl Cluster {
     /// On this address, with these variables.
-    fn on(ip: &str, env: &[(&str, &str)]) -> Self {
+    pub(crate) fn on(ip: &str, env: &[(&str, &str)]) -> Self {
         let state = State::new();
         ok(&state, &["cluster", "init", "--name", "c1"]);
         let listen = format!("{ip}:0");
@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     /// On an address that is not loopback, if there is one.
-    fn outside() -> Self {
+    pub(crate) fn outside() -> Self {
         let ip = outside().unwrap_or_else(|| {
             println!("skipped in part: this machine has no address but loopback");
             "127.0.0.1".to_owned()
@@ -74,23 +74,23 @@ impl Cluster {
     }
 
     /// A machine that has joined.
-    fn machine(&self, role: &str, name: &str) -> Arc<State> {
+    pub(crate) fn machine(&self, role: &str, name: &str) -> Arc<State> {
         let state = State::new();
         let token = self.token(role, &[]);
         ok(&state, &["join", &token, "--server", &self.api, "--name", name]);
         state
     }
 
-    fn data_plane(&self, state: &Arc<State>) -> Part {
+    pub(crate) fn data_plane(&self, state: &Arc<State>) -> Part {
         let listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         Part::start("data-plane", state, &[&listen[..], &["--control", &self.peers]].concat())
     }
 
-    fn worker(&self, state: &Arc<State>, args: &[&str]) -> Part {
+    pub(crate) fn worker(&self, state: &Arc<State>, args: &[&str]) -> Part {
         Part::start("worker", state, &[args, &["--control", &self.peers]].concat())
     }
 
-    fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         let listed = verb(self.state.path(), &["workers"]).1;
         listed.lines().filter(|line| line.contains("ready")).count()
     }
@@ -231,7 +231,8 @@ fn put(cluster: &Cluster, state: &State, subject: &str, now: SystemTime) {
     let authority = Authority::load(read("ca.pem"), &read("ca.key")).unwrap();
     let (key, asked) = request().unwrap();
     let uri = format!("{}/{subject}", authority.uri());
-    let issue = Issue { uri: &uri, hosts: &[], life: Duration::from_secs(3600), now };
+    let issue =
+        Issue { uri: &uri, serves: false, hosts: &[], life: Duration::from_secs(3600), now };
     let certificate = authority.sign(&asked, issue).unwrap();
     fs::create_dir_all(state.path().join("tls")).unwrap();
     fs::write(state.path().join("tls/ca.pem"), authority.pem()).unwrap();

@@ -24,7 +24,7 @@ fn signed(dir: &Path, name: &str) -> [PathBuf; 3] {
     let (key, request) = request().unwrap();
     let hosts = ["127.0.0.1".to_owned()];
     let (uri, life) = ("test://etcd/all", Duration::from_secs(3600));
-    let issue = Issue { uri, hosts: &hosts, life, now: SystemTime::now() };
+    let issue = Issue { uri, serves: true, hosts: &hosts, life, now: SystemTime::now() };
     let certificate = authority.sign(&request, issue).unwrap();
     [("ca", pem), ("cert", certificate), ("key", key)].map(|(kind, text)| {
         let path = dir.join(format!("{name}.{kind}"));

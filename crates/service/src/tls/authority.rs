@@ -39,8 +39,9 @@ impl fmt::Debug for Authority {
 pub struct Issue<'a> {
     /// Whom it names.
     pub uri: &'a str,
-    /// Hosts and IP addresses at which it is met by those who look for that and not for the URI. Who
-    /// has none is no server.
+    /// Whether it may be shown by who is connected to, not only by who connects.
+    pub serves: bool,
+    /// Hosts and IP addresses at which it is met by those who look for that and not for the URI.
     pub hosts: &'a [String],
     /// How long it is valid.
     pub life: Duration,
@@ -96,7 +97,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if !issue.hosts.is_empty() {
+        if issue.serves {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         for host in issue.hosts {

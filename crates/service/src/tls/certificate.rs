@@ -31,6 +31,8 @@ pub enum CertificateError {
 pub struct Certificate {
     /// Whom it names: its first URI.
     pub uri: Option<String>,
+    /// Whether it may be shown by who is connected to.
+    pub serves: bool,
     /// Its number, which its authority gave no other one.
     pub serial: String,
     /// Valid from then on.
@@ -50,9 +52,11 @@ impl Certificate {
                 _ => None,
             })
         });
+        let usage = parsed.extended_key_usage().map_err(|error| malformed(&error))?;
         let validity = parsed.validity();
         Ok(Self {
             uri,
+            serves: usage.is_some_and(|usage| usage.value.server_auth),
             serial: parsed.raw_serial_as_string(),
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),

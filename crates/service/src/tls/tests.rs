@@ -36,7 +36,7 @@ impl Rig {
     fn pem(&self, uri: &str, now: SystemTime) -> (String, String) {
         let (key, request) = request().unwrap();
         let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let issue = Issue { uri, hosts: &hosts, life: HOUR, now };
+        let issue = Issue { uri, serves: !hosts.is_empty(), hosts: &hosts, life: HOUR, now };
         (self.authority.sign(&request, issue).unwrap(), key)
     }
 
@@ -218,7 +218,13 @@ async fn nonsense_and_silence_at_the_door_keep_nobody_waiting() {
 fn only_who_has_the_key_gets_a_certificate_and_says_nothing_about_it() {
     let rig = Rig::new();
     let (_, asked) = request().unwrap();
-    let issue = Issue { uri: "test://one/x", hosts: &[], life: HOUR, now: SystemTime::now() };
+    let issue = Issue {
+        uri: "test://one/x",
+        serves: false,
+        hosts: &[],
+        life: HOUR,
+        now: SystemTime::now(),
+    };
     let certificate = rig.authority.sign(&asked, issue).unwrap();
     let read = Certificate::of_pem(&certificate).unwrap();
     assert_eq!(read.uri.as_deref(), Some("test://one/x"));

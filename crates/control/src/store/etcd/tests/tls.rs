@@ -33,7 +33,7 @@ impl Signer {
         let uri = format!("test://{name}");
         let hosts = ["127.0.0.1".to_owned()];
         let life = Duration::from_secs(3600);
-        let issue = Issue { uri: &uri, hosts: &hosts, life, now: SystemTime::now() };
+        let issue = Issue { uri: &uri, serves: true, hosts: &hosts, life, now: SystemTime::now() };
         let certificate = self.authority.sign(&request, issue).unwrap();
         let [path, key_path] = ["cert", "key"].map(|kind| self.dir.join(format!("{name}.{kind}")));
         fs::write(&path, certificate).unwrap();
