@@ -3,6 +3,7 @@
 
 mod admin;
 mod others;
+mod relayed;
 
 use std::{
     fs,
@@ -305,7 +306,11 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         let Host { config, dir, tasks, .. } = &*host;
         reach.keep_renewed(tasks);
         let (frames, bulk) = (reach.data_plane(tasks), reach.data_plane_bulk(tasks));
-        let own = dirigent_proxy::Config { takes_orders: true, ..roles::data_plane(config, dir) };
+        let own = dirigent_proxy::Config {
+            takes_orders: true,
+            tunnels: relayed::tunnels(host)?,
+            ..roles::data_plane(config, dir)
+        };
         let started = dirigent_proxy::start(own, frames, bulk, tasks);
         let proxy = Arc::new(started.await.map_err(roles::proxy_failed)?);
         let admin = admin::start(config.admin, &proxy, tasks).await?;
@@ -375,10 +380,15 @@ async fn real_worker(host: &mut Host) -> Result {
         |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
     let mut protected = ports(&[config.api, config.peers, config.admin]);
     protected.extend(ports(&config.control));
+    protected.extend(config.encrypt.then_some(config.relay_port));
     protected.sort_unstable();
     protected.dedup();
-    let Started { runtimes, kept } = roles::runtimes(config, dir, protected).await?;
-    let own = roles::worker(config, dir);
+    let relay = relayed::Relay::of(host, &name).await?;
+    let inside = relay.as_ref().map(|_| relayed::inside(config));
+    let started = roles::runtimes(inside.as_ref().unwrap_or(config), dir, protected).await;
+    let Started { runtimes, kept } = started?;
+    let ingress = relay.as_ref().map(|relay| relay.ingress.clone());
+    let own = dirigent_worker::Config { ingress, ..roles::worker(config, dir) };
     let worker = match dirigent_worker::start(own, runtimes, frames, bulk, tasks).await {
         Ok(worker) => worker,
         Err(error) => {
@@ -393,10 +403,15 @@ async fn real_worker(host: &mut Host) -> Result {
         .map(|line| line.trim_start().to_owned())
         .collect();
     lines.push(format!("control    {} (as {name})", host.control()));
+    let at = relay.as_ref().map(|relay| relay.at.to_string());
+    if let (Some(relay), Some(at)) = (relay, &at) {
+        lines.push(format!("calls      {at}, encrypted, from data planes of the cluster"));
+        relay.start(reach, tasks);
+    }
     if worker.adopted > 0 {
         lines.push(format!("adopted    {} sandboxes of an earlier life", worker.adopted));
     }
-    let report = json!({ "name": name, "adopted": worker.adopted });
+    let report = json!({ "name": name, "adopted": worker.adopted, "relay": at });
     host.announce("The worker", &lines, report)?;
     let ended = host.until_end().await;
     let ended = if worker.is_name_taken() { Err(name_taken(&name)) } else { ended };
@@ -420,6 +435,10 @@ async fn real_worker(host: &mut Host) -> Result {
 
 /// Workers with a stream each, whose sandboxes answer and cost nothing.
 async fn emulated_workers(host: &mut Host, count: u32) -> Result {
+    if host.config.encrypt {
+        return Err(Fail::config("--encrypt: emulated sandboxes are reached directly")
+            .hint("leave --encrypt or --emulate out"));
+    }
     let (dir, _lock) = host.part("emulated")?;
     let (all, name) = host.reach(Role::Worker, None)?;
     all.keep_renewed(&host.tasks);

@@ -589,6 +589,12 @@ pub(crate) struct WorkerArgs {
     /// Other hosts that may connect to sandboxes, such as 10.1.2.3 or 10.1.0.0/16; may be repeated
     #[arg(long, value_name = "NET")]
     pub(crate) admit: Vec<String>,
+    /// Take calls encrypted, from data planes of the cluster only; sandboxes listen on loopback
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    /// The port of --address that encrypted calls come to [default: 9094]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) relay_port: Option<u16>,
     #[command(flatten)]
     pub(crate) peer: PeerFlags,
     #[command(flatten)]

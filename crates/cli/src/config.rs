@@ -100,6 +100,12 @@ pub(crate) struct Config {
     /// Other hosts that may connect to sandboxes: addresses, or networks such as `10.1.0.0/16`. As
     /// an ordinary user, any may.
     pub(crate) admit: Vec<Admitted>,
+    /// Whether data planes reach the sandboxes of a worker that runs apart through the worker, which
+    /// takes TLS from data planes of its cluster only, at `relay_port` of `address`; sandboxes listen on
+    /// loopback then. It takes a certificate (`dirigent join`).
+    pub(crate) encrypt: bool,
+    /// Where encrypted calls come to.
+    pub(crate) relay_port: u16,
     /// The state directory; if nothing is said `/var/lib/dirigent` as root, else
     /// `~/.local/state/dirigent`. One Dirigent at a time.
     pub(crate) state: Option<PathBuf>,
@@ -320,6 +326,8 @@ impl Default for Config {
             stop_sandboxes: false,
             address: Ipv4Addr::LOCALHOST,
             admit: Vec::new(),
+            encrypt: false,
+            relay_port: 9094,
             state: None,
             drain: Duration::from_secs(30),
             leave: Duration::from_secs(3),

@@ -133,6 +133,7 @@ pub(crate) fn worker(config: &Config, dir: &Path) -> dirigent_worker::Config {
             ..dirigent_worker::Settings::default()
         },
         durability: Durability::Host,
+        ingress: None,
         meter: Meter::default(),
     }
 }

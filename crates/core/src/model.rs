@@ -626,11 +626,13 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A socket in the file system, on the same host.
     Unix(String),
-    /// Through the worker, for sandboxes that live in it.
+    /// Through its worker, which relays what comes encrypted.
     Ingress {
-        /// The worker that relays.
-        worker: WorkerId,
-        /// The sandbox within it.
+        /// Where the worker is reached.
+        at: SocketAddr,
+        /// The name in the worker's certificate.
+        worker: String,
+        /// The sandbox behind it.
         sandbox: SandboxId,
     },
 }
@@ -640,7 +642,7 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{path}"),
-            Self::Ingress { worker, sandbox } => write!(f, "{sandbox} by {worker}"),
+            Self::Ingress { at, sandbox, .. } => write!(f, "{sandbox} through {at}"),
         }
     }
 }

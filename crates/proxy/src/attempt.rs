@@ -193,7 +193,8 @@ async fn answer(mut running: Running, head: upstream::Head) -> Outcome {
 async fn connect(invocation: &mut Invocation, lease: &Lease) -> io::Result<upstream::Stream> {
     let began = invocation.shared.now().0;
     let limit = invocation.shared.limits.connect_timeout;
-    let stream = upstream::connect(&lease.binding.address, limit).await;
+    let tunnels = invocation.shared.tunnels.as_deref();
+    let stream = upstream::connect(&lease.binding.address, tunnels, limit).await;
     let took = invocation.shared.now().0.saturating_sub(began);
     invocation.call.phases.connect += took;
     stream

@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
     path::PathBuf,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -11,6 +12,8 @@ use std::{
 use dirigent_core::name::HostRules;
 use dirigent_service::Clock;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::upstream::Tunnels;
 
 /// Everything that [`crate::start`] needs to know.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct Config {
     /// A directory of its own for the cluster and epoch obeyed; `None` remembers nothing over a
     /// restart.
     pub state: Option<PathBuf>,
+    /// How sandboxes are reached whose workers encrypt; not at all without.
+    pub tunnels: Option<Arc<dyn Tunnels>>,
     /// Threads that serve connections, each with its own.
     pub cores: NonZero<usize>,
     /// Whether it obeys orders to say that it is not ready, and to leave: whoever started it sees to
@@ -47,6 +52,7 @@ impl Config {
             hosts: HostRules::default(),
             trusted_proxies: loopback(),
             state: None,
+            tunnels: None,
             cores: thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
             takes_orders: false,
             clock: Clock::new(),

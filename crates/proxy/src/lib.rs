@@ -49,6 +49,7 @@ mod windows;
 mod wire;
 
 pub use config::{Config, Limits, loopback};
+pub use upstream::Tunnels;
 
 use std::{
     borrow::Cow,
@@ -120,12 +121,13 @@ pub async fn start(
     let listener = listen::bind(config.listen, config.flag).await?;
     let address = listener.local_addr().map_err(StartError::State)?;
     let cores = Cores::start("data-plane", config.cores).map_err(StartError::Cores)?;
-    let Config { hosts, trusted_proxies, takes_orders, clock, limits, .. } = config;
+    let Config { hosts, trusted_proxies, takes_orders, tunnels, clock, limits, .. } = config;
     let shared = Arc::new(Shared {
         clock,
         limits,
         hosts,
         trusted_proxies,
+        tunnels,
         catalogue: Catalogue::new(),
         tokens: Tokens::default(),
         timers: Timers::default(),
@@ -228,6 +230,8 @@ struct Shared {
     limits: Limits,
     hosts: HostRules,
     trusted_proxies: Vec<IpNet>,
+    /// To sandboxes whose workers encrypt.
+    tunnels: Option<Arc<dyn Tunnels>>,
     catalogue: Catalogue,
     tokens: Tokens,
     timers: Timers,

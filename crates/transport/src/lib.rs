@@ -21,12 +21,15 @@ mod depot;
 mod entrance;
 mod line;
 mod link;
+mod relay;
 mod renew;
 mod server;
+mod vouch;
 
 pub use client::{Reach, ReachError};
 pub use depot::{Answer, Depot, Pieces};
 pub use entrance::{Entrance, Members};
+pub use relay::{Behind, Tunnels, relay};
 pub use server::{Doors, Leads, serve};
 
 use std::time::Duration;

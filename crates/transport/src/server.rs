@@ -229,6 +229,14 @@ impl ControlPlane for Porter {
         Ok(Response::new(v1::RenewResponse { certificate }))
     }
 
+    async fn vouch(
+        &self,
+        request: Request<v1::VouchRequest>,
+    ) -> Result<Response<v1::VouchResponse>, Status> {
+        self.admit(&request, Role::Worker)?;
+        self.entrance.vouch(request.into_inner()).map(Response::new)
+    }
+
     async fn read_artifact(
         &self,
         request: Request<v1::ArtifactRequest>,

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fetch::Fetched, identity::Identity, ports::KnownPorts};
+use crate::{fetch::Fetched, identity::Identity, ingress::Ingress, ports::KnownPorts};
 
 /// What the task is told.
 #[derive(Debug)]
@@ -73,14 +73,21 @@ impl Runtimes {
     }
 }
 
+/// What the machine has around it.
+#[derive(Debug)]
+pub(crate) struct Shell {
+    pub(crate) identity: Identity,
+    pub(crate) ports: KnownPorts,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) ingress: Option<Ingress>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Driver {
     machine: Worker,
     clock: Clock,
-    identity: Identity,
-    ports: KnownPorts,
-    runtimes: Runtimes,
+    shell: Shell,
     /// Artifacts that the bulk connection is to get.
     wanted: Outbox<Digest, Digest>,
     /// Those on their way, one fetch per artifact, and which runtime unpacks them.
@@ -100,8 +107,7 @@ impl Driver {
     pub(crate) fn new(
         machine: Worker,
         clock: Clock,
-        (identity, ports): (Identity, KnownPorts),
-        runtimes: Runtimes,
+        shell: Shell,
         wanted: Outbox<Digest, Digest>,
         adopted: &[(RuntimeKind, Adopted)],
     ) -> Self {
@@ -109,9 +115,7 @@ impl Driver {
         Self {
             machine,
             clock,
-            identity,
-            ports,
-            runtimes,
+            shell,
             wanted,
             unpackers: HashMap::new(),
             owners,
@@ -170,7 +174,7 @@ impl Driver {
             Input::Up(outbox) => {
                 if self.leaving.is_none() {
                     self.stream = Some(outbox);
-                    let hello = self.identity.hello();
+                    let hello = self.shell.identity.hello();
                     self.handle(Event::Attached { hello });
                 }
             }
@@ -194,7 +198,7 @@ impl Driver {
         // The machine obeys neither a stranger nor a deposed leader; to find the right one, their
         // stream is left and another dialled.
         if let ToWorker::Welcome { welcome, .. } = &frame
-            && let Err(error) = self.identity.accepts(*welcome)
+            && let Err(error) = self.shell.identity.accepts(*welcome)
         {
             tracing::warn!(%error, "the control plane is not obeyed");
             self.stream = None;
@@ -210,6 +214,10 @@ impl Driver {
         match event {
             RuntimeEvent::Created { sandbox } => self.handle(Event::SandboxCreated { sandbox }),
             RuntimeEvent::Listening { sandbox, address, init } => {
+                let address = match &self.shell.ingress {
+                    Some(ingress) => ingress.put(sandbox, address),
+                    None => address,
+                };
                 self.handle(Event::SandboxListening { sandbox, address, init });
             }
             RuntimeEvent::Gone { sandbox, failure } => self.gone(sandbox, failure),
@@ -234,6 +242,9 @@ impl Driver {
 
     fn gone(&mut self, sandbox: SandboxId, failure: StartFailure) {
         self.owners.remove(&sandbox);
+        if let Some(ingress) = &self.shell.ingress {
+            ingress.gone(sandbox);
+        }
         self.handle(Event::SandboxGone { sandbox, failure });
         for data_plane in self.barred.remove(&sandbox).unwrap_or_default() {
             self.handle(Event::Settled { sandbox, data_plane });
@@ -246,8 +257,8 @@ impl Driver {
     fn fetched(&mut self, digest: Digest, result: Result<std::path::PathBuf, ArtifactFailure>) {
         let result = result.and_then(|path| {
             let kind = self.unpackers.get(&digest).copied();
-            let runtime = kind.and_then(|kind| self.runtimes.get(kind));
-            let runtime = runtime.or_else(|| self.runtimes.0.first().map(|(_, first)| first));
+            let runtime = kind.and_then(|kind| self.shell.runtimes.get(kind));
+            let runtime = runtime.or_else(|| self.shell.runtimes.0.first().map(|(_, first)| first));
             let runtime = runtime
                 .ok_or_else(|| ArtifactFailure::new("no runtime works here", Fault::Worker))?;
             runtime.unpack(digest, path);
@@ -275,7 +286,7 @@ impl Driver {
             match effect {
                 Effect::Send(frame) => self.send(frame),
                 Effect::Obey(welcome) => {
-                    if let Err(error) = self.identity.obey(welcome) {
+                    if let Err(error) = self.shell.identity.obey(welcome) {
                         tracing::error!(%error, "the control plane is not obeyed");
                         // Dropping the outbox ends the stream; the link dials again.
                         self.stream = None;
@@ -289,11 +300,11 @@ impl Driver {
                 Effect::Create(create) => self.create(*create),
                 Effect::Destroy { sandbox, grace } => self.destroy(sandbox, grace),
                 Effect::Discard { digest } => {
-                    for (_, runtime) in &self.runtimes.0 {
+                    for (_, runtime) in &self.shell.runtimes.0 {
                         runtime.discard(digest);
                     }
                 }
-                Effect::Remember { port, sandbox } => self.ports.note(port, sandbox),
+                Effect::Remember { port, sandbox } => self.shell.ports.note(port, sandbox),
                 Effect::Bar { sandbox, data_plane } => self.bar(sandbox, data_plane),
             }
         }
@@ -308,7 +319,7 @@ impl Driver {
     }
 
     fn provide(&mut self, digest: Digest, runtime: RuntimeKind, image: Option<String>) {
-        if self.runtimes.get(runtime).is_some_and(|runtime| runtime.revive(digest)) {
+        if self.shell.runtimes.get(runtime).is_some_and(|runtime| runtime.revive(digest)) {
             return;
         }
         match image {
@@ -331,14 +342,14 @@ impl Driver {
 
     /// Images of registries come from there, not over the control plane.
     fn pull(&mut self, digest: Digest, runtime: RuntimeKind, image: &str) {
-        let asked = self.runtimes.get(runtime).ok_or_else(|| absent(runtime));
+        let asked = self.shell.runtimes.get(runtime).ok_or_else(|| absent(runtime));
         if let Err(failure) = asked.and_then(|runtime| runtime.pull(digest, image)) {
             self.handle(Event::ArtifactFailed { digest, failure });
         }
     }
 
     fn resolve(&mut self, sandbox: SandboxId, runtime: RuntimeKind, image: &str, pull: Pull) {
-        let asked = self.runtimes.get(runtime).ok_or_else(|| absent(runtime));
+        let asked = self.shell.runtimes.get(runtime).ok_or_else(|| absent(runtime));
         if let Err(failure) = asked.and_then(|runtime| runtime.resolve(sandbox, image, pull)) {
             self.handle(Event::ImageResolved { sandbox, result: Err(failure) });
         }
@@ -347,7 +358,7 @@ impl Driver {
     fn create(&mut self, create: CreateSandbox) {
         let sandbox = create.order.sandbox;
         let kind = create.order.spec.sandbox.runtime;
-        let Some(runtime) = self.runtimes.get(kind) else {
+        let Some(runtime) = self.shell.runtimes.get(kind) else {
             let message = format!("the {kind} runtime does not work on this worker");
             let cause = Cause::CreateFailed { message };
             let failure = StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() };
@@ -359,7 +370,7 @@ impl Driver {
 
     fn destroy(&self, sandbox: SandboxId, grace: Duration) {
         let owner = self.owners.get(&sandbox);
-        if let Some(runtime) = owner.and_then(|kind| self.runtimes.get(*kind)) {
+        if let Some(runtime) = owner.and_then(|kind| self.shell.runtimes.get(*kind)) {
             runtime.destroy(sandbox, grace);
         }
     }

@@ -23,6 +23,7 @@ mod driver;
 mod durability;
 mod fetch;
 mod identity;
+mod ingress;
 mod link;
 mod load;
 mod ports;
@@ -30,6 +31,7 @@ mod ports;
 pub use capacity::{CapacityError, Settings};
 pub use durability::Durability;
 pub use identity::StateError;
+pub use ingress::Ingress;
 pub use load::Meter;
 
 use std::{
@@ -50,7 +52,7 @@ use dirigent_runtime::{Event, Facts, Runtime};
 use dirigent_service::{Clock, Dialer, Limits, OnCancel, OnError, Tasks, outbox};
 use tokio::sync::mpsc;
 
-use driver::{Driver, Input, Runtimes};
+use driver::{Driver, Input, Runtimes, Shell};
 use identity::Identity;
 use ports::KnownPorts;
 
@@ -63,6 +65,8 @@ pub struct Config {
     pub settings: Settings,
     /// What its files outlive.
     pub durability: Durability,
+    /// What data planes reach its sandboxes through, if not directly.
+    pub ingress: Option<Ingress>,
     /// How it sees what the machine does; workers of one process share one.
     pub meter: Meter,
 }
@@ -135,7 +139,13 @@ pub async fn start(
     let mut adopted = Vec::new();
     let mut artifacts = Vec::new();
     for ((runtime, events), facts) in runtimes.into_iter().zip(&facts) {
-        let (found, held) = recover(Arc::clone(&runtime), facts.kind).await?;
+        let (mut found, held) = recover(Arc::clone(&runtime), facts.kind).await?;
+        if let Some(ingress) = &config.ingress {
+            for Adopted { report, .. } in &mut found {
+                let address = report.address.take();
+                report.address = address.map(|own| ingress.put(report.sandbox, own));
+            }
+        }
         adopted.extend(found.into_iter().map(|found| (facts.kind, found)));
         artifacts.extend(held);
         tasks.run("runtime events", OnCancel::Abort, relay(events, inputs.clone()));
@@ -160,7 +170,8 @@ pub async fn start(
     let (wanted, wants) = outbox(Limits::default());
     let bulk = bulk::Bulk::new(bulk_dialer, incoming, runtimes.all(), inputs.clone(), wants);
     let at = adopted.len();
-    let driver = Driver::new(machine, clock, (identity, ports), runtimes, wanted, &adopted);
+    let shell = Shell { identity, ports, runtimes, ingress: config.ingress };
+    let driver = Driver::new(machine, clock, shell, wanted, &adopted);
     let (link, name_taken) = (driver.link_token(), driver.name_taken());
     tasks.spawn("worker", OnError::StopRole, OnCancel::Abort, driver.run(receiver));
     tasks.run("worker link", OnCancel::Abort, link::keep(dialer, inputs.clone(), link));

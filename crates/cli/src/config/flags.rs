@@ -78,12 +78,24 @@ impl Flagged for WorkerArgs {
     }
 
     fn flags(&self, flags: &mut Flags) {
-        let Self { process, role, peer, emulate, stop_sandboxes, address, admit } = self;
+        let Self {
+            process,
+            role,
+            peer,
+            emulate,
+            stop_sandboxes,
+            address,
+            admit,
+            encrypt,
+            relay_port,
+        } = self;
         flags.worker(role);
         flags.add("emulate", "emulate", *emulate);
         flags.add("stop-sandboxes", "stop_sandboxes", stop_sandboxes.then_some(true));
         flags.add("address", "address", *address);
         flags.add("admit", "admit", (!admit.is_empty()).then(|| admit.join(",")));
+        flags.add("encrypt", "encrypt", encrypt.then_some(true));
+        flags.add("relay-port", "relay_port", *relay_port);
         flags.peer(peer);
         flags.process(process);
     }
@@ -225,6 +237,8 @@ pub(crate) fn every_flag() -> Vec<Flag> {
             stop_sandboxes: true,
             address: Some(Ipv4Addr::LOCALHOST),
             admit: vec!["10.1.0.0/16".to_owned()],
+            encrypt: true,
+            relay_port: Some(1),
             peer: peer(),
             process: process(),
         },

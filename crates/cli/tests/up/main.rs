@@ -19,6 +19,7 @@ mod lasting;
 mod metrics;
 mod moving;
 mod recording;
+mod relayed;
 mod units;
 mod wrong;
 

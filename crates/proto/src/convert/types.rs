@@ -73,7 +73,7 @@ variants! {
     Address in address {
         Tcp(Message)
         Unix(Text)
-        Ingress { worker: Number, sandbox: Needed, }
+        Ingress { at: Needed, worker: Text, sandbox: Needed, }
     }
 }
 

@@ -314,7 +314,7 @@ enums! {
     Duty { InUse, Cordoned, Draining, }
     WhyReturned { Idle, Drained, Unreachable, Closing, }
     Share { Slots(n), Open, }
-    Address { Tcp(address), Unix(path), Ingress { worker, sandbox }, }
+    Address { Tcp(address), Unix(path), Ingress { at, worker, sandbox }, }
     Cause {
         Stopped, Exited { code }, Signalled { signal }, OutOfMemory { limit },
         NeverListened { message }, CreateFailed { message }, ArtifactFailed { message }, WorkerLost,

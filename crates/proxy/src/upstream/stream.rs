@@ -5,15 +5,20 @@
 //! is used on another thread moves there first.
 
 use std::{
-    io,
+    fmt, io,
     mem::MaybeUninit,
-    net::Shutdown,
+    net::{Shutdown, SocketAddr},
+    os::unix::net::UnixStream as StdUnixStream,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Acquire},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use dirigent_core::Address;
+use dirigent_core::{Address, SandboxId};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
@@ -25,10 +30,16 @@ use tokio::{
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// This end of one that is carried on by others, who say so before it ends because it broke.
+    Carried(UnixStream, Arc<AtomicBool>),
 }
 
 /// Connects, or says why not within `limit`.
-pub(crate) async fn connect(address: &Address, limit: Duration) -> io::Result<Stream> {
+pub(crate) async fn connect(
+    address: &Address,
+    tunnels: Option<&dyn Tunnels>,
+    limit: Duration,
+) -> io::Result<Stream> {
     let connecting = async {
         match address {
             Address::Tcp(address) => {
@@ -40,16 +51,34 @@ pub(crate) async fn connect(address: &Address, limit: Duration) -> io::Result<St
                 Ok(Stream::Tcp(stream))
             }
             Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
-            Address::Ingress { .. } => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "sandboxes behind their worker's ingress cannot be reached by this data plane",
-            )),
+            Address::Ingress { at, worker, sandbox } => {
+                let tunnels = tunnels.ok_or_else(|| {
+                    let why = "a worker that encrypts is met only with a certificate";
+                    io::Error::new(io::ErrorKind::Unsupported, why)
+                })?;
+                let broken = Arc::new(AtomicBool::new(false));
+                let opened = tunnels.open(*at, worker, *sandbox, Arc::clone(&broken)).await?;
+                Ok(Stream::Carried(UnixStream::from_std(opened)?, broken))
+            }
         }
     };
     match tokio::time::timeout(limit, connecting).await {
         Ok(result) => result,
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+/// Connections to sandboxes that their worker relays.
+pub trait Tunnels: fmt::Debug + Send + Sync {
+    /// One to a sandbox of the worker of this name, which is reached at `at`. Whoever carries it sets
+    /// `broken` before it ends, unless it ends as the sandbox ended it.
+    fn open<'a>(
+        &'a self,
+        at: SocketAddr,
+        worker: &'a str,
+        sandbox: SandboxId,
+        broken: Arc<AtomicBool>,
+    ) -> Pin<Box<dyn Future<Output = io::Result<StdUnixStream>> + Send + 'a>>;
 }
 
 /// A host that died says nothing. The kernel gives up what no kernel there acknowledges for 5 s, where
@@ -68,15 +97,20 @@ impl Stream {
     pub(crate) fn moved(self) -> Option<Self> {
         // What this thread's queue knows of it comes later: the socket itself is asked.
         let quiet = |peeked: io::Result<usize>| matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        let unix = |stream: UnixStream| {
+            let stream = stream.into_std()?;
+            let quiet = quiet(SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]));
+            Ok(if quiet { Some(UnixStream::from_std(stream)?) } else { None })
+        };
         let moved = match self {
             Self::Tcp(stream) => stream.into_std().and_then(|stream| {
                 let quiet = quiet(stream.peek(&mut [0]));
                 Ok(quiet.then_some(Self::Tcp(TcpStream::from_std(stream)?)))
             }),
-            Self::Unix(stream) => stream.into_std().and_then(|stream| {
-                let quiet = quiet(SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]));
-                Ok(quiet.then_some(Self::Unix(UnixStream::from_std(stream)?)))
-            }),
+            Self::Unix(stream) => unix(stream).map(|moved| moved.map(Self::Unix)),
+            Self::Carried(stream, broken) => {
+                unix(stream).map(|moved| moved.map(|stream| Self::Carried(stream, broken)))
+            }
         };
         moved.unwrap_or_else(|error| {
             tracing::debug!(%error, "a kept connection could not be moved");
@@ -96,12 +130,13 @@ impl Stream {
                     ready!(stream.poll_read_ready(cx))?;
                     stream.try_read(buffer.initialize_unfilled())
                 }
-                Self::Unix(stream) => {
+                Self::Unix(stream) | Self::Carried(stream, _) => {
                     ready!(stream.poll_read_ready(cx))?;
                     stream.try_read(buffer.initialize_unfilled())
                 }
             };
             match read {
+                Ok(0) if buffer.remaining() > 0 => return Poll::Ready(self.end()),
                 Ok(read) => {
                     buffer.advance(read);
                     return Poll::Ready(Ok(()));
@@ -109,6 +144,16 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
+        }
+    }
+
+    /// Nothing more comes: whether that is its end, or it broke.
+    fn end(&self) -> io::Result<()> {
+        match self {
+            Self::Carried(_, broken) if broken.load(Acquire) => {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -124,7 +169,7 @@ impl Stream {
                     ready!(stream.poll_write_ready(cx))?;
                     stream.try_write(data)
                 }
-                Self::Unix(stream) => {
+                Self::Unix(stream) | Self::Carried(stream, _) => {
                     ready!(stream.poll_write_ready(cx))?;
                     stream.try_write(data)
                 }
@@ -140,7 +185,9 @@ impl Stream {
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
-            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) | Self::Carried(stream, _) => {
+                SockRef::from(stream).shutdown(Shutdown::Write)
+            }
         }
     }
 
@@ -152,7 +199,7 @@ impl Stream {
         loop {
             let ready = match self {
                 Self::Tcp(stream) => stream.ready(END).await,
-                Self::Unix(stream) => stream.ready(END).await,
+                Self::Unix(stream) | Self::Carried(stream, _) => stream.ready(END).await,
             };
             match ready {
                 Ok(ready) if ready.is_read_closed() => return,
@@ -169,7 +216,7 @@ impl Stream {
         let nothing = || Err(io::ErrorKind::WouldBlock.into());
         let _would_block: io::Result<()> = match self {
             Self::Tcp(stream) => stream.try_io(interest, nothing),
-            Self::Unix(stream) => stream.try_io(interest, nothing),
+            Self::Unix(stream) | Self::Carried(stream, _) => stream.try_io(interest, nothing),
         };
     }
 
@@ -178,7 +225,7 @@ impl Stream {
         let mut byte = [0];
         let read = match self {
             Self::Tcp(stream) => stream.try_read(&mut byte),
-            Self::Unix(stream) => stream.try_read(&mut byte),
+            Self::Unix(stream) | Self::Carried(stream, _) => stream.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -190,10 +237,14 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(match this {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+            Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_read(cx, buffer),
+        })?;
+        let ended = buffer.filled().len() == before && buffer.remaining() > 0;
+        Poll::Ready(if ended { this.end() } else { Ok(()) })
     }
 }
 
@@ -205,7 +256,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_write(cx, data),
         }
     }
 
@@ -216,7 +267,9 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Unix(stream) | Self::Carried(stream, _) => {
+                Pin::new(stream).poll_write_vectored(cx, parts)
+            }
         }
     }
 
@@ -227,14 +280,14 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn settings() -> Settings {
 }
 
 fn config(state: PathBuf, settings: Settings) -> Config {
-    Config { state, settings, durability: Durability::Host, meter: Meter::default() }
+    Config { state, settings, durability: Durability::Host, ingress: None, meter: Meter::default() }
 }
 
 impl Bench {
