@@ -230,7 +230,7 @@ pub async fn run(
         plan.iter().map(|call| (call.host.as_ref() == WARM, call.method == Method::GET)).collect();
     let load = Load { deadline: DEADLINE, ..Load::http1(target) };
     let begun = Instant::now();
-    let (samples, (at, back)) = tokio::try_join!(load.run(plan, progress), kill)?;
+    let (samples, (at, back)) = tokio::try_join!(load.run_from(begun, plan, progress), kill)?;
     let since = |moment: Instant| moment.saturating_duration_since(begun);
     Ok(evaluate(options, &samples, &kinds, Killed { at: since(at), back: since(back) }))
 }

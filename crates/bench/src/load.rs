@@ -181,9 +181,27 @@ impl Load {
         Calls: IntoIterator<Item = Call>,
         Calls::IntoIter: Send + 'static,
     {
+        self.run_from(Instant::now(), calls, progress).await
+    }
+
+    /// The same, with all times from `begun` on: for who compares them with moments of its own. On a
+    /// busy machine a load begins milliseconds after it was asked for.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_from<Calls>(
+        &self,
+        begun: Instant,
+        calls: Calls,
+        progress: Arc<Progress>,
+    ) -> Result<Vec<Sample>>
+    where
+        Calls: IntoIterator<Item = Call>,
+        Calls::IntoIter: Send + 'static,
+    {
         let calls = calls.into_iter();
         let mut samples = Vec::with_capacity(calls.size_hint().0);
-        self.stream(calls, progress, |sample| samples.push(sample)).await?;
+        self.stream_from(begun, calls, progress, |sample| samples.push(sample)).await?;
         samples.sort_by_key(|sample| sample.call);
         Ok(samples)
     }
@@ -196,13 +214,26 @@ impl Load {
         &self,
         calls: Calls,
         progress: Arc<Progress>,
+        to: impl FnMut(Sample),
+    ) -> Result<()>
+    where
+        Calls: IntoIterator<Item = Call>,
+        Calls::IntoIter: Send + 'static,
+    {
+        self.stream_from(Instant::now(), calls, progress, to).await
+    }
+
+    async fn stream_from<Calls>(
+        &self,
+        begun: Instant,
+        calls: Calls,
+        progress: Arc<Progress>,
         mut to: impl FnMut(Sample),
     ) -> Result<()>
     where
         Calls: IntoIterator<Item = Call>,
         Calls::IntoIter: Send + 'static,
     {
-        let begun = Instant::now();
         let client = Arc::new(Client::connect(self.target, self.protocol).await?);
         let mut due = pace(begun, calls.into_iter().map(|call| (call.at, call)))?;
         let mut open: JoinSet<Sample> = JoinSet::new();

@@ -107,7 +107,7 @@ pub async fn run(cluster: &dyn Cluster, options: Options, progress: Arc<Progress
     let load = Load::http1(cluster.functions());
     let sockets = sockets(cluster, options, lasts);
     let (samples, switches, broken) = tokio::try_join!(
-        load.run(calls, progress),
+        load.run_from(begun.into_std(), calls, progress),
         redeploy(cluster, options, begun, lasts),
         sockets
     )?;

@@ -189,10 +189,6 @@ fn a_killed_data_plane_costs_what_is_called_until_it_is_back() {
     let report = killed("data-plane");
     // A third of a second of calls finds nobody.
     assert!(report["explained"].as_u64().unwrap() >= 10, "{report}");
-    let warm = report["series"][0]["windows"].as_array().unwrap();
-    let failed = |window: &&Value| window["failed"].as_u64().unwrap() > 0;
-    let first = warm.iter().find(failed).unwrap()["at_s"].as_f64().unwrap();
-    assert!(first >= -0.3, "nothing fails before the kill: {report}");
 }
 
 #[test]

@@ -76,6 +76,8 @@ impl From<Which> for Part {
 
 /// Of a window.
 const WINDOW_MS: u64 = 100;
+/// Seconds at the end of the load in which nothing may fail.
+const END_S: f64 = 0.5;
 /// A killed sandbox is replaced within this.
 const REPLACED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -145,7 +147,10 @@ fn print(seen: &Seen, args: &FailArgs, printer: Printer) -> Result {
 fn bars(seen: &Seen) -> Vec<Bar> {
     let Seen { calls, lost, explained, unexplained, .. } = seen;
     let part = seen.options.part;
-    let last = seen.series.iter().flat_map(|series| series.windows.iter().rev().take(5));
+    // By when they were due: of few calls the last ones are not at the end.
+    let end = seen.options.seconds - seen.options.kill_at - END_S;
+    let windows = seen.series.iter().flat_map(|series| &series.windows);
+    let last = windows.filter(|window| window.at_s >= end);
     let at_the_end: usize = last.map(|window| window.failed).sum();
     vec![
         Bar { text: format!("{calls} calls, {lost} lost"), holds: *lost == 0 },
@@ -162,32 +167,43 @@ fn bars(seen: &Seen) -> Vec<Bar> {
     ]
 }
 
-/// Kills the program in a sandbox, and waits until there are as many sandboxes again.
+/// Kills the program in a sandbox that is ready, and waits until it is gone and there are as many
+/// sandboxes as before it was called; there may have been more, and none is started for it then.
 async fn replace(system: &System, sandboxes: usize) -> anyhow::Result<()> {
     use dirigent_bench::Cluster as _;
 
     let before = system.addresses(WARM).await?;
-    let pid = program(&system.state(), WARM).context("no sandbox's program was found")?;
+    let is_ready = |port| before.iter().any(|address| address.port() == port);
+    let (pid, port) = programs(&system.state(), WARM)
+        .into_iter()
+        .find(|(_, port)| is_ready(*port))
+        .context("no sandbox's program was found")?;
     kill_process(pid, Signal::KILL).context("cannot kill it")?;
     let begun = Instant::now();
     loop {
         let now = system.addresses(WARM).await?;
-        let is_another = now.iter().any(|address| !before.contains(address));
-        if is_another && now.len() >= sandboxes {
+        let is_gone = now.iter().all(|address| address.port() != port);
+        if is_gone && now.len() >= sandboxes {
             return Ok(());
         }
-        anyhow::ensure!(begun.elapsed() < REPLACED_WITHIN, "no other sandbox was started");
+        let left = now.len();
+        anyhow::ensure!(
+            begun.elapsed() < REPLACED_WITHIN,
+            "{left} of {sandboxes} sandboxes are ready {REPLACED_WITHIN:?} later, it is gone: {is_gone}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A process that serves this function: of this system, as its directory shows, and with the
-/// function's name in its environment.
-fn program(state: &Path, function: &str) -> Option<Pid> {
-    let wanted = format!("K_SERVICE={function}");
-    let serves = |pid: &i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+/// The processes that serve this function, each with its port: of this system, as its directory
+/// shows, and as their environments say.
+fn programs(state: &Path, function: &str) -> Vec<(Pid, u16)> {
+    let served = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let environment = String::from_utf8_lossy(&environment);
+        let of = |name| environment.split('\0').find_map(|it| it.strip_prefix(name));
+        let port = of("PORT=").filter(|_| of("K_SERVICE=") == Some(function))?.parse().ok()?;
+        Some((Pid::from_raw(pid)?, port))
     };
-    Pid::from_raw(processes_of(state).into_iter().find(serves)?)
+    processes_of(state).into_iter().filter_map(served).collect()
 }
