@@ -330,7 +330,12 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         let leave = config.leave;
         let mut orders = proxy.orders();
         tokio::select! {
-            end = host.until_end() => end?,
+            end = host.until_end() => {
+                if proxy.is_name_taken() {
+                    return Err(name_taken(Role::DataPlane, &name));
+                }
+                end?;
+            }
             // Who gives orders is gone with the role only.
             Ok(_) = orders.wait_for(|duty| *duty == Duty::Draining) => {
                 host.printer.note(&"the control plane orders this data plane to leave");
@@ -414,7 +419,7 @@ async fn real_worker(host: &mut Host) -> Result {
     let report = json!({ "name": name, "adopted": worker.adopted, "relay": at });
     host.announce("The worker", &lines, report)?;
     let ended = host.until_end().await;
-    let ended = if worker.is_name_taken() { Err(name_taken(&name)) } else { ended };
+    let ended = if worker.is_name_taken() { Err(name_taken(Role::Worker, &name)) } else { ended };
     let end = if host.config.stop_sandboxes && ended.is_ok() {
         tokio::select! {
             left = worker.stop_all(roles::STOP_SANDBOXES) => if left > 0 {
@@ -459,16 +464,16 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     host.announce(&format!("{count} emulated workers"), &lines, json!({ "emulated": count }))?;
     let ended = host.until_end().await;
     let is_taken = workers.iter().any(dirigent_worker::Running::is_name_taken);
-    if is_taken { Err(name_taken(&name)) } else { ended }
+    if is_taken { Err(name_taken(Role::Worker, &name)) } else { ended }
 }
 
-/// Why a worker gave up.
-fn name_taken(name: &str) -> Fail {
+/// Why it gave up.
+fn name_taken(role: Role, name: &str) -> Fail {
     Fail::config(format!(
-        "another worker is called {name}, and lives: it goes on, this one does not"
+        "another {role} is called {name}, and lives: it goes on, this one does not"
     ))
     .hint(
         "give each a name of its own (--name), and a certificate of its own (`dirigent join`); a \
-         copy of a worker's state directory has its certificate",
+         copy of a state directory has its certificate",
     )
 }

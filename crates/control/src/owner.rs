@@ -341,7 +341,8 @@ impl Owner {
             | ToDataPlane::Grant(_)
             | ToDataPlane::Recall { .. }
             | ToDataPlane::RecallSandbox { .. }
-            | ToDataPlane::Unsupported { .. } => None,
+            | ToDataPlane::Unsupported { .. }
+            | ToDataPlane::Taken => None,
         };
         if let Err(why) = outbox.push(topic, FRAME_BYTES, frame) {
             self.give_up(stream, why);

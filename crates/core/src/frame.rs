@@ -26,7 +26,8 @@ pub const CHECKS_TOKENS: &str = "checks-tokens";
 /// The feature of a data plane that takes [`ToDataPlane::Duty`].
 pub const DUTY: &str = "duty";
 
-/// The feature of a worker that takes [`ToWorker::Taken`].
+/// The feature of a worker that takes [`ToWorker::Taken`], and of a data plane that takes
+/// [`ToDataPlane::Taken`].
 pub const TAKEN: &str = "taken";
 
 /// One life of a peer: a restart of its host changes `boot`, one of its process raises `start` and
@@ -280,6 +281,9 @@ pub enum ToDataPlane {
         /// Its kind.
         kind: String,
     },
+    /// In place of a `Welcome`, before the stream is closed: another life of a data plane of this name
+    /// is attached. For data planes with the feature [`TAKEN`].
+    Taken,
 }
 
 /// Slots given to a data plane.

@@ -8,14 +8,14 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dirigent_core::{
     ClusterId, Epoch, FunctionId,
     frame::{
         CHECKS_TOKENS, DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Grant, Hello, Incarnation,
-        PROTOCOL, Returned, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
+        PROTOCOL, Returned, TAKEN, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
     },
     gate::Event,
 };
@@ -79,7 +79,7 @@ impl Memory {
         Hello {
             cluster: self.remembered.cluster,
             protocol: (PROTOCOL, PROTOCOL),
-            features: vec![CHECKS_TOKENS.to_owned()],
+            features: vec![CHECKS_TOKENS.to_owned(), TAKEN.to_owned()],
             incarnation: Incarnation {
                 boot: Arc::clone(&self.boot),
                 start: self.remembered.starts,
@@ -107,6 +107,11 @@ impl Memory {
     }
 }
 
+/// Another data plane has the name.
+#[derive(Debug, thiserror::Error)]
+#[error("another data plane of this name is attached to the control plane, and lives")]
+pub(crate) struct NameTaken;
+
 /// Why a stream is over.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
@@ -118,6 +123,8 @@ enum Broken {
     Stranger,
     #[error("the control plane was deposed")]
     Deposed,
+    #[error(transparent)]
+    Taken(#[from] NameTaken),
     #[error("what is obeyed cannot be remembered: {0}")]
     Disk(#[source] io::Error),
     #[error("the control plane hung up")]
@@ -129,6 +136,9 @@ enum Broken {
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const WELCOME_WITHIN: Duration = Duration::from_secs(5);
+/// How long the name may be taken before this one gives up: a last life of its own, cut off without a
+/// word, is given up by the control plane sooner.
+const TAKEN_FOR: Duration = Duration::from_secs(10);
 
 /// Doubling, between half of it and all of it, so that many data planes do not dial at once.
 struct Pause(Duration);
@@ -141,19 +151,31 @@ impl Pause {
     }
 }
 
-/// Keeps a stream up until it is dropped.
+/// Keeps a stream up until it is dropped, or another data plane has the name. Who was in use before
+/// does not yield: the other one came later.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     dialer: Dialer<FromDataPlane, ToDataPlane>,
     mut memory: Memory,
-) {
+) -> Result<(), NameTaken> {
     let mut pause = Pause(FIRST_PAUSE);
-    for number in 1.. {
+    let mut taken_since = None;
+    let mut number = 0;
+    loop {
+        number += 1;
         let broken = attach(&shared, &dialer, &mut memory, number, &mut pause).await;
         detach(&shared);
         match broken {
             Broken::Unreachable | Broken::HungUp | Broken::NoWelcome => {
                 tracing::debug!(error = %broken, "not attached to a control plane");
+            }
+            Broken::Taken(taken) => {
+                let since: Instant = *taken_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= TAKEN_FOR && !shared.met.load(Relaxed) {
+                    shared.name_taken.store(true, Relaxed);
+                    return Err(taken);
+                }
+                tracing::warn!("{taken}; it is dialled again");
             }
             _ => tracing::warn!(error = %broken, "not attached to a control plane"),
         }
@@ -181,6 +203,7 @@ async fn attach(
     let welcome = tokio::time::timeout(WELCOME_WITHIN, rx.recv()).await;
     let (welcome, you) = match welcome {
         Ok(Some(ToDataPlane::Welcome { welcome, you })) => (welcome, you),
+        Ok(Some(ToDataPlane::Taken)) => return NameTaken.into(),
         Ok(None) => return Broken::HungUp,
         Ok(Some(_)) | Err(_) => return Broken::NoWelcome,
     };
@@ -244,7 +267,9 @@ fn detach(shared: &Arc<Shared>) {
 
 fn obey(shared: &Arc<Shared>, number: u64, frame: ToDataPlane) {
     match frame {
-        ToDataPlane::Welcome { .. } => tracing::debug!("welcomed twice"),
+        ToDataPlane::Welcome { .. } | ToDataPlane::Taken => {
+            tracing::debug!("answered twice who this is");
+        }
         ToDataPlane::Duty { duty } => shared.orders.told(duty),
         ToDataPlane::Resolved { name, version, function } => {
             shared.orders.answered(&name);

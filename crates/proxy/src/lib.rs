@@ -71,7 +71,7 @@ use dirigent_core::{
     frame::{FromDataPlane, FromDataPlaneBulk, InvocationRecord, ToDataPlane, ToDataPlaneBulk},
     name::HostRules,
 };
-use dirigent_service::{Clock, Cores, Dialer, OnCancel, Outbox, Tasks, listen};
+use dirigent_service::{Clock, Cores, Dialer, OnCancel, OnError, Outbox, Tasks, listen};
 use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -139,6 +139,7 @@ pub async fn start(
         stream: ArcSwapOption::empty(),
         attached: AtomicBool::new(false),
         met: AtomicBool::new(false),
+        name_taken: AtomicBool::new(false),
         invocations: AtomicU64::new(0),
         in_flight: AtomicUsize::new(0),
         open: AtomicUsize::new(0),
@@ -160,7 +161,7 @@ pub async fn start(
     tasks.run("data plane: sweep", OnCancel::Abort, sweep(Arc::clone(&shared)));
     tasks.run("data plane: failures", OnCancel::Wait, FailureLog::run(Arc::clone(&shared)));
     let stream = control::run(Arc::clone(&shared), frames, memory);
-    tasks.run("data plane: control stream", OnCancel::Abort, stream);
+    tasks.spawn("data plane: control stream", OnError::StopRole, OnCancel::Abort, stream);
     let bulk = control::run_bulk(Arc::clone(&shared), bulk);
     tasks.run("data plane: bulk stream", OnCancel::Abort, bulk);
     server::start(&shared, listener).map_err(StartError::Cores)?;
@@ -172,6 +173,12 @@ impl Running {
     #[must_use]
     pub fn is_attached(&self) -> bool {
         self.shared.is_attached()
+    }
+
+    /// Whether it has ended because another data plane has its name, and lives.
+    #[must_use]
+    pub fn is_name_taken(&self) -> bool {
+        self.shared.name_taken.load(Relaxed)
     }
 
     /// Whether calls are to come here: it has met a control plane, and does not leave. Without one
@@ -246,6 +253,8 @@ struct Shared {
     attached: AtomicBool,
     /// Whether a control plane was ever attached.
     met: AtomicBool,
+    /// Set once it gives up.
+    name_taken: AtomicBool,
     invocations: AtomicU64,
     in_flight: AtomicUsize,
     /// Client connections and tunnels.

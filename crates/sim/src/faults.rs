@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// All kinds, as they are counted.
-pub const FAULTS: [&str; 24] = [
+pub const FAULTS: [&str; 25] = [
     "control plane dies",
     "cut one way",
     "data plane dies",
@@ -34,6 +34,7 @@ pub const FAULTS: [&str; 24] = [
     "slow reader",
     "slow store",
     "store restored from an older copy",
+    "two data planes of one name",
     "two workers of one name",
     "worker's daemon dies",
     "worker joins",

@@ -237,6 +237,9 @@ impl World {
                 }
                 Effect::ToDataPlane { stream, frame } => {
                     let grants = matches!(frame, ToDataPlane::Grant(_));
+                    if let ToDataPlane::Welcome { .. } = frame {
+                        self.welcomed(stream);
+                    }
                     self.send(stream, false, Packet::ToPlane(frame));
                     if grants {
                         self.check_leaders();
@@ -286,7 +289,7 @@ impl World {
         }
         let rival = if is_twin { self.rival(stream) } else { None };
         if is_twin && rival.is_none() {
-            // Nothing is promised to a worker that may be dead.
+            // Nothing is promised to one that may be dead.
             self.close_end(stream, true);
             return;
         }
@@ -311,7 +314,7 @@ impl World {
             Packet::Closed => return self.close_end(stream, true),
             Packet::ToPlane(_) | Packet::ToWorker(_) => return,
         };
-        let says_hello = matches!(event, Event::WorkerSaid { .. });
+        let says_hello = matches!(event, Event::WorkerSaid { .. } | Event::DataPlaneSaid { .. });
         self.tell_control(control, event);
         if let Some(rival) = rival.filter(|_| says_hello) {
             self.check_name(stream, rival);

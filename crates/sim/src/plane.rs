@@ -300,7 +300,7 @@ impl World {
                     p.knows_tokens = true;
                 }
             }
-            ToDataPlane::Unsupported { .. } => {}
+            ToDataPlane::Unsupported { .. } | ToDataPlane::Taken => {}
         }
     }
 

@@ -83,7 +83,7 @@ pub enum Plant {
     CordonForgotten,
     /// An order to drain a worker arrives as one to cordon it.
     DrainAsCordon,
-    /// A second process with a worker's name says that it is the same life.
+    /// A second process with a worker's or data plane's name says that it is the same life.
     LifeCopied,
     /// Data planes of the version before say that they can what those of today can.
     FeaturesInvented,

@@ -85,6 +85,7 @@ impl World {
             }
             Packet::FromPlane(FromDataPlane::Hello(hello)) => {
                 hello.hello.features.clear();
+                hello.hello.incarnation.life = 0;
                 hello.demands.iter_mut().for_each(|demand| demand.expected = 0);
             }
             Packet::FromPlane(FromDataPlane::Demand(demand)) => demand.expected = 0,
@@ -102,7 +103,7 @@ impl World {
 /// To the version before a function whose callers show tokens would be one that everybody may call.
 fn is_known_to_older(frame: &ToDataPlane) -> bool {
     match frame {
-        ToDataPlane::Duty { .. } | ToDataPlane::Tokens { .. } => false,
+        ToDataPlane::Duty { .. } | ToDataPlane::Tokens { .. } | ToDataPlane::Taken => false,
         ToDataPlane::Resolved { function: Some(view), .. } => view.settings.auth == Auth::None,
         _ => true,
     }

@@ -252,6 +252,31 @@ fn a_second_worker_of_one_name_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_second_data_plane_of_one_name_is_refused_and_the_first_goes_on() {
+    let cluster = Cluster::start();
+    let (first, workers) = (State::new(), State::new());
+    let listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--name", "d1"];
+    let plane = cluster.peer("data-plane", &first, &listen);
+    let worker = cluster.peer("worker", &workers, &["--stop-sandboxes"]);
+    until("it has met the control plane", || ready(&plane));
+    cluster.deploy("one");
+    let process = body(&plane, "one").lines().nth(3).map(str::to_owned);
+    let control = ["--control", &cluster.peers, "--peer-token", &cluster.token];
+    let args = [&["data-plane"][..], &listen, &control].concat();
+    let (code, _, err) = verb(State::new().path(), &args);
+    assert!(code == 2 && err.contains("another data-plane is called d1"), "{code} {err}");
+    // The first one has its slots still.
+    assert_eq!(body(&plane, "one").lines().nth(3).map(str::to_owned), process);
+    assert!(!plane.said().contains("another data plane"), "{}", plane.said());
+    // One that was killed comes back at once.
+    let state = plane.kill();
+    let plane = cluster.peer("data-plane", &state, &listen);
+    until("it is back", || ready(&plane));
+    assert!(body(&plane, "one").contains("Hello"));
+    assert!(plane.end().success() && worker.end().success());
+}
+
+#[test]
 fn whoever_has_no_token_or_says_nonsense_is_refused_and_harms_nobody() {
     let cluster = Cluster::start();
     let (state, stranger) = (State::new(), State::new());

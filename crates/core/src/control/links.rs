@@ -16,7 +16,7 @@ use crate::{
     },
     frame::{
         DataPlaneHello, Demand, FromDataPlane, FromWorker, Hello, PROTOCOL, Returned,
-        SandboxReport, Share, ToDataPlane, Welcome, WhyReturned,
+        SandboxReport, Share, TAKEN, ToDataPlane, Welcome, WhyReturned,
     },
 };
 
@@ -149,6 +149,16 @@ impl Control {
             return;
         };
         if !self.greets(stream, &hello.hello) {
+            self.cluster.peers.close(stream);
+            return;
+        }
+        if self.cluster.peers.is_taken(&name, &hello.hello) {
+            if hello.hello.has(TAKEN) {
+                let frame = ToDataPlane::Taken;
+                self.cluster.effects.push_back(Effect::ToDataPlane { stream, frame });
+            }
+            let reason = format!("another data plane {name} is attached");
+            self.cluster.effects.push_back(Effect::Close { stream, reason });
             self.cluster.peers.close(stream);
             return;
         }

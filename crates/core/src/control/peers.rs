@@ -212,6 +212,13 @@ impl Peers {
         before
     }
 
+    /// Whether another life of a data plane of this name is attached. A process that ended has ended its
+    /// stream too, and one that is cut off is given up within seconds: who is attached lives.
+    pub(crate) fn is_taken(&self, name: &Arc<str>, hello: &Hello) -> bool {
+        let peer = self.by_name.get(name).and_then(|id| self.by_id.get(id));
+        peer.is_some_and(|peer| peer.stream.is_some() && peer.incarnation != hello.incarnation)
+    }
+
     pub(crate) fn id_of(&self, name: &str) -> Option<DataPlaneId> {
         self.by_name.get(name).copied()
     }

@@ -421,7 +421,8 @@ impl World {
             | ToDataPlane::Resolved { .. }
             | ToDataPlane::Tokens { .. }
             | ToDataPlane::Duty { .. }
-            | ToDataPlane::Unsupported { .. } => return,
+            | ToDataPlane::Unsupported { .. }
+            | ToDataPlane::Taken => return,
         };
         if let Some(gate) = &mut self.gate {
             gate.handle(self.now, event);

@@ -84,7 +84,8 @@ frame! {
         Tokens { tokens: List<{ limit::TOKENS }>, }
         Unsupported { kind: Word, }
         Duty { duty: Choice, }
-    } later { Duty }
+        Taken()
+    } later { Duty Taken }
 }
 
 choice! { Duty { InUse, Cordoned, Draining } }

@@ -338,6 +338,7 @@ enums! {
         Welcome { welcome, you }, Resolved { name, version, function }, Grant(grant),
         Recall { function, n, idle_only }, RecallSandbox { sandbox, gone },
         Status { function, status }, Tokens { tokens }, Unsupported { kind }, Duty { duty },
+        Taken,
     }
     ToWorkerBulk {
         Chunk { digest, data, end }, NoArtifact { digest, message }, ReadLogs(query),

@@ -1,4 +1,5 @@
-//! A worker that is heard keeps its name and its stream, whoever comes with the same name.
+//! A worker that is heard, and a data plane that is attached, keep their name and stream, whoever
+//! comes with the same name.
 
 use dirigent_core::StreamId;
 

@@ -310,7 +310,8 @@ impl Machines<'_> {
             | ToDataPlane::Resolved { .. }
             | ToDataPlane::Tokens { .. }
             | ToDataPlane::Duty { .. }
-            | ToDataPlane::Unsupported { .. } => return,
+            | ToDataPlane::Unsupported { .. }
+            | ToDataPlane::Taken => return,
         };
         match place {
             Some(gate) => gate.handle(self.now, event),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     DataPlaneId, DataPlaneRecord, FunctionRecord, RevisionRecord, RevisionState, Target, WorkerId,
-    WorkerRecord,
+    WorkerRecord, frame::TAKEN,
 };
 
 /// Sandboxes that were called back since the last look.
@@ -442,4 +442,39 @@ fn when_a_lost_worker_is_back_what_is_above_max_is_called_back() {
     };
     world.attach_worker_with(vec![report]);
     assert_eq!(recalled(&mut world).len(), 1, "two run, and one is wanted at most");
+}
+
+#[test]
+fn a_data_plane_that_is_attached_keeps_its_name_and_its_slots() {
+    let (mut world, function) = World::running(&spec("a", 1), &Settings::default());
+    let sandbox = busy(&mut world, function, 1)[0];
+    let greet = |world: &mut World, life: u64| {
+        let (stream, name) = (OTHER_PLANE, "a".into());
+        world.tell(Event::DataPlaneAttached { stream, name });
+        let mut hello = Hello { features: vec![TAKEN.to_owned()], ..hello() };
+        hello.incarnation.life = life;
+        let (holdings, names, demands) = (Vec::new(), Vec::new(), Vec::new());
+        let hello = DataPlaneHello { hello, holdings, names, demands };
+        world.plane(OTHER_PLANE, FromDataPlane::Hello(Box::new(hello)));
+        world.said()
+    };
+    let said = greet(&mut world, 7);
+    let (taken, closed) = match &*said {
+        [Effect::ToDataPlane { stream, frame }, Effect::Close { stream: closed, .. }] => {
+            ((*stream, frame), *closed)
+        }
+        _ => panic!("{said:?}"),
+    };
+    assert_eq!((taken, closed), ((OTHER_PLANE, &ToDataPlane::Taken), OTHER_PLANE));
+    // Nothing of it is granted to anybody: a demand of the first one finds no free slot.
+    world.demand(PLANE, Demand { elapsed: 3_000_000, ..demand(function, 1, 1, 1) });
+    assert!(!world.started().contains(&sandbox));
+    // Once that has ended, the next life is let in, and what the first one held is free.
+    world.tell(Event::Detached { stream: PLANE });
+    world.said();
+    let said = greet(&mut world, 7);
+    let welcome = |effect: &Effect| {
+        matches!(effect, Effect::ToDataPlane { frame: ToDataPlane::Welcome { .. }, .. })
+    };
+    assert!(said.iter().any(welcome), "{said:?}");
 }

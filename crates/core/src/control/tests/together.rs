@@ -515,7 +515,8 @@ impl Together {
             ToDataPlane::Welcome { .. }
             | ToDataPlane::Tokens { .. }
             | ToDataPlane::Duty { .. }
-            | ToDataPlane::Unsupported { .. } => {}
+            | ToDataPlane::Unsupported { .. }
+            | ToDataPlane::Taken => {}
             ToDataPlane::Resolved { name, version, function } => {
                 self.resolved(plane, &name, version, function);
             }
