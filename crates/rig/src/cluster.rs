@@ -112,6 +112,11 @@ impl Cluster {
         Ok(text(&output.stdout))
     }
 
+    /// From now on this is the program `dirigent`: of what is started, and of verbs.
+    pub fn install(&mut self, dirigent: PathBuf) {
+        self.dirigent = dirigent;
+    }
+
     /// Deploys a folder at a control plane, whichever leads. It does not wait for a sandbox.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Every process is ended in order and started again, one after the other, as an upgrade does.
+//! Every process is ended in order and started again, one after the other, as an upgrade does; where an
+//! older program is named to begin with, as the upgrade from that.
 
 use anyhow::Result;
 
@@ -8,6 +9,7 @@ use crate::stage::{Stage, rounds};
 fn every_process_is_restarted_under_load_and_no_call_fails() -> Result<()> {
     let Some(mut stage) = Stage::set(2)? else { return Ok(()) };
     let load = stage.load()?;
+    stage.upgrade();
     for _ in 0..rounds() {
         for control in 0..stage.cluster.controls.len() {
             stage.cluster.etcd[control].end()?;

@@ -20,6 +20,8 @@ use dirigent_rig::{
 
 /// Which program to run in place of the tests' own: an optimised one, for figures.
 const PROGRAM: &str = "DIRIGENT_RIG_PROGRAM";
+/// Which program to begin with: one of an older version, which a rolling restart replaces.
+const FROM: &str = "DIRIGENT_RIG_FROM";
 
 /// Called all the time.
 pub(crate) const FUNCTIONS: usize = 20;
@@ -30,6 +32,12 @@ pub(crate) struct Stage {
     /// Loads so far.
     loads: AtomicUsize,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// The program that is tested.
+fn program() -> PathBuf {
+    let built = || Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
+    env::var_os(PROGRAM).map_or_else(built, PathBuf::from)
 }
 
 /// How often a case does what it does: once in the suite, ten times for its figures.
@@ -58,10 +66,14 @@ impl Stage {
             return Ok(None);
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let built = || Path::new(env!("CARGO_BIN_EXE_dirigent")).to_owned();
-        let dirigent = env::var_os(PROGRAM).map_or_else(built, PathBuf::from);
+        let dirigent = env::var_os(FROM).map_or_else(program, PathBuf::from);
         let cluster = Cluster::start(&Shape { dirigent, planes: 2, workers, emulate, seed: 1 })?;
         Ok(Some(Self { cluster, loads: AtomicUsize::new(0), _alone: alone }))
+    }
+
+    /// What is started from now on is of the version that is tested.
+    pub(crate) fn upgrade(&mut self) {
+        self.cluster.install(program());
     }
 
     /// Deploys built-in functions by these names, with more lines of their manifest.
