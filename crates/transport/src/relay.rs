@@ -33,6 +33,10 @@ const CONNECTION_AHEAD: u32 = 1 << 30;
 const FRAME: u32 = 64 << 10;
 /// Streams of a connection at once; more wait.
 const STREAMS: u32 = 16_384;
+/// Streams that were given up and of which something may still arrive. The crate's bounds are against
+/// strangers, and end the whole connection: here both sides are members, and where one was paused a
+/// thousand callers may have left meanwhile.
+const GIVEN_UP: usize = STREAMS as usize;
 /// Until both sides have said what they allow.
 const GREETING: Duration = Duration::from_secs(5);
 /// What the URIs of workers and data planes go on with, behind that of their cluster.

@@ -273,6 +273,23 @@ async fn a_worker_that_was_started_again_is_met_again() {
 }
 
 #[tokio::test]
+async fn callers_who_leave_before_they_are_heard_cost_nobody_else_the_connection() {
+    let rig = Rig::new().await;
+    let tunnels = rig.tunnels("data-plane/d");
+    let (mut tunnel, mut sandbox) = rig.joined(&tunnels, 1).await;
+    for _ in 0..5 {
+        let leaving = (0..200).map(async |_| {
+            // Asked, and given up before anybody could answer.
+            let asked = rig.open(&tunnels, 1);
+            drop(tokio::time::timeout(Duration::ZERO, asked).await);
+        });
+        futures_util::future::join_all(leaving).await;
+        sandbox.write_all(b"still").await.unwrap();
+        heard(&mut tunnel.stream, b"still").await;
+    }
+}
+
+#[tokio::test]
 async fn many_ask_at_once_before_there_is_a_connection() {
     let rig = Rig::new().await;
     let (tunnels, listener) = (rig.tunnels("data-plane/d"), rig.sandbox(1).await);

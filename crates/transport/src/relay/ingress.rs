@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::Reach;
 
 use super::{
-    CONNECTION_AHEAD, DATA_PLANES, FRAME, GREETING, STREAM_AHEAD, STREAMS,
+    CONNECTION_AHEAD, DATA_PLANES, FRAME, GIVEN_UP, GREETING, STREAM_AHEAD, STREAMS,
     carry::{Broken, carry},
 };
 
@@ -146,7 +146,10 @@ impl Guest {
             .initial_window_size(STREAM_AHEAD)
             .initial_connection_window_size(CONNECTION_AHEAD)
             .max_frame_size(FRAME)
-            .max_concurrent_streams(STREAMS);
+            .max_concurrent_streams(STREAMS)
+            .max_concurrent_reset_streams(GIVEN_UP)
+            .max_pending_accept_reset_streams(GIVEN_UP)
+            .max_local_error_reset_streams(None);
         let greeted = timeout(GREETING, builder.handshake::<_, Bytes>(stream)).await;
         let mut connection =
             greeted.map_err(|_elapsed| h2::Error::from(h2::Reason::SETTINGS_TIMEOUT))??;

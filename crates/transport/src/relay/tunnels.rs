@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use super::{
-    CONNECTION_AHEAD, FRAME, GREETING, STREAM_AHEAD, WORKERS,
+    CONNECTION_AHEAD, FRAME, GIVEN_UP, GREETING, STREAM_AHEAD, WORKERS,
     carry::{Broken, carry},
 };
 
@@ -246,6 +246,8 @@ impl Tunnels {
             .initial_window_size(STREAM_AHEAD)
             .initial_connection_window_size(CONNECTION_AHEAD)
             .max_frame_size(FRAME)
+            .max_concurrent_reset_streams(GIVEN_UP)
+            .max_local_error_reset_streams(None)
             .enable_push(false);
         let greeted = timeout(GREETING, builder.handshake(stream)).await;
         let greeted = greeted.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?;
