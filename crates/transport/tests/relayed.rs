@@ -9,7 +9,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Acquire},
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Acquire, Release},
+        },
     },
     time::{Duration, SystemTime},
 };
@@ -270,6 +273,32 @@ async fn a_worker_that_was_started_again_is_met_again() {
     let (mut tunnel, mut sandbox) = rig.joined(&tunnels, 2).await;
     sandbox.write_all(b"back").await.unwrap();
     heard(&mut tunnel.stream, b"back").await;
+}
+
+#[tokio::test]
+async fn a_connection_is_made_once_also_where_nobody_waits_as_long_as_that_takes() {
+    let rig = Rig::new().await;
+    let tunnels = rig.tunnels("data-plane/d");
+    // Counts those who come to the relay.
+    let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (before, came) = (door.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let (count, tasks, behind) = (Arc::clone(&came), rig.tasks.clone(), rig.at);
+    rig.tasks.run("door", OnCancel::Abort, async move {
+        while let Ok((mut outside, _)) = door.accept().await {
+            count.fetch_add(1, Release);
+            tasks.run("passage", OnCancel::Abort, async move {
+                let mut inside = TcpStream::connect(behind).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut outside, &mut inside).await);
+            });
+        }
+    });
+    let ask = || tunnels.open(before, "w", sandbox(1), Arc::default());
+    for _ in 0..20 {
+        assert!(tokio::time::timeout(Duration::ZERO, ask()).await.is_err());
+    }
+    let refused = within(ask()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+    assert_eq!(came.load(Acquire), 1);
 }
 
 #[tokio::test]

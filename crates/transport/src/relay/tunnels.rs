@@ -32,6 +32,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::CONNECT_WITHIN;
+
 use super::{
     CONNECTION_AHEAD, FRAME, GIVEN_UP, GREETING, STREAM_AHEAD, WORKERS,
     carry::{Broken, carry},
@@ -189,7 +191,7 @@ impl Tunnels {
             let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(workers.entry(worker.clone()).or_default())
         };
-        let mut held = place.lock().await;
+        let held = place.lock_owned().await;
         if let Some(Connection { requests, until }) = &*held
             && Clock::wall() < *until
         {
@@ -203,15 +205,17 @@ impl Tunnels {
                 return Ok(requests);
             }
         }
+        // Whoever waits for it may leave; the next one finds it made all the same, else where it takes
+        // longer than anybody waits there would never be one.
         let (this, to, (tell, told)) = (self.clone(), worker.clone(), oneshot::channel());
         self.tasks.run_on(&self.home, "worker's connection", OnCancel::Abort, async move {
-            // Whoever waited for it may have left.
-            drop(tell.send(this.dial(&to).await));
+            let mut held = held;
+            let dialled = timeout(CONNECT_WITHIN, this.dial(&to)).await;
+            let dialled = dialled.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+            *held = dialled.as_ref().ok().cloned();
+            drop(tell.send(dialled.map(|connection| connection.requests)));
         });
-        let connection = told.await.map_err(io::Error::other)??;
-        let requests = connection.requests.clone();
-        *held = Some(connection);
-        Ok(requests)
+        told.await.map_err(io::Error::other)?
     }
 
     async fn dial(&self, worker: &Worker) -> io::Result<Connection> {
