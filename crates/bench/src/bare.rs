@@ -55,16 +55,14 @@ const PORTS: Range<u16> = 10_000..20_000;
 /// listens would keep nothing; and seen by listening, a child that another thread is about to
 /// execute would go on to listen for a moment, and answer the program's client by a reset.
 #[derive(Debug)]
-pub struct Port(Option<Kept>);
-
-#[derive(Debug)]
-struct Kept {
+pub struct Port {
     number: u16,
-    _socket: OwnedFd,
+    /// Always there, but in `drop`.
+    socket: Option<OwnedFd>,
 }
 
 /// Given back: kept for the next one who asks. The one that was used longest ago comes first.
-static FREE: Mutex<VecDeque<Kept>> = Mutex::new(VecDeque::new());
+static FREE: Mutex<VecDeque<(u16, OwnedFd)>> = Mutex::new(VecDeque::new());
 
 impl Port {
     /// One that nobody listens on or keeps.
@@ -73,8 +71,8 @@ impl Port {
     /// If there is none.
     pub fn keep() -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        if let Some(kept) = FREE.lock().expect("no holder panics").pop_front() {
-            return Ok(Self(Some(kept)));
+        if let Some((number, socket)) = FREE.lock().expect("no holder panics").pop_front() {
+            return Ok(Self { number, socket: Some(socket) });
         }
         // Processes that measure at once begin elsewhere.
         let begin = std::process::id() as usize * 997;
@@ -82,7 +80,7 @@ impl Port {
             let place = begin + NEXT.fetch_add(1, Ordering::Relaxed);
             let number = PORTS.start + u16::try_from(place % PORTS.len())?;
             if let Ok(socket) = bound(number) {
-                return Ok(Self(Some(Kept { number, _socket: socket })));
+                return Ok(Self { number, socket: Some(socket) });
             }
         }
         bail!("no port of {PORTS:?} is free")
@@ -90,20 +88,22 @@ impl Port {
 
     /// Its number.
     #[must_use]
-    pub fn number(&self) -> u16 {
-        self.0.as_ref().map_or(0, |kept| kept.number)
+    pub const fn number(&self) -> u16 {
+        self.number
     }
 
     /// Where a program that listens on it is found.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.number()).into()
+        (Ipv4Addr::LOCALHOST, self.number).into()
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        FREE.lock().expect("no holder panics").extend(self.0.take());
+        let socket = self.socket.take();
+        let kept = socket.map(|socket| (self.number, socket));
+        FREE.lock().expect("no holder panics").extend(kept);
     }
 }
 

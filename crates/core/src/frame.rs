@@ -30,6 +30,10 @@ pub const DUTY: &str = "duty";
 /// [`ToDataPlane::Taken`].
 pub const TAKEN: &str = "taken";
 
+/// One that was never welcomed gives up when its name has been taken for so long. An earlier life that
+/// ended without a word is given up by the control plane within 5 s, and looked for again within 2 s.
+pub const TAKEN_FOR: Duration = Duration::from_secs(10);
+
 /// One life of a peer: a restart of its host changes `boot`, one of its process raises `start` and
 /// draws another `life`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

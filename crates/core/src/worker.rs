@@ -34,7 +34,9 @@ use std::{
 use crate::{
     Address, Cause, ClusterId, DataPlaneId, Digest, Epoch, Fault, SandboxId, Spec, StartFailure,
     Time,
-    frame::{Capacity, FromWorker, Hello, Load, StartSandbox, ToWorker, Welcome, WorkerHello},
+    frame::{
+        Capacity, FromWorker, Hello, Load, StartSandbox, TAKEN_FOR, ToWorker, Welcome, WorkerHello,
+    },
 };
 
 use ports::Ports;
@@ -51,10 +53,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// The same where calls may run that nobody has called back: the usual `drain_timeout`.
 const LEADERLESS_GRACE: Duration = Duration::from_secs(600);
-
-/// A worker that was never welcomed gives up when its name has been taken for so long. An earlier life
-/// that ended without a word is found lost after 3 s, and looked for again within 2 s.
-const TAKEN_FOR: Duration = Duration::from_secs(10);
 
 /// How far apart the ports of two lives of a worker begin.
 const PORTS_PER_LIFE: u64 = 1009;

@@ -15,7 +15,7 @@ use dirigent_core::{
     ClusterId, Epoch, FunctionId,
     frame::{
         CHECKS_TOKENS, DataPlaneHello, FromDataPlane, FromDataPlaneBulk, Grant, Hello, Incarnation,
-        PROTOCOL, Returned, TAKEN, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
+        PROTOCOL, Returned, TAKEN, TAKEN_FOR, ToDataPlane, ToDataPlaneBulk, Welcome, WhyReturned,
     },
     gate::Event,
 };
@@ -136,10 +136,6 @@ enum Broken {
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const WELCOME_WITHIN: Duration = Duration::from_secs(5);
-/// How long the name may be taken before this one gives up: a last life of its own, cut off without a
-/// word, is given up by the control plane sooner.
-const TAKEN_FOR: Duration = Duration::from_secs(10);
-
 /// Doubling, between half of it and all of it, so that many data planes do not dial at once.
 struct Pause(Duration);
 

@@ -49,7 +49,7 @@ mod windows;
 mod wire;
 
 pub use config::{Config, Limits, loopback};
-pub use upstream::Tunnels;
+pub use upstream::{Opening, Tunnels};
 
 use std::{
     borrow::Cow,

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 pub(crate) use http1::{Conn, Exchange, Head, RecvError};
 pub(crate) use http2::{Greeting, Multiplexed, connect as connect_http2};
-pub use stream::Tunnels;
+pub use stream::{Opening, Tunnels};
 pub(crate) use stream::{Stream, connect};
 
 /// A thread that serves, by its runtime.

@@ -9,6 +9,7 @@ pub mod lock;
 pub mod outbox;
 pub mod pipe;
 pub mod reference;
+pub mod socket;
 pub mod state;
 pub mod tasks;
 pub mod telemetry;

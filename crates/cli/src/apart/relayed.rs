@@ -1,10 +1,7 @@
 //! Calls to sandboxes on other machines, encrypted: `worker --encrypt`, and data planes that meet it.
 
 use std::{
-    io,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::net::UnixStream,
-    pin::Pin,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -85,7 +82,7 @@ impl dirigent_proxy::Tunnels for Tunnels {
         worker: &'a str,
         sandbox: SandboxId,
         broken: Arc<AtomicBool>,
-    ) -> Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send + 'a>> {
+    ) -> dirigent_proxy::Opening<'a> {
         Box::pin(self.0.open(at, worker, sandbox, broken))
     }
 }

@@ -157,16 +157,12 @@ impl Control {
                 let frame = ToDataPlane::Taken;
                 self.cluster.effects.push_back(Effect::ToDataPlane { stream, frame });
             }
-            let reason = format!("another data plane {name} is attached");
-            self.cluster.effects.push_back(Effect::Close { stream, reason });
-            self.cluster.peers.close(stream);
+            self.turn_away(stream, format!("another data plane {name} is attached"));
             return;
         }
         let (id, is_new) = self.cluster.peers.named(&name);
         if self.cluster.peers.get(id).is_some_and(|peer| peer.posting.wanted().is_none()) {
-            let reason = format!("data plane {name} is being removed");
-            self.cluster.effects.push_back(Effect::Close { stream, reason });
-            self.cluster.peers.close(stream);
+            self.turn_away(stream, format!("data plane {name} is being removed"));
             return;
         }
         if is_new {
@@ -206,6 +202,12 @@ impl Control {
         self.sure_if_all_heard();
         self.recovered_if_all_attached();
         self.deny_claims();
+    }
+
+    /// It said who it is, and is not let in.
+    fn turn_away(&mut self, stream: StreamId, reason: String) {
+        self.cluster.effects.push_back(Effect::Close { stream, reason });
+        self.cluster.peers.close(stream);
     }
 
     /// From now on slots may be granted to it.

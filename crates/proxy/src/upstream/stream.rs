@@ -19,7 +19,8 @@ use std::{
 };
 
 use dirigent_core::{Address, SandboxId};
-use socket2::{SockRef, TcpKeepalive};
+use dirigent_service::socket::notice_death;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -68,6 +69,9 @@ pub(crate) async fn connect(
     }
 }
 
+/// A connection that is being made.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = io::Result<StdUnixStream>> + Send + 'a>>;
+
 /// Connections to sandboxes that their worker relays.
 pub trait Tunnels: fmt::Debug + Send + Sync {
     /// One to a sandbox of the worker of this name, which is reached at `at`. Whoever carries it sets
@@ -78,18 +82,7 @@ pub trait Tunnels: fmt::Debug + Send + Sync {
         worker: &'a str,
         sandbox: SandboxId,
         broken: Arc<AtomicBool>,
-    ) -> Pin<Box<dyn Future<Output = io::Result<StdUnixStream>> + Send + 'a>>;
-}
-
-/// A host that died says nothing. The kernel gives up what no kernel there acknowledges for 5 s, where
-/// it would go on for a quarter of an hour; after 5 s of silence it asks, and gives up 5 s later. On
-/// this host every death is told.
-fn notice_death(stream: &TcpStream) -> io::Result<()> {
-    let often = Duration::from_secs(5);
-    let socket = SockRef::from(stream);
-    // With this the number of questions does not count (tcp(7)).
-    socket.set_tcp_user_timeout(Some(often))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(often).with_interval(often))
+    ) -> Opening<'a>;
 }
 
 impl Stream {

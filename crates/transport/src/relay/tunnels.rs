@@ -17,6 +17,7 @@ use bytes::Bytes;
 use dirigent_core::SandboxId;
 use dirigent_service::{
     Clock, OnCancel, Tasks,
+    socket::notice_death,
     tls::{ConnectError, Files, Trust, connect},
 };
 use h2::{
@@ -24,7 +25,6 @@ use h2::{
     client::{Builder, SendRequest},
 };
 use http::{Method, Request, StatusCode, Uri};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpStream, UnixStream},
     runtime::Handle,
@@ -42,8 +42,6 @@ use super::{
 /// A connection is not used for more streams after so long: whoever may not be met any more is met
 /// no more then.
 const OLD: Duration = Duration::from_secs(3600);
-/// What no kernel acknowledges for so long is given up, as for connections that are not encrypted.
-const DEAD: Duration = Duration::from_secs(5);
 
 /// The encrypted connections to workers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -223,9 +221,7 @@ impl Tunnels {
         own.valid_at(Clock::wall()).map_err(io::Error::other)?;
         let stream = TcpStream::connect(worker.at).await?;
         stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        socket.set_tcp_user_timeout(Some(DEAD))?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD).with_interval(DEAD))?;
+        notice_death(&stream)?;
         let trust = Trust::Files(self.files.clone());
         let host = worker.at.ip().to_string();
         let stream =
