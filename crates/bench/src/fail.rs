@@ -406,6 +406,7 @@ mod tests {
             code: failure
                 .filter(|failure| *failure == Failure::Status)
                 .map(|_| "sandbox_lost".to_owned()),
+            message: None,
             timing: None,
             revision: None,
             sandbox: None,

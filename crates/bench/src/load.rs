@@ -2,6 +2,7 @@
 //! the intended start, so that a late start counts as latency (no coordinated omission).
 
 use std::{
+    io::Write as _,
     net::SocketAddr,
     num::NonZeroU64,
     pin::Pin,
@@ -103,6 +104,8 @@ pub struct Sample {
     pub failure: Option<Failure>,
     /// The platform's error code, if it failed the call.
     pub code: Option<String>,
+    /// The body of a response that is no success, cut short.
+    pub message: Option<String>,
     /// `Server-Timing`, if answered.
     pub timing: Option<String>,
     /// `K-Revision`, as the built-in functions tell it.
@@ -235,6 +238,14 @@ impl Load {
         Calls::IntoIter: Send + 'static,
     {
         let client = Arc::new(Client::connect(self.target, self.protocol).await?);
+        let mut is_explained = false;
+        let mut to = |sample: Sample| {
+            if let (Some(message), false) = (&sample.message, is_explained) {
+                is_explained = true;
+                explain(&sample, message);
+            }
+            to(sample);
+        };
         let mut due = pace(begun, calls.into_iter().map(|call| (call.at, call)))?;
         let mut open: JoinSet<Sample> = JoinSet::new();
         loop {
@@ -272,6 +283,15 @@ impl Load {
         }
         Ok(())
     }
+}
+
+/// Says why the first call of a load failed: reports count kinds, and what stood in the answer would
+/// be lost.
+fn explain(sample: &Sample, message: &str) {
+    let status = sample.status.unwrap_or_default();
+    let line = format!("bench: call {} failed: {status} {message}\n", sample.call);
+    // Who closed it does not want to know.
+    drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
 /// What is due, numbered, at its time. A thread of its own: timers of the async runtime are exact to
@@ -316,6 +336,7 @@ fn failed(
         status: None,
         failure: Some(failure),
         code: None,
+        message: None,
         timing: None,
         revision: None,
         sandbox: None,
@@ -456,6 +477,9 @@ async fn drive<F: Future>(driver: &mut Connection, work: F) -> F::Output {
     }
 }
 
+/// Bytes kept of what a failed call was told: an error of the platform with a function's last lines.
+const MESSAGE: usize = 4096;
+
 async fn receive(
     begun: Instant,
     call: usize,
@@ -470,11 +494,18 @@ async fn receive(
     let (revision, sandbox) = (text("k-revision"), text("x-sandbox"));
     let status = response.status();
     let mut body = response.into_body();
-    let mut bytes = 0;
+    let (mut bytes, mut message) = (0, Vec::new());
     let mut failure = (!status.is_success()).then_some(Failure::Status);
     while let Some(frame) = body.frame().await {
         match frame {
-            Ok(frame) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Ok(frame) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                bytes += data.len() as u64;
+                if failure.is_some() {
+                    let room = MESSAGE.saturating_sub(message.len());
+                    message.extend(data.iter().take(room));
+                }
+            }
             Err(_cut) => {
                 failure = Some(Failure::Truncated);
                 break;
@@ -491,6 +522,7 @@ async fn receive(
         status: Some(status.as_u16()),
         failure,
         code,
+        message: (!message.is_empty()).then(|| String::from_utf8_lossy(&message).trim().to_owned()),
         timing,
         revision,
         sandbox,

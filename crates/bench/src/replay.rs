@@ -386,6 +386,7 @@ mod tests {
             status: None,
             failure,
             code: None,
+            message: None,
             timing: Some(timing.to_owned()),
             revision: None,
             sandbox: None,

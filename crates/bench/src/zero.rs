@@ -383,6 +383,7 @@ mod tests {
             status: Some(200),
             failure: None,
             code: None,
+            message: None,
             timing: None,
             revision: Some(revision.to_owned()),
             sandbox: Some(revision.to_owned()),

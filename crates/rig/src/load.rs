@@ -250,6 +250,7 @@ mod tests {
             status,
             failure,
             code: code.map(str::to_owned),
+            message: None,
             timing: None,
             revision: None,
             sandbox: None,

@@ -25,6 +25,8 @@ fn bench(args: &[&str], bars: u64) -> (Vec<Value>, bool) {
         out.lines().map(|line| serde_json::from_str(line).expect(&out)).collect();
     let last = values.last().unwrap_or_else(|| panic!("{}: {err}", output.status));
     assert_eq!(last["bars"], bars, "{out}\n{err}");
+    // Why calls failed, if any did.
+    print!("{err}");
     let hold = last["missed"] == 0;
     assert_eq!(output.status.code(), Some(i32::from(!hold)), "{out}\n{err}");
     (values, hold)
