@@ -20,7 +20,7 @@ use crate::{
     Cluster,
     load::{Call, Load},
     replay,
-    traces::{Marks, Settling, Traces},
+    traces::{Marks, ROUNDS, Settling, Traces},
 };
 
 /// What is made.
@@ -65,9 +65,9 @@ pub async fn run(cluster: &dyn Cluster, state: &Path, options: Options) -> Resul
     while made.len() < options.sandboxes && failed == 0 {
         failed += round(cluster, options.at_once, &mut made).await?;
     }
-    let begun = Instant::now();
-    let mut after = at_rest(&marks).await;
-    while !after.is_back_at(before) && begun.elapsed() < PATIENCE {
+    let (mut after, mut rounds) = (at_rest(&marks).await, 0);
+    while !after.is_back_at(before) && rounds < ROUNDS {
+        rounds += 1;
         // One more uses one that is prepared, until there are as many of those as before.
         failed += round(cluster, 1, &mut made).await?;
         after = at_rest(&marks).await;

@@ -74,6 +74,11 @@ impl Traces {
     }
 }
 
+/// Sandboxes made one by one after which as many are prepared as before, if nothing stays: each
+/// number of them is seen once while those that are prepared are used up. A few times as many, since
+/// what is prepared may be made while others end. Counted, not timed: a busy machine is slow.
+pub const ROUNDS: usize = 40;
+
 /// Finds out when nothing changes any more: after the last call its sandbox ends, groups of dead
 /// ones go, and others are prepared.
 #[derive(Clone, Debug, Default)]
