@@ -1,19 +1,269 @@
-//! Settings of connections to other hosts.
+//! Connections to other hosts, and how it is noticed that a host died.
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{
+    future::Future as _,
+    io,
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use nix::sys::socket::getsockopt;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until},
+};
 
-/// A host that died says nothing. The kernel gives up what no kernel there acknowledges for 5 s, where
-/// it would go on for a quarter of an hour; after 5 s of silence it asks, and gives up 5 s later. On
-/// this host every death is told.
+/// A host that has not acknowledged anything for so long, of what was sent to it, is gone.
+const SILENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether what was sent is acknowledged.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What no safe library offers whole, through one that offers the way to it.
+mod kernel {
+    use nix::{getsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        /// What the kernel knows of a connection (tcp(7)).
+        TcpInfo,
+        GetOnly,
+        libc::IPPROTO_TCP,
+        libc::TCP_INFO,
+        InfoStart
+    );
+
+    /// The beginning of the kernel's `tcp_info`, which all kernels have; the option must not be asked
+    /// for with the whole of it where the kernel knows less.
+    #[derive(Clone, Copy, Debug)]
+    #[expect(unreachable_pub, reason = "what the macro makes of it is public")]
+    #[repr(C)]
+    pub struct InfoStart {
+        _state: u8,
+        _congestion: u8,
+        _retransmits: u8,
+        /// Questions whether there is room again that are not answered.
+        pub probes: u8,
+        _backoff: u8,
+        _options: [u8; 3],
+        _timeouts: [u32; 2],
+        _sizes: [u32; 2],
+        /// Segments on their way.
+        pub unacked: u32,
+        _segments: [u32; 4],
+        _last_data_sent: u32,
+        _last_ack_sent: u32,
+        _last_data_received: u32,
+        /// Milliseconds since the other end acknowledged anything.
+        pub last_ack_received: u32,
+    }
+}
+
+/// Notices that the host at the other end of a connection died, which says nothing: by itself the
+/// kernel goes on for a quarter of an hour. (On this host every death is told.)
 ///
-/// # Errors
-/// If the kernel refuses.
-pub fn notice_death(stream: &impl AsFd) -> io::Result<()> {
-    let often = Duration::from_secs(5);
-    let socket = SockRef::from(stream);
-    // With this the number of questions does not count (tcp(7)).
-    socket.set_tcp_user_timeout(Some(often))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(often).with_interval(often))
+/// While nothing is on its way the kernel asks after 5 s of silence, and gives up 5 s later. What is
+/// on its way has to be acknowledged within 5 s. `TCP_USER_TIMEOUT` would say so to the kernel, but it
+/// also ends a connection whose other end lives and reads nothing for so long, as a function does
+/// that has something else to do before it reads a large body.
+#[derive(Debug)]
+pub struct DeathWatch {
+    /// From the first write of which it is not known yet whether it arrived.
+    waiting: Option<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    next_look: Pin<Box<Sleep>>,
+    since: Instant,
+}
+
+impl DeathWatch {
+    /// Of a connection.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new(stream: &impl AsFd) -> io::Result<Self> {
+        let asking = TcpKeepalive::new().with_time(SILENCE).with_interval(LOOK).with_retries(5);
+        SockRef::from(stream).set_tcp_keepalive(&asking)?;
+        Ok(Self { waiting: None })
+    }
+
+    /// Something is on its way.
+    pub fn wrote(&mut self) {
+        if self.waiting.is_none() {
+            let since = Instant::now();
+            let next_look = Box::pin(sleep_until(since + LOOK));
+            self.waiting = Some(Waiting { next_look, since });
+        }
+    }
+
+    /// For who waits for the other end, to read or to write: ready once it is gone.
+    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &impl AsFd) -> Poll<io::Error> {
+        while let Some(waiting) = &mut self.waiting {
+            ready!(waiting.next_look.as_mut().poll(cx));
+            let now = Instant::now();
+            match unanswered(stream) {
+                None => self.waiting = None,
+                Some(heard) => {
+                    waiting.since = waiting.since.max(now.checked_sub(heard).unwrap_or(now));
+                    let gone = waiting.since + SILENCE;
+                    if now >= gone {
+                        return Poll::Ready(io::ErrorKind::TimedOut.into());
+                    }
+                    waiting.next_look.as_mut().reset(gone.min(now + LOOK));
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// How long ago the other end acknowledged anything, if something waits for that: data, or the
+/// question whether there is room again where there was none.
+fn unanswered(stream: &impl AsFd) -> Option<Duration> {
+    let info = getsockopt(stream, kernel::TcpInfo).ok()?;
+    let waits = info.unacked > 0 || info.probes > 0;
+    waits.then(|| Duration::from_millis(info.last_ack_received.into()))
+}
+
+/// A connection of which it is noticed that the other host died.
+#[derive(Debug)]
+pub struct Watched {
+    stream: TcpStream,
+    watch: Option<DeathWatch>,
+}
+
+impl Watched {
+    /// To another member of the cluster.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new(stream: TcpStream) -> io::Result<Self> {
+        let watch = Some(DeathWatch::new(&stream)?);
+        Ok(Self { stream, watch })
+    }
+
+    /// To anybody, whose outages are none of ours.
+    #[must_use]
+    pub const fn not(stream: TcpStream) -> Self {
+        Self { stream, watch: None }
+    }
+
+    /// What comes of having to wait.
+    fn waited<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        match &mut self.watch {
+            Some(watch) => watch.poll(cx, &self.stream).map(Err),
+            None => Poll::Pending,
+        }
+    }
+
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        wrote: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if wrote.is_pending() {
+            return self.waited(cx);
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.wrote();
+        }
+        wrote
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Pending => this.waited(cx),
+            read => read,
+        }
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wrote(cx, wrote)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wrote = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.wrote(cx, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        time::timeout,
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(connecting, listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn whoever_lives_and_reads_nothing_is_not_gone() {
+        let (near, mut far) = pair().await;
+        let mut near = Watched::new(near).unwrap();
+        let much = vec![7; 16 << 20];
+        let sent = near.write_all(&much);
+        tokio::pin!(sent);
+        // Longer than the dead may take: there is no room at the other end all the while.
+        assert!(timeout(SILENCE + 2 * LOOK, &mut sent).await.is_err());
+        let mut came = vec![0; much.len()];
+        let (sent, read) = tokio::join!(sent, far.read_exact(&mut came));
+        sent.unwrap();
+        read.unwrap();
+        assert_eq!(came, much);
+    }
+
+    #[tokio::test]
+    async fn nobody_looks_once_all_has_arrived() {
+        let (near, mut far) = pair().await;
+        let mut near = Watched::new(near).unwrap();
+        near.write_all(b"hello").await.unwrap();
+        assert!(near.watch.as_ref().unwrap().waiting.is_some());
+        far.read_exact(&mut [0; 5]).await.unwrap();
+        assert!(timeout(3 * LOOK, near.read(&mut [0])).await.is_err());
+        assert!(near.watch.as_ref().unwrap().waiting.is_none());
+    }
 }

@@ -142,3 +142,41 @@ fn nothing_is_lost_while_everything_changes() {
     assert_eq!(redeploys, 3, "one of the four never becomes ready\n{out}");
     assert!(told_to_go >= 1, "{out}");
 }
+
+/// Reads a body only when it has slept for longer than a host may be silent.
+const LATE: &str = r#"
+import os, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Late(BaseHTTPRequestHandler):
+    def do_POST(self):
+        time.sleep(8)
+        left = int(self.headers["Content-Length"])
+        while left > 0:
+            left -= len(self.rfile.read(min(left, 1 << 20)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"all of it")
+
+HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Late).serve_forever()
+"#;
+
+#[test]
+fn a_function_that_reads_late_gets_all_of_a_large_body() {
+    if !host::has("python3") {
+        return;
+    }
+    // As root with a network of its own, which is reached as another host's is.
+    let up = Up::start(&[]);
+    let manifest = "name = \"late\"\n[sandbox]\ncommand = [\"python3\", \"app.py\"]\n";
+    let late = host::folder(&[("dirigent.toml", manifest), ("app.py", LATE)]);
+    up.ok(&["deploy", path(&late)]);
+    // More than two kernels keep for each other: the sandbox's has no room left, all the while.
+    let body = vec![b'x'; 16 << 20];
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: late\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let response = host::send(&up.functions, &[head.as_bytes(), &body].concat()).unwrap();
+    assert_eq!((response.status, &*response.body), (200, "all of it"), "{response:?}");
+}

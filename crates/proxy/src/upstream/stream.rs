@@ -11,7 +11,7 @@ use std::{
     os::unix::net::UnixStream as StdUnixStream,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Acquire},
     },
     task::{Context, Poll, ready},
@@ -19,7 +19,7 @@ use std::{
 };
 
 use dirigent_core::{Address, SandboxId};
-use dirigent_service::socket::notice_death;
+use dirigent_service::socket::DeathWatch;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
@@ -29,7 +29,8 @@ use tokio::{
 /// See the module.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(TcpStream),
+    /// With what notices that its host died, if that is another one.
+    Tcp(TcpStream, Option<Mutex<DeathWatch>>),
     Unix(UnixStream),
     /// This end of one that is carried on by others, who say so before it ends because it broke.
     Carried(UnixStream, Arc<AtomicBool>),
@@ -46,10 +47,7 @@ pub(crate) async fn connect(
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                if !address.ip().is_loopback() {
-                    notice_death(&stream)?;
-                }
-                Ok(Stream::Tcp(stream))
+                Stream::tcp(stream)
             }
             Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
             Address::Ingress { at, worker, sandbox } => {
@@ -86,6 +84,29 @@ pub trait Tunnels: fmt::Debug + Send + Sync {
 }
 
 impl Stream {
+    fn tcp(stream: TcpStream) -> io::Result<Self> {
+        let is_far = !stream.peer_addr()?.ip().is_loopback();
+        let watch = if is_far { Some(Mutex::new(DeathWatch::new(&stream)?)) } else { None };
+        Ok(Self::Tcp(stream, watch))
+    }
+
+    /// What an attempt comes to: who waits for a host that died waits in vain.
+    fn watched<T>(&self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match self {
+            Self::Tcp(stream, Some(watch)) if polled.is_pending() => {
+                watch.lock().unwrap_or_else(PoisonError::into_inner).poll(cx, stream).map(Err)
+            }
+            _ => polled,
+        }
+    }
+
+    /// Something is on its way.
+    fn wrote(&self) {
+        if let Self::Tcp(_, Some(watch)) = self {
+            watch.lock().unwrap_or_else(PoisonError::into_inner).wrote();
+        }
+    }
+
     /// The same one, registered with this thread's event queue; `None` if it is not quiet.
     pub(crate) fn moved(self) -> Option<Self> {
         // What this thread's queue knows of it comes later: the socket itself is asked.
@@ -96,9 +117,9 @@ impl Stream {
             Ok(if quiet { Some(UnixStream::from_std(stream)?) } else { None })
         };
         let moved = match self {
-            Self::Tcp(stream) => stream.into_std().and_then(|stream| {
+            Self::Tcp(stream, _) => stream.into_std().and_then(|stream| {
                 let quiet = quiet(stream.peek(&mut [0]));
-                Ok(quiet.then_some(Self::Tcp(TcpStream::from_std(stream)?)))
+                if quiet { Self::tcp(TcpStream::from_std(stream)?).map(Some) } else { Ok(None) }
             }),
             Self::Unix(stream) => unix(stream).map(|moved| moved.map(Self::Unix)),
             Self::Carried(stream, broken) => {
@@ -119,8 +140,9 @@ impl Stream {
     ) -> Poll<io::Result<()>> {
         loop {
             let read = match self {
-                Self::Tcp(stream) => {
-                    ready!(stream.poll_read_ready(cx))?;
+                Self::Tcp(stream, _) => {
+                    let polled = stream.poll_read_ready(cx);
+                    ready!(self.watched(cx, polled))?;
                     stream.try_read(buffer.initialize_unfilled())
                 }
                 Self::Unix(stream) | Self::Carried(stream, _) => {
@@ -158,8 +180,10 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         loop {
             let wrote = match self {
-                Self::Tcp(stream) => {
-                    ready!(stream.poll_write_ready(cx))?;
+                Self::Tcp(stream, _) => {
+                    let polled = stream.poll_write_ready(cx);
+                    ready!(self.watched(cx, polled))?;
+                    self.wrote();
                     stream.try_write(data)
                 }
                 Self::Unix(stream) | Self::Carried(stream, _) => {
@@ -177,7 +201,7 @@ impl Stream {
     /// Nothing more will be written.
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Tcp(stream, _) => SockRef::from(stream).shutdown(Shutdown::Write),
             Self::Unix(stream) | Self::Carried(stream, _) => {
                 SockRef::from(stream).shutdown(Shutdown::Write)
             }
@@ -191,7 +215,7 @@ impl Stream {
         const END: Interest = Interest::PRIORITY;
         loop {
             let ready = match self {
-                Self::Tcp(stream) => stream.ready(END).await,
+                Self::Tcp(stream, _) => stream.ready(END).await,
                 Self::Unix(stream) | Self::Carried(stream, _) => stream.ready(END).await,
             };
             match ready {
@@ -208,7 +232,7 @@ impl Stream {
     fn unready(&self, interest: Interest) {
         let nothing = || Err(io::ErrorKind::WouldBlock.into());
         let _would_block: io::Result<()> = match self {
-            Self::Tcp(stream) => stream.try_io(interest, nothing),
+            Self::Tcp(stream, _) => stream.try_io(interest, nothing),
             Self::Unix(stream) | Self::Carried(stream, _) => stream.try_io(interest, nothing),
         };
     }
@@ -217,7 +241,7 @@ impl Stream {
     pub(crate) fn is_quiet(&self) -> bool {
         let mut byte = [0];
         let read = match self {
-            Self::Tcp(stream) => stream.try_read(&mut byte),
+            Self::Tcp(stream, _) => stream.try_read(&mut byte),
             Self::Unix(stream) | Self::Carried(stream, _) => stream.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -232,10 +256,11 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(match this {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+        let read = match this {
+            Self::Tcp(stream, _) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_read(cx, buffer),
-        })?;
+        };
+        ready!(this.watched(cx, read))?;
         let ended = buffer.filled().len() == before && buffer.remaining() > 0;
         Poll::Ready(if ended { this.end() } else { Ok(()) })
     }
@@ -247,10 +272,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+        let this = self.get_mut();
+        let wrote = match this {
+            Self::Tcp(stream, _) => Pin::new(stream).poll_write(cx, data),
             Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_write(cx, data),
-        }
+        };
+        this.wrote();
+        this.watched(cx, wrote)
     }
 
     fn poll_write_vectored(
@@ -258,12 +286,15 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        let this = self.get_mut();
+        let wrote = match this {
+            Self::Tcp(stream, _) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Unix(stream) | Self::Carried(stream, _) => {
                 Pin::new(stream).poll_write_vectored(cx, parts)
             }
-        }
+        };
+        this.wrote();
+        this.watched(cx, wrote)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -272,14 +303,14 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tcp(stream, _) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tcp(stream, _) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }

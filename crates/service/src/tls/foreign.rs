@@ -21,7 +21,7 @@ use super::{
     provider,
     stream::{Complaint, ConnectError, HANDSHAKE, Stream},
 };
-use crate::Clock;
+use crate::{Clock, socket::Watched};
 
 /// Until a server says something by itself; after that it is used as it is.
 const FIRST_WORD: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ impl Foreign {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|error| ConnectError::Other(format!("`{host}`: {error}")))?;
-        let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        let handshake = TlsConnector::from(Arc::new(config)).connect(name, Watched::not(stream));
         let mut stream = timeout(HANDSHAKE, handshake)
             .await
             .map_err(|_elapsed| ConnectError::Silent)?

@@ -26,6 +26,7 @@ use super::{
     provider,
     verify::{Roots, Verifier},
 };
+use crate::socket::Watched;
 
 /// Until both sides have shown who they are.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -53,8 +54,8 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Carrier {
-    Plain(TcpStream),
-    Encrypted(Box<TlsStream<TcpStream>>),
+    Plain(Watched),
+    Encrypted(Box<TlsStream<Watched>>),
 }
 
 /// What the other side says against this one's certificate. It says so only after the handshake, so
@@ -206,6 +207,10 @@ pub async fn connect(
             .map_err(unusable)?,
         None => builder.with_no_client_auth(),
     };
+    let stream = match &own {
+        Some(_) => Watched::new(stream).map_err(ConnectError::Io)?,
+        None => Watched::not(stream),
+    };
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![if own.is_some() { KNOWN } else { OPEN }.to_vec()];
     let name = ServerName::try_from(host.to_owned())
@@ -225,9 +230,9 @@ impl Files {
     /// If no connection comes of it. Cancellation drops it.
     pub async fn accept(&self, stream: TcpStream, caller: Caller) -> io::Result<Stream> {
         let held = self.held();
-        let config = match caller {
-            Caller::Known => Arc::clone(&held.known),
-            Caller::Anybody => Arc::clone(&held.open),
+        let (config, stream) = match caller {
+            Caller::Known => (Arc::clone(&held.known), Watched::new(stream)?),
+            Caller::Anybody => (Arc::clone(&held.open), Watched::not(stream)),
         };
         let stream = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await??;
         Ok(Stream::encrypted(stream.into()))
@@ -238,10 +243,14 @@ impl Stream {
     /// One that is not encrypted.
     #[must_use]
     pub fn plain(stream: TcpStream) -> Self {
-        Self { carrier: Carrier::Plain(stream), peer: None, complaint: Complaint::default() }
+        Self {
+            carrier: Carrier::Plain(Watched::not(stream)),
+            peer: None,
+            complaint: Complaint::default(),
+        }
     }
 
-    pub(super) fn encrypted(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn encrypted(stream: TlsStream<Watched>) -> Self {
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = shown.and_then(|der| Certificate::of(der).ok());
         let carrier = Carrier::Encrypted(Box::new(stream));

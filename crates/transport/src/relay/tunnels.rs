@@ -17,7 +17,6 @@ use bytes::Bytes;
 use dirigent_core::SandboxId;
 use dirigent_service::{
     Clock, OnCancel, Tasks,
-    socket::notice_death,
     tls::{ConnectError, Files, Trust, connect},
 };
 use h2::{
@@ -221,7 +220,6 @@ impl Tunnels {
         own.valid_at(Clock::wall()).map_err(io::Error::other)?;
         let stream = TcpStream::connect(worker.at).await?;
         stream.set_nodelay(true)?;
-        notice_death(&stream)?;
         let trust = Trust::Files(self.files.clone());
         let host = worker.at.ip().to_string();
         let stream =
