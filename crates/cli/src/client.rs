@@ -7,8 +7,8 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::OnceLock,
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -41,6 +41,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where it waits for a deploy, at most fifteen minutes, or takes what may be large.
 const LONG_TIMEOUT: Duration = Duration::from_secs(16 * 60);
+
+/// How long a change of leader, here or in etcd, may take that nobody is bothered with.
+const RIDE_OUT: Duration = Duration::from_secs(10);
+
+/// Until it is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Where a server is, for people who give it as a URL or as `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +108,7 @@ impl Place {
 pub(crate) struct Client {
     api: Place,
     /// Where a control plane that stands by has sent us.
-    leader: OnceLock<Place>,
+    leader: Mutex<Option<Place>>,
     /// Whom to trust, where TLS is spoken.
     trust: Option<Trust>,
     token: Option<String>,
@@ -130,7 +136,7 @@ impl Client {
     }
 
     pub(crate) fn new(api: Place, trust: Option<Trust>, token: Option<String>) -> Self {
-        Self { api, leader: OnceLock::new(), trust, token, tasks: Tasks::new() }
+        Self { api, leader: Mutex::default(), trust, token, tasks: Tasks::new() }
     }
 
     /// The same, trusting others.
@@ -143,7 +149,8 @@ impl Client {
         self.call(method, path, None::<&()>).await
     }
 
-    /// Sends `body` as JSON, if any, and reads the answer as JSON.
+    /// Sends `body` as JSON, if any, and reads the answer as JSON. What may be asked twice is, while
+    /// there is no leader or no store to write to, which is over in seconds.
     pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -154,8 +161,19 @@ impl Client {
             Some(body) => Bytes::from(serde_json::to_vec(body)?),
             None => Bytes::new(),
         };
-        let response = self.follow(method, path, body).await?;
-        let text = read(succeeded(response).await?).await?;
+        let deadline = Instant::now() + RIDE_OUT;
+        let response = loop {
+            let response = self.follow(method.clone(), path, body.clone()).await?;
+            if response.status().is_success() {
+                break response;
+            }
+            let (code, fail) = refusal(response).await;
+            if !method.is_idempotent() || !passes(&code) || Instant::now() >= deadline {
+                return Err(fail);
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        let text = read(response).await?;
         serde_json::from_slice(&text).or_fail(Kind::Internal, || {
             format!("the API's answer to {path} is not understood: is it another version?")
         })
@@ -181,10 +199,8 @@ impl Client {
     ) -> Result<Response<Incoming>> {
         let response = self.try_send(method.clone(), path, full(body.clone())).await?;
         let Some(leader) = elsewhere(&response)? else { return Ok(response) };
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader);
         // Once: who is sent on and on has no leader to talk to.
-        if self.leader.set(leader).is_err() {
-            return Ok(response);
-        }
         self.try_send(method, path, full(body)).await
     }
 
@@ -195,7 +211,8 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Response<Incoming>> {
-        let place = self.leader.get().unwrap_or(&self.api);
+        let leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let place = leader.as_ref().unwrap_or(&self.api);
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -340,12 +357,23 @@ struct RefusedBody {
     message: String,
 }
 
+/// Whether a refusal with this code is of this moment: another leads, here or in etcd, in a few
+/// seconds.
+fn passes(code: &str) -> bool {
+    ["not_leader", "store_unavailable", "in_doubt"].contains(&code)
+}
+
 /// The failure that a response tells of.
 pub(crate) async fn refused(response: Response<Incoming>) -> Fail {
+    refusal(response).await.1
+}
+
+/// With the API's code for it, if it gives one.
+async fn refusal(response: Response<Incoming>) -> (String, Fail) {
     let status = response.status();
     let text = match read(response).await {
         Ok(text) => text,
-        Err(fail) => return fail,
+        Err(fail) => return (String::new(), fail),
     };
     let kind = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Config,
@@ -354,28 +382,28 @@ pub(crate) async fn refused(response: Response<Incoming>) -> Fail {
         StatusCode::INTERNAL_SERVER_ERROR => Kind::Internal,
         _ => Kind::Unavailable,
     };
-    let fail = match serde_json::from_slice::<Refused>(&text) {
-        Ok(Refused { error }) => {
-            let fail = Fail::new(kind, anyhow::anyhow!("{}", error.message));
-            match error.code.as_str() {
-                "unauthorized" | "forbidden" => fail.hint(
-                    "the token is in the state directory of `dirigent up`: name it with --state, \
-                     or set DIRIGENT_TOKEN",
-                ),
-                "no_authority" => {
-                    return fail.hint(
-                        "name the control plane that has the cluster's authority with --server",
-                    );
-                }
-                "untold" => return fail,
-                _ => fail,
-            }
-        }
-        Err(_not_ours) => {
-            let text = String::from_utf8_lossy(&text);
-            Fail::new(kind, anyhow::anyhow!("the API answered {status}: {}", text.trim()))
-        }
+    let Ok(Refused { error }) = serde_json::from_slice::<Refused>(&text) else {
+        let text = String::from_utf8_lossy(&text);
+        let fail = Fail::new(kind, anyhow::anyhow!("the API answered {status}: {}", text.trim()));
+        return (String::new(), again(kind, fail));
     };
+    let fail = Fail::new(kind, anyhow::anyhow!("{}", error.message));
+    let fail = match error.code.as_str() {
+        "unauthorized" | "forbidden" => fail.hint(
+            "the token is in the state directory of `dirigent up`: name it with --state, or set \
+             DIRIGENT_TOKEN",
+        ),
+        "no_authority" => {
+            fail.hint("name the control plane that has the cluster's authority with --server")
+        }
+        "untold" => fail,
+        _ => again(kind, fail),
+    };
+    (error.code, fail)
+}
+
+/// Says so of what passes.
+fn again(kind: Kind, fail: Fail) -> Fail {
     if kind == Kind::Unavailable { fail.hint("try again in a moment") } else { fail }
 }
 
