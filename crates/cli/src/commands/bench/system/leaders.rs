@@ -148,19 +148,24 @@ impl Launched {
             anyhow::ensure!(!is_late, "{what} after {ATTACHED_WITHIN:?}");
             Ok(())
         };
-        self.client = loop {
-            if let Some((_, client)) = self.leader().await {
-                break client;
+        let led = loop {
+            if self.leader().await.is_some() {
+                break at.elapsed();
             }
             in_time("nobody has taken over")?;
             tokio::time::sleep(LOOK_EVERY).await;
         };
-        let led = at.elapsed();
-        while attached(&self.client).await.map_err(Fail::into_error)? < u64::from(workers) {
+        // Whoever leads: on a busy machine the first one may lose its office again.
+        loop {
+            if let Some((_, client)) = self.leader().await
+                && attached(&client).await.map_err(Fail::into_error)? >= u64::from(workers)
+            {
+                self.client = client;
+                return Ok(Followed { led, back: at.elapsed() });
+            }
             in_time("not all workers are attached again")?;
             tokio::time::sleep(COUNT_EVERY).await;
         }
-        Ok(Followed { led, back: at.elapsed() })
     }
 
     async fn make_whole(&mut self, printer: Printer) -> Result {
