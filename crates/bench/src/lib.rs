@@ -5,6 +5,7 @@
 //! - [`cold`]: cold starts beside bare starts of the same program.
 //! - [`static_server`]: the program of those.
 //! - [`warm`]: the warm path beside rival proxies.
+//! - [`bulk`]: large bodies and idle connections beside a rival proxy.
 //! - [`sweep`]: a rate raised until what is measured no longer follows.
 //! - [`burst`]: many calls at once beside as many bare starts at once.
 //! - [`fail`]: a part is killed under load.
@@ -18,6 +19,7 @@
 //! It knows a cluster only through [`Cluster`]: the binary says how functions get there.
 
 pub mod bare;
+pub mod bulk;
 pub mod burst;
 pub mod churn;
 pub mod cold;

@@ -24,7 +24,7 @@ use serde::Serialize;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
 pub use self::rival::Kind;
-use self::rival::Rival;
+pub(crate) use self::rival::Rival;
 use crate::{Cluster, exchange, percentiles::sorted, replay};
 
 /// What is compared.
@@ -139,9 +139,18 @@ async fn deployed(
         env: std::collections::BTreeMap::new(),
     };
     cluster.deploy(manifest).await?;
+    addresses(cluster, NAME, count).await
+}
+
+/// Where so many sandboxes of a function listen, once they do.
+pub(crate) async fn addresses(
+    cluster: &dyn Cluster,
+    name: &str,
+    count: usize,
+) -> Result<Vec<SocketAddr>> {
     let begun = Instant::now();
     loop {
-        let addresses = cluster.addresses(NAME).await?;
+        let addresses = cluster.addresses(name).await?;
         if addresses.len() == count {
             return Ok(addresses);
         }

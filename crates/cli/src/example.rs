@@ -4,6 +4,7 @@
 //! They run before any other part of the program is set up: what counts is the time from exec to
 //! listening. They print to standard output and error directly, as any function does.
 
+mod bulk;
 mod fast;
 mod grpc;
 mod hello;
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const NAMES: &str = "hello, spin, trace, ws, grpc, fast";
+const NAMES: &str = "hello, spin, trace, ws, grpc, fast, bulk";
 
 /// Runs the built-in function that the arguments name.
 pub(crate) fn main(args: &[String]) -> ExitCode {
@@ -29,6 +30,7 @@ pub(crate) fn main(args: &[String]) -> ExitCode {
         Some("ws") => http::serve(ws::answer),
         Some("grpc") => grpc::serve(),
         Some("fast") => fast::serve(),
+        Some("bulk") => bulk::serve(),
         Some("--help" | "-h") => {
             say(&format!(
                 "Runs a built-in function on $PORT: dirigent example NAME, with NAME one of {NAMES}"

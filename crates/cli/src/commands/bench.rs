@@ -1,6 +1,7 @@
 //! `dirigent bench`: measures Dirigent on this machine beside its floor or a rival. Exits with 0
 //! only if nothing was lost or failed and every bar that it prints holds.
 
+mod bulk;
 mod cold;
 mod fail;
 mod recover;
@@ -42,6 +43,8 @@ enum What {
     Cold(cold::ColdArgs),
     /// The warm path beside HAProxy, in alternating blocks
     Warm(warm::WarmArgs),
+    /// Large bodies both ways and idle connections, beside HAProxy
+    Bulk(bulk::BulkArgs),
     /// Many calls at once to a function without a sandbox, beside as many bare starts
     Burst {
         /// Calls at once
@@ -117,6 +120,7 @@ async fn measure(system: &mut System, args: BenchArgs, printer: Printer) -> Resu
     match args.what {
         What::Cold(args) => cold::bench(system, &args, printer).await,
         What::Warm(args) => warm::bench(system, &args, printer).await,
+        What::Bulk(args) => bulk::bench(system, &args, printer).await,
         What::Burst { calls, max, rounds } => {
             bench_burst(system, calls, max, rounds, printer).await
         }

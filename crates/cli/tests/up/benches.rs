@@ -234,6 +234,23 @@ fn recovered(values: &[Value]) {
 }
 
 #[test]
+fn bulk_moves_large_bodies_and_keeps_connections_beside_haproxy() {
+    if !is_installed("haproxy") {
+        return println!("skip: haproxy is not installed");
+    }
+    let args = ["bulk", "--size", "8MiB", "--blocks", "2", "--idle", "100"];
+    let (values, _) = bench(&args, 3);
+    let report = &values[0];
+    let all = |who| ["down", "up"].map(|way| (way, who));
+    for (way, who) in ["dirigent", "haproxy", "direct"].map(all).concat() {
+        let rates = report[way][who].as_array().unwrap();
+        assert!(rates.len() == 2 && rates.iter().all(|rate| rate.as_f64() > Some(0.0)), "{report}");
+    }
+    assert_eq!((&report["bytes"], &report["idle"]), (&(8 << 20).into(), &100.into()), "{report}");
+    assert!(report["idle_mib"].as_f64() > Some(0.0), "{report}");
+}
+
+#[test]
 fn warm_compares_with_haproxy() {
     if !is_installed("haproxy") {
         return println!("skip: haproxy is not installed");

@@ -185,7 +185,12 @@ impl System {
 
     /// Memory resident now, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
-        resident(self.launched().processes.first())
+        resident(self.pid())
+    }
+
+    /// The first of its processes, which is all of it in the shape `Up`.
+    pub(super) fn pid(&self) -> u32 {
+        self.launched().processes.first()
     }
 
     /// What each of its processes has used so far.
