@@ -89,6 +89,8 @@ const NAME: &str = "bulk";
 const PIECE: usize = 256 << 10;
 /// Silence for so long is the end.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After so long without a call a connection is idle.
+const QUIET: Duration = Duration::from_secs(5);
 /// Connections that are made at once.
 const AT_ONCE: usize = 32;
 
@@ -125,12 +127,10 @@ pub async fn run(cluster: &dyn Cluster, pid: u32, options: &Options) -> Result<B
         }
     }
     let grown_mib = memory(pid, "VmHWM:")? - before;
-    let kept = idle(ours, options.idle).await?;
-    let idle_mib = memory(pid, "VmRSS:")?;
-    drop(kept);
-    let kept = idle(rival.address(), options.idle).await?;
-    let haproxy_idle_mib = memory(rival.pid(), "VmRSS:")?;
-    drop(kept);
+    let (idle_mib, haproxy_idle_mib) = (
+        with_idle(ours, options.idle, pid).await?,
+        with_idle(rival.address(), options.idle, rival.pid()).await?,
+    );
     cluster.remove(NAME).await?;
     let Options { bytes, idle, .. } = *options;
     Ok(Bulk { bytes, down, up, grown_mib, idle, idle_mib, haproxy_idle_mib })
@@ -223,6 +223,13 @@ fn head(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
         buffer.copy_within(end + 4..filled, 0);
         return Ok(filled - end - 4);
     }
+}
+
+/// What a process has in memory, in MiB, once so many connections to it have been quiet for a while.
+async fn with_idle(target: SocketAddr, count: usize, pid: u32) -> Result<f64> {
+    let _kept = idle(target, count).await?;
+    tokio::time::sleep(QUIET).await;
+    memory(pid, "VmRSS:")
 }
 
 /// Connections after a call each, which keep quiet.
