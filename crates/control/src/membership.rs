@@ -70,7 +70,7 @@ pub enum MembershipError {
     )]
     Token,
     /// The token is for somebody else.
-    #[error("this join token is for the name `{name}`")]
+    #[error("this join token is for the name `{name}`: join with --name {name}")]
     Name {
         /// For whom.
         name: String,
