@@ -73,7 +73,7 @@ impl Tasks {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Display + Send + 'static,
     {
-        self.tracker.spawn(self.body(name, on_error, on_cancel, task));
+        self.tracker.spawn(self.body(name, on_error, on_cancel, Box::pin(task)));
     }
 
     /// Start a task that cannot fail.
@@ -81,7 +81,8 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.spawn(name, OnError::StopRole, on_cancel, infallible(task));
+        let task = infallible(Box::pin(task));
+        self.tracker.spawn(self.body(name, OnError::StopRole, on_cancel, task));
     }
 
     /// As [`Self::run`], on another runtime than the current one.
@@ -89,10 +90,13 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let body = self.body(name, OnError::StopRole, on_cancel, infallible(task));
+        let task = infallible(Box::pin(task));
+        let body = self.body(name, OnError::StopRole, on_cancel, task);
         self.tracker.spawn_on(body, handle);
     }
 
+    /// `task` is small, such as a box: what awaits a future has room for it twice, as what it was
+    /// given and as what it waits for, and it is awaited more than once here.
     fn body<F, E>(
         &self,
         name: &'static str,
