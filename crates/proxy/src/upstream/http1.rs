@@ -32,7 +32,7 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_HEADERS: usize = 128;
 /// Read at once: doubled while reads fill it.
 const ROOM: usize = 8 << 10;
-const MAX_ROOM: usize = 128 << 10;
+const MAX_ROOM: usize = 32 << 10;
 /// A piece of body up to this size is copied behind what goes out already, to go in one write.
 const COPIED: usize = 16 << 10;
 
