@@ -82,6 +82,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Silence allowed between two requests of a connection, then it is closed.
     pub idle_connection: Duration,
+    /// After so long without a call, a connection of HTTP/1 gives its buffers back until the next one.
+    pub rest_after: Duration,
     /// Once the drain has begun, for a call that is on its way: so long a connection of HTTP/1 without
     /// one stays open.
     pub last_call: Duration,
@@ -121,6 +123,7 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             head_timeout: Duration::from_secs(10),
             idle_connection: Duration::from_secs(300),
+            rest_after: Duration::from_millis(200),
             last_call: Duration::from_millis(500),
             client_stall: Duration::from_secs(300),
             body_bytes: None,

@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     queued: Family<OfFunction, Gauge>,
     busy: Family<OfFunction, Gauge>,
     pub(crate) connections: Gauge,
+    pub(crate) resting: Gauge,
     pub(crate) accepted: Counter,
     pub(crate) shed: Counter,
     in_flight: Gauge,
@@ -100,6 +101,7 @@ impl Metrics {
             queued: Family::default(),
             busy: Family::default(),
             connections: Gauge::default(),
+            resting: Gauge::default(),
             accepted: Counter::default(),
             shed: Counter::default(),
             in_flight: Gauge::default(),
@@ -116,6 +118,8 @@ impl Metrics {
         r.register("queued_invocations", "Invocations waiting for a slot", this.queued.clone());
         r.register("busy_invocations", "Invocations in sandboxes", this.busy.clone());
         r.register("connections", "Client connections open", this.connections.clone());
+        let rest = "Of these, without a call for long enough to have no buffers";
+        r.register("connections_resting", rest, this.resting.clone());
         r.register("connections_accepted", "Client connections", this.accepted.clone());
         r.register("shed", "Connections and invocations refused at a bound", this.shed.clone());
         r.register("in_flight_invocations", "Invocations not yet ended", this.in_flight.clone());

@@ -79,6 +79,16 @@ impl Scanner {
         self.state == State::Head && (self.head.bytes > 0 || !self.partial.is_empty())
     }
 
+    /// Whether it is between two messages.
+    pub(crate) fn between(&self) -> bool {
+        self.state == State::Head && !self.in_head()
+    }
+
+    /// Whether another protocol may be spoken from here on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
     /// Whether a message has begun and not ended.
     pub(crate) fn in_message(&self) -> bool {
         match self.state {

@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     io::{self, Write as _},
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::Ordering::{Acquire, Relaxed},
@@ -17,7 +17,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use dirigent_service::{Clock, OnCancel};
-use hyper::{server::conn, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn,
+    service::{HttpService, service_fn},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::AsyncReadExt as _,
@@ -26,7 +30,9 @@ use tokio::{
 };
 
 use crate::{
-    Shared, errors, ids,
+    Shared,
+    body::Body,
+    errors, ids,
     invoke::Front,
     lease::Open,
     records::{Of, Record},
@@ -220,27 +226,82 @@ async fn serve(
         let front = Arc::clone(&front);
         async move { Ok::<_, Infallible>(front.serve(request).await) }
     });
-    let io = TokioIo::new(Wire::new(stream, prefix, http1, Arc::clone(&line), Arc::clone(shared)));
+    let wire = Wire::new(stream, prefix, http1, Arc::clone(&line), Arc::clone(shared));
     if http1 {
-        let connection = conn::http1::Builder::new()
-            .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))
-            .serve_connection(io, service)
-            .with_upgrades();
-        let mut connection = pin!(connection);
-        tokio::select! {
-            biased;
-            () = &mut drain => {}
-            result = &mut connection => return Ok(result?),
-        }
-        // A client that uses it again meanwhile is told that the connection ends, with its answer.
-        // One that does not loses nothing by its end, unless it calls in that very moment.
-        tokio::select! {
-            biased;
-            result = &mut connection => return Ok(result?),
-            () = tokio::time::sleep(shared.limits.last_call) => connection.as_mut().graceful_shutdown(),
-        }
-        return until_stopped(shared, connection).await;
+        return serve_http1(shared, wire, service, peer, drain).await;
     }
+    // In a box of its own: most connections are of the other kind, and have no room for this.
+    let io = TokioIo::new(wire);
+    Box::pin(serve_http2(shared, io, service, &line, drain)).await
+}
+
+/// Served until it ends. What a server keeps for a connection is more than all else that is known of
+/// it: one that rests has none.
+async fn serve_http1<S>(
+    shared: &Shared,
+    mut wire: Wire,
+    service: S,
+    peer: SocketAddr,
+    mut drain: impl Future<Output = ()> + Unpin,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible> + Clone + Unpin,
+    S::Future: Send + 'static,
+{
+    let line = wire.line();
+    let serve = |wire| {
+        conn::http1::Builder::new()
+            .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))
+            .serve_connection(TokioIo::new(wire), service.clone())
+            .with_upgrades()
+    };
+    let mut connection = loop {
+        let mut connection = serve(wire);
+        let served = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Pending if line.rests() => Poll::Ready(None),
+            served => served.map(Some),
+        });
+        tokio::select! {
+            biased;
+            () = &mut drain => break connection,
+            served = served => if let Some(result) = served {
+                return Ok(result?);
+            }
+        }
+        // `None` once it was given away for another protocol, when this ends by itself.
+        let Some(parts) = connection.into_parts() else { return Ok(()) };
+        wire = parts.io.into_inner();
+        if !parts.read_buf.is_empty() {
+            tracing::debug!(%peer, "a connection had something unread while it rested");
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = &mut drain => break serve(wire),
+            () = wire.rest() => {}
+        }
+    };
+    // A client that uses it again meanwhile is told that the connection ends, with its answer.
+    // One that does not loses nothing by its end, unless it calls in that very moment.
+    tokio::select! {
+        biased;
+        result = &mut connection => return Ok(result?),
+        () = tokio::time::sleep(shared.limits.last_call) => Pin::new(&mut connection).graceful_shutdown(),
+    }
+    until_stopped(shared, connection).await
+}
+
+async fn serve_http2<S>(
+    shared: &Shared,
+    io: TokioIo<Wire>,
+    service: S,
+    line: &Line,
+    mut drain: impl Future<Output = ()> + Unpin,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+    S::Future: Send + 'static,
+{
     let streams =
         Streams { tasks: shared.beside.clone(), client_stall: shared.limits.client_stall };
     let windows = Windows::new(&shared.ahead);
@@ -257,7 +318,7 @@ async fn serve(
     tokio::select! {
         biased;
         () = &mut drain => {}
-        () = unused(&line, shared.clock, shared.limits.idle_connection) => {}
+        () = unused(line, shared.clock, shared.limits.idle_connection) => {}
         result = &mut connection => return Ok(result?),
     }
     connection.as_mut().graceful_shutdown();
@@ -307,11 +368,13 @@ enum First {
 }
 
 async fn first_bytes(stream: &mut TcpStream, head_timeout: Duration) -> io::Result<First> {
-    let mut read = BytesMut::with_capacity(4096);
-    let Ok(first) = tokio::time::timeout(IDLE_FIRST, stream.read_buf(&mut read)).await else {
+    // Whoever connects ahead of need has no buffer.
+    let Ok(readable) = tokio::time::timeout(IDLE_FIRST, stream.readable()).await else {
         return Ok(First::Nothing);
     };
-    if first? == 0 {
+    readable?;
+    let mut read = BytesMut::with_capacity(4096);
+    if stream.read_buf(&mut read).await? == 0 {
         return Ok(First::Nothing);
     }
     let told = async {

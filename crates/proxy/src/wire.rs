@@ -6,6 +6,7 @@
 //! else the kernel would reset the connection before the answer is read.
 
 use std::{
+    future::poll_fn,
     io,
     os::fd::AsFd as _,
     pin::Pin,
@@ -21,6 +22,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 
 use crate::{
@@ -43,9 +45,16 @@ pub(crate) struct Line {
     pub(crate) reset: AtomicBool,
     /// An invocation waits and leaves its body unread.
     unread: AtomicBool,
+    /// Nothing was under way for long, in neither direction, and nothing lies unread.
+    rests: AtomicBool,
 }
 
 impl Line {
+    /// Whether the connection rests: its server may be taken away until the client says something.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.load(Relaxed)
+    }
+
     /// While what is given back lives, an invocation waits and leaves its body unread: the server
     /// reads nothing then, so the client's end is to be watched for otherwise.
     pub(crate) fn leaves_unread(&self) -> impl Drop + use<'_> {
@@ -65,6 +74,9 @@ impl Drop for Unread<'_> {
 /// How long and how much is read away after a refusal.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 20;
+
+/// While something is under way it is looked so many times less often whether a connection rests.
+const BUSY: u32 = 10;
 
 /// Up to so many bytes are written as one piece: cheaper than to have the kernel gather them.
 const GATHERED: usize = 2048;
@@ -113,7 +125,8 @@ impl Wire {
     ) -> Self {
         let now = shared.clock.nanos();
         line.read_at.store(now, Relaxed);
-        let timer = Alarm::at(shared.clock.instant(now) + shared.limits.idle_connection);
+        let first = shared.limits.rest_after.min(shared.limits.idle_connection);
+        let timer = Alarm::at(shared.clock.instant(now) + first);
         Self {
             io,
             prefix,
@@ -126,6 +139,11 @@ impl Wire {
             head_at: now,
             gone: None,
         }
+    }
+
+    /// What it tells its invocations.
+    pub(crate) fn line(&self) -> Arc<Line> {
+        Arc::clone(&self.line)
     }
 
     /// Bytes came: follow them, and make them unreadable if they are refused.
@@ -170,8 +188,40 @@ impl Wire {
                 }
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.timer.set(due);
+            let rests_at = self.rests_at(now).unwrap_or(due);
+            let rests = rests_at <= self.shared.clock.instant(now);
+            self.line.rests.store(rests, Relaxed);
+            self.timer.set(if rests { due } else { due.min(rests_at) });
         }
+    }
+
+    /// When the connection rests, unless something happens; while something is under way, when it is
+    /// worth another look. Never for HTTP/2, nor once another protocol may be spoken.
+    fn rests_at(&self, now: u64) -> Option<Instant> {
+        let scanner = self.scanner.as_ref().filter(|scanner| !scanner.is_open())?;
+        let rest_after = self.shared.limits.rest_after;
+        let busy = self.stalled_at.is_some() || self.line.active.load(Relaxed) > 0;
+        Some(if busy || !scanner.between() {
+            self.shared.clock.instant(now) + BUSY * rest_after
+        } else {
+            let since = self.line.read_at.load(Relaxed).max(self.line.answered_at.load(Relaxed));
+            self.shared.clock.instant(since) + rest_after
+        })
+    }
+
+    /// Until the client says something or leaves, or has kept silent for so long that whoever reads
+    /// on hears of that.
+    pub(crate) async fn rest(&mut self) {
+        let _counted = Resting::new(&self.shared);
+        poll_fn(|cx| {
+            if self.io.poll_read_ready(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            self.timer.poll_off(cx)
+        })
+        .await;
+        self.line.rests.store(false, Relaxed);
+        self.timer.set_earlier(Instant::now() + self.shared.limits.rest_after);
     }
 
     /// Our answer in place of the server's bare one. Ready when it is delivered.
@@ -182,7 +232,7 @@ impl Wire {
                     if answer.is_empty() {
                         ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                         self.refusal = Refusal::Lingering(LINGER_BYTES);
-                        self.timer.set(tokio::time::Instant::now() + LINGER);
+                        self.timer.set(Instant::now() + LINGER);
                         continue;
                     }
                     let wrote = ready!(Pin::new(&mut self.io).poll_write(cx, answer))?;
@@ -262,6 +312,22 @@ impl Wire {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Pending,
         }
+    }
+}
+
+/// A connection that rests, counted until it does so no more.
+struct Resting(Arc<Shared>);
+
+impl Resting {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.metrics.resting.inc();
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.0.metrics.resting.dec();
     }
 }
 

@@ -196,6 +196,66 @@ async fn a_silent_connection_is_closed_but_not_while_it_is_served() {
     assert!(closed.is_err());
 }
 
+/// Waits until so many connections have no buffers.
+async fn rest(rig: &Rig, count: usize) {
+    let line = format!("dirigent_proxy_connections_resting {count}\n");
+    until("connections rest", || rig.proxy.metrics_page().contains(&line)).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_goes_on_where_it_was() {
+    let (rig, _backend) = rig(|limits| limits.rest_after = Duration::from_millis(20)).await;
+    let mut caller = rig.connect().await;
+    let get = "GET / HTTP/1.1\r\nHost: hello\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 10\r\n\r\n01234";
+    // In pieces, between which is waited for longer than a connection takes to rest; with how many
+    // bytes of a body its calls came.
+    let sent: [(&[&str], &[&str]); 5] = [
+        (&[get], &["0"]),
+        (&["GET / HTTP", "/1.1\r\nHost: hello\r\n\r\n"], &["0"]),
+        (&[post, "56789"], &["10"]),
+        (&[get, get], &["0", "0"]),
+        (&[&format!("{post}56789{get}{get}")], &["10", "0", "0"]),
+    ];
+    for (pieces, answers) in sent {
+        for piece in pieces {
+            caller.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        for answer in answers {
+            let (head, body) = within(read_response(&mut caller)).await;
+            assert_eq!(status(&head), 200, "{head}");
+            assert!(body.ends_with(answer), "{pieces:?}: {body}");
+        }
+        rest(&rig, 1).await;
+    }
+    // Leaving is noticed.
+    drop(caller);
+    rest(&rig, 0).await;
+    let none = "dirigent_proxy_connections 0\n";
+    until("it is gone", || rig.proxy.metrics_page().contains(none)).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_is_closed_in_time_and_by_a_drain() {
+    let (rig, _backend) = rig(|limits| {
+        limits.rest_after = Duration::from_millis(10);
+        limits.idle_connection = Duration::from_millis(500);
+    })
+    .await;
+    let mut silent = rig.connect().await;
+    silent.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
+    read_response(&mut silent).await;
+    rest(&rig, 1).await;
+    assert!(within(silent.read_u8()).await.is_err());
+    let mut other = rig.connect().await;
+    other.write_all(b"GET / HTTP/1.1\r\nHost: hello\r\n\r\n").await.unwrap();
+    read_response(&mut other).await;
+    rest(&rig, 1).await;
+    assert!(within(rig.proxy.drain(common::DEADLINE)).await);
+    assert!(within(other.read_u8()).await.is_err());
+}
+
 #[tokio::test]
 async fn bodies_over_the_limit_are_refused_with_and_without_a_length() {
     let (rig, _backend) = rig(|limits| limits.body_bytes = Some(10)).await;
