@@ -93,10 +93,19 @@ impl DeathWatch {
 
     /// Something is on its way.
     pub fn wrote(&mut self) {
-        if self.waiting.is_none() {
-            let since = Instant::now();
-            let next_look = Box::pin(sleep_until(since + LOOK));
-            self.waiting = Some(Waiting { next_look, since });
+        let now = Instant::now();
+        match &mut self.waiting {
+            // Whoever looks again only now has had his answer, and kept the connection since then:
+            // how long ago that was says nothing of what is on its way now.
+            Some(waiting) if now < waiting.next_look.deadline() => {}
+            Some(waiting) => {
+                waiting.since = now;
+                waiting.next_look.as_mut().reset(now + LOOK);
+            }
+            None => {
+                let next_look = Box::pin(sleep_until(now + LOOK));
+                self.waiting = Some(Waiting { next_look, since: now });
+            }
         }
     }
 
@@ -107,6 +116,11 @@ impl DeathWatch {
             let now = Instant::now();
             match unanswered(stream) {
                 None => self.waiting = None,
+                // It is this process that stood still: what came meanwhile is not known yet.
+                Some(_) if now > waiting.next_look.deadline() + LOOK => {
+                    waiting.since = now;
+                    waiting.next_look.as_mut().reset(now + LOOK);
+                }
                 Some(heard) => {
                     waiting.since = waiting.since.max(now.checked_sub(heard).unwrap_or(now));
                     let gone = waiting.since + SILENCE;
@@ -254,6 +268,21 @@ mod tests {
         sent.unwrap();
         read.unwrap();
         assert_eq!(came, much);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_kept_is_not_gone_by_what_was_said_before() {
+        let (near, mut far) = pair().await;
+        let mut near = Watched::new(near).unwrap();
+        near.write_all(b"hello").await.unwrap();
+        far.read_exact(&mut [0; 5]).await.unwrap();
+        // Nobody reads meanwhile: it is kept, as one is that has brought its answer.
+        tokio::time::pause();
+        tokio::time::advance(10 * SILENCE).await;
+        near.write_all(b"again").await.unwrap();
+        let waiting = near.watch.as_ref().unwrap().waiting.as_ref().unwrap();
+        assert_eq!(waiting.since, Instant::now());
+        assert_eq!(waiting.next_look.deadline(), Instant::now() + LOOK);
     }
 
     #[tokio::test]
