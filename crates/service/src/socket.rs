@@ -35,7 +35,7 @@ mod kernel {
         InfoStart
     );
 
-    /// The beginning of the kernel's `tcp_info`, which all kernels have; the option must not be asked
+    /// The beginning of the kernel's `tcp_info`, which Linux has since 4.6; the option must not be asked
     /// for with the whole of it where the kernel knows less.
     #[derive(Clone, Copy, Debug)]
     #[expect(unreachable_pub, reason = "what the macro makes of it is public")]
@@ -58,6 +58,14 @@ mod kernel {
         _last_data_received: u32,
         /// Milliseconds since the other end acknowledged anything.
         pub last_ack_received: u32,
+        _path: [u32; 8],
+        _receiving: [u32; 2],
+        _retransmitted: u32,
+        _rates_and_bytes: [u64; 4],
+        _segments_out_in: [u32; 2],
+        /// Bytes for which there is no room at the other end.
+        pub not_sent: u32,
+        _least_round_trip: u32,
     }
 }
 
@@ -65,7 +73,8 @@ mod kernel {
 /// kernel goes on for a quarter of an hour. (On this host every death is told.)
 ///
 /// While nothing is on its way the kernel asks after 5 s of silence, and gives up 5 s later. What is
-/// on its way has to be acknowledged within 5 s. `TCP_USER_TIMEOUT` would say so to the kernel, but it
+/// on its way has to be acknowledged within 5 s; where the other end has no room, the kernel asks for it,
+/// ever less often, and one of these questions has to be answered in that time. `TCP_USER_TIMEOUT` would say so to the kernel, but it
 /// also ends a connection whose other end lives and reads nothing for so long, as a function does
 /// that has something else to do before it reads a large body.
 #[derive(Debug)]
@@ -114,14 +123,18 @@ impl DeathWatch {
         while let Some(waiting) = &mut self.waiting {
             ready!(waiting.next_look.as_mut().poll(cx));
             let now = Instant::now();
-            match unanswered(stream) {
-                None => self.waiting = None,
-                // It is this process that stood still: what came meanwhile is not known yet.
-                Some(_) if now > waiting.next_look.deadline() + LOOK => {
+            match under_way(stream) {
+                UnderWay::Nothing => self.waiting = None,
+                UnderWay::Blocked => {
                     waiting.since = now;
                     waiting.next_look.as_mut().reset(now + LOOK);
                 }
-                Some(heard) => {
+                // It is this process that stood still: what came meanwhile is not known yet.
+                UnderWay::Unanswered(_) if now > waiting.next_look.deadline() + LOOK => {
+                    waiting.since = now;
+                    waiting.next_look.as_mut().reset(now + LOOK);
+                }
+                UnderWay::Unanswered(heard) => {
                     waiting.since = waiting.since.max(now.checked_sub(heard).unwrap_or(now));
                     let gone = waiting.since + SILENCE;
                     if now >= gone {
@@ -135,12 +148,25 @@ impl DeathWatch {
     }
 }
 
-/// How long ago the other end acknowledged anything, if something waits for that: data, or the
-/// question whether there is room again where there was none.
-fn unanswered(stream: &impl AsFd) -> Option<Duration> {
-    let info = getsockopt(stream, kernel::TcpInfo).ok()?;
-    let waits = info.unacked > 0 || info.probes > 0;
-    waits.then(|| Duration::from_millis(info.last_ack_received.into()))
+/// What was written and has not arrived.
+enum UnderWay {
+    Nothing,
+    /// The other end lives, as far as it was asked, and has no room.
+    Blocked,
+    /// Data, or the question whether there is room again, is not acknowledged; how long ago anything
+    /// was.
+    Unanswered(Duration),
+}
+
+fn under_way(stream: &impl AsFd) -> UnderWay {
+    let Ok(info) = getsockopt(stream, kernel::TcpInfo) else { return UnderWay::Nothing };
+    if info.unacked > 0 || info.probes > 0 {
+        UnderWay::Unanswered(Duration::from_millis(info.last_ack_received.into()))
+    } else if info.not_sent > 0 {
+        UnderWay::Blocked
+    } else {
+        UnderWay::Nothing
+    }
 }
 
 /// A connection of which it is noticed that the other host died.
@@ -268,6 +294,17 @@ mod tests {
         sent.unwrap();
         read.unwrap();
         assert_eq!(came, much);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_no_room_is_looked_after_all_the_while() {
+        let (near, _far) = pair().await;
+        let mut near = Watched::new(near).unwrap();
+        let much = vec![7; 16 << 20];
+        assert!(timeout(2 * LOOK + LOOK / 2, near.write_all(&much)).await.is_err());
+        let waiting = near.watch.as_ref().unwrap().waiting.as_ref().expect("it waits");
+        let (now, next) = (Instant::now(), waiting.next_look.deadline());
+        assert!(now - waiting.since < 2 * LOOK && now < next && next <= now + LOOK);
     }
 
     #[tokio::test]

@@ -100,6 +100,19 @@ impl Stream {
         }
     }
 
+    /// What writing comes to.
+    fn noted(
+        &self,
+        cx: &mut Context<'_>,
+        wrote: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        // Not of what did not go out: a look that is due would be put off for ever.
+        if wrote.is_ready() {
+            self.wrote();
+        }
+        self.watched(cx, wrote)
+    }
+
     /// Something is on its way.
     fn wrote(&self) {
         if let Self::Tcp(_, Some(watch)) = self {
@@ -183,8 +196,11 @@ impl Stream {
                 Self::Tcp(stream, _) => {
                     let polled = stream.poll_write_ready(cx);
                     ready!(self.watched(cx, polled))?;
-                    self.wrote();
-                    stream.try_write(data)
+                    let wrote = stream.try_write(data);
+                    if wrote.is_ok() {
+                        self.wrote();
+                    }
+                    wrote
                 }
                 Self::Unix(stream) | Self::Carried(stream, _) => {
                     ready!(stream.poll_write_ready(cx))?;
@@ -200,6 +216,7 @@ impl Stream {
 
     /// Nothing more will be written.
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        self.wrote();
         match self {
             Self::Tcp(stream, _) => SockRef::from(stream).shutdown(Shutdown::Write),
             Self::Unix(stream) | Self::Carried(stream, _) => {
@@ -277,8 +294,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream, _) => Pin::new(stream).poll_write(cx, data),
             Self::Unix(stream) | Self::Carried(stream, _) => Pin::new(stream).poll_write(cx, data),
         };
-        this.wrote();
-        this.watched(cx, wrote)
+        this.noted(cx, wrote)
     }
 
     fn poll_write_vectored(
@@ -293,8 +309,7 @@ impl AsyncWrite for Stream {
                 Pin::new(stream).poll_write_vectored(cx, parts)
             }
         };
-        this.wrote();
-        this.watched(cx, wrote)
+        this.noted(cx, wrote)
     }
 
     fn is_write_vectored(&self) -> bool {
