@@ -368,13 +368,17 @@ enum First {
 }
 
 async fn first_bytes(stream: &mut TcpStream, head_timeout: Duration) -> io::Result<First> {
-    // Whoever connects ahead of need has no buffer.
-    let Ok(readable) = tokio::time::timeout(IDLE_FIRST, stream.readable()).await else {
+    let mut read = BytesMut::new();
+    let first = async {
+        // Whoever connects ahead of need has no buffer.
+        stream.readable().await?;
+        read.reserve(4096);
+        stream.read_buf(&mut read).await
+    };
+    let Ok(first) = tokio::time::timeout(IDLE_FIRST, first).await else {
         return Ok(First::Nothing);
     };
-    readable?;
-    let mut read = BytesMut::with_capacity(4096);
-    if stream.read_buf(&mut read).await? == 0 {
+    if first? == 0 {
         return Ok(First::Nothing);
     }
     let told = async {

@@ -177,7 +177,7 @@ impl Wire {
                 // The invocation has deadlines of its own; HTTP/2 has its pings.
                 (now, self.shared.limits.idle_connection)
             } else {
-                (self.line.read_at.load(Relaxed), self.shared.limits.idle_connection)
+                (self.quiet_since(), self.shared.limits.idle_connection)
             };
             let due = self.shared.clock.instant(since) + allowed;
             if due <= self.shared.clock.instant(now) {
@@ -204,9 +204,13 @@ impl Wire {
         Some(if busy || !scanner.between() {
             self.shared.clock.instant(now) + BUSY * rest_after
         } else {
-            let since = self.line.read_at.load(Relaxed).max(self.line.answered_at.load(Relaxed));
-            self.shared.clock.instant(since) + rest_after
+            self.shared.clock.instant(self.quiet_since()) + rest_after
         })
+    }
+
+    /// When something last happened, where nothing goes on.
+    fn quiet_since(&self) -> u64 {
+        self.line.read_at.load(Relaxed).max(self.line.answered_at.load(Relaxed))
     }
 
     /// Until the client says something or leaves, or has kept silent for so long that whoever reads
