@@ -163,12 +163,16 @@ impl Client {
         };
         let deadline = Instant::now() + RIDE_OUT;
         let response = loop {
-            let response = self.follow(method.clone(), path, body.clone()).await?;
-            if response.status().is_success() {
-                break response;
-            }
-            let (code, fail) = refusal(response).await;
-            if !method.is_idempotent() || !passes(&code) || Instant::now() >= deadline {
+            let (passes, fail) = match self.follow(method.clone(), path, body.clone()).await {
+                Ok(response) if response.status().is_success() => break response,
+                Ok(response) => {
+                    let (code, fail) = refusal(response).await;
+                    (passes(&method, &code), fail)
+                }
+                // Whom we were sent to may be gone, and another lead.
+                Err(fail) => (method.is_idempotent() && self.forget_leader(), fail),
+            };
+            if !passes || Instant::now() >= deadline {
                 return Err(fail);
             }
             tokio::time::sleep(PAUSE).await;
@@ -202,6 +206,11 @@ impl Client {
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(leader);
         // Once: who is sent on and on has no leader to talk to.
         self.try_send(method, path, full(body)).await
+    }
+
+    /// Begins again where it was told to; whether it was sent on from there.
+    fn forget_leader(&self) -> bool {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
     }
 
     /// Sends a body and returns whatever comes back, failures of the API included.
@@ -358,9 +367,13 @@ struct RefusedBody {
 }
 
 /// Whether a refusal with this code is of this moment: another leads, here or in etcd, in a few
-/// seconds.
-fn passes(code: &str) -> bool {
-    ["not_leader", "store_unavailable", "in_doubt"].contains(&code)
+/// seconds. What may have been removed is not there to be removed again.
+fn passes(method: &Method, code: &str) -> bool {
+    match code {
+        "not_leader" | "store_unavailable" => method.is_idempotent(),
+        "in_doubt" => method.is_idempotent() && method != Method::DELETE,
+        _ => false,
+    }
 }
 
 /// The failure that a response tells of.
