@@ -137,18 +137,21 @@ impl Seen {
         command: &mut Command,
         again: Option<&dyn Fn() -> Command>,
     ) -> Result<bool> {
-        let (passed, results) = self.run(command)?;
+        let (passed, ran) = self.run(command)?;
         let failed: Vec<String> =
-            results.into_iter().filter(|(_, is_ok)| !is_ok).map(|(name, _)| name).collect();
-        let Some(again) = again.filter(|_| (1..=ACCIDENTS).contains(&failed.len())) else {
+            ran.tests.iter().filter(|(_, is_ok)| !is_ok).map(|(name, _)| name.clone()).collect();
+        // A program that ended before its tests did has failed in a way that nobody saw.
+        let is_whole = ran.begun == ran.ended && ran.failed == failed.len();
+        let few = is_whole && (1..=ACCIDENTS).contains(&failed.len());
+        let Some(again) = again.filter(|_| few) else {
             return Ok(passed);
         };
         println!("xtask: once more, alone: {}", failed.join(", "));
         let mut alone = again();
         alone.args(["--exact", "--show-output", "--test-threads=1"]).args(&failed);
-        let (passed, results) = self.run(&mut alone)?;
+        let (passed, ran) = self.run(&mut alone)?;
         // One of another program is not run there at all.
-        let passes = |name: &String| results.iter().any(|(other, is_ok)| other == name && *is_ok);
+        let passes = |name: &String| ran.tests.iter().any(|(other, is_ok)| other == name && *is_ok);
         let passed = passed && failed.iter().all(passes);
         if passed {
             self.flaky.extend(failed);
@@ -156,21 +159,50 @@ impl Seen {
         Ok(passed)
     }
 
-    /// Runs with the output passed on; whether it was successful, and what became of each test. Keeps
-    /// the lines of tests that say why they skip.
-    fn run(&mut self, command: &mut Command) -> Result<(bool, Vec<(String, bool)>)> {
+    /// Runs with the output passed on; whether it was successful, and what ran. Keeps the lines of tests
+    /// that say why they skip.
+    fn run(&mut self, command: &mut Command) -> Result<(bool, Ran)> {
         let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start the tests")?;
         let stdout = child.stdout.take().context("standard output is piped")?;
-        let mut results = Vec::new();
+        let mut ran = Ran::default();
         for line in BufReader::new(stdout).lines() {
             let line = line.context("cannot read the tests' output")?;
             println!("{line}");
-            results.extend(result(&line));
+            ran.note(&line);
             if is_skip(&line) {
                 self.skips.push(line);
             }
         }
-        Ok((child.wait().context("cannot wait for the tests")?.success(), results))
+        Ok((child.wait().context("cannot wait for the tests")?.success(), ran))
+    }
+}
+
+/// What test programs said of their tests.
+#[derive(Debug, Default)]
+struct Ran {
+    /// Each, with whether it passed.
+    tests: Vec<(String, bool)>,
+    /// Programs that began.
+    begun: usize,
+    /// Those that came to their summary.
+    ended: usize,
+    /// Failures in all summaries.
+    failed: usize,
+}
+
+impl Ran {
+    fn note(&mut self, line: &str) {
+        self.tests.extend(result(line));
+        let count = |line: &str, what: &str| {
+            let before = line.split(what).next()?;
+            before.rsplit(' ').next()?.parse::<usize>().ok()
+        };
+        if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
+            self.begun += 1;
+        } else if line.starts_with("test result: ") {
+            self.ended += 1;
+            self.failed += count(line, " failed;").unwrap_or_default();
+        }
     }
 }
 
@@ -424,7 +456,11 @@ mod tests {
     #[test]
     fn what_fails_beside_others_and_passes_alone_is_named_and_nothing_else_passes() {
         let (ok, bad) = ("'test a::b ... ok'", "'test a::b ... FAILED'");
-        let whole = || saying(&format!("'test c ... ok' {bad}"), false);
+        let summary = |failed| {
+            format!("'test result: FAILED. 1 passed; {failed} failed; 0 ignored; 0 measured'")
+        };
+        let whole =
+            || saying(&format!("'running 2 tests' 'test c ... ok' {bad} {}", summary(1)), false);
         let mut seen = Seen::default();
         assert!(seen.passes(&mut whole(), Some(&|| saying(ok, true))).unwrap());
         assert_eq!(seen.flaky, ["a::b"]);
@@ -441,8 +477,15 @@ mod tests {
         }
         assert!(!seen.passes(&mut whole(), None).unwrap());
         let many = "'test d ... FAILED' 'test e ... FAILED'";
-        let mut many = saying(&format!("{bad} {many}"), false);
-        assert!(!seen.passes(&mut many, Some(&|| saying(ok, true))).unwrap());
+        let many = format!("'running 3 tests' {bad} {many} {}", summary(3));
+        // One that ended in the middle, beside one whose failure is an accident.
+        let cut = format!("'running 2 tests' {bad} {} 'running 9 tests'", summary(1));
+        // Two failed, of which one was not seen to.
+        let unseen = format!("'running 2 tests' {bad} {}", summary(2));
+        for lines in [many, cut, unseen] {
+            let again: &dyn Fn() -> Command = &|| saying(ok, true);
+            assert!(!seen.passes(&mut saying(&lines, false), Some(again)).unwrap(), "{lines}");
+        }
         // Without a test that failed, as where it does not build.
         assert!(!seen.passes(&mut saying("", false), Some(&|| saying(ok, true))).unwrap());
         assert_eq!(seen.flaky, [] as [&str; 0]);
