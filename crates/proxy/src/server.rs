@@ -228,7 +228,7 @@ async fn serve(
     });
     let wire = Wire::new(stream, prefix, http1, Arc::clone(&line), Arc::clone(shared));
     if http1 {
-        return serve_http1(shared, wire, service, peer, drain).await;
+        return serve_http1(shared, wire, service, &line, peer, drain).await;
     }
     // In a box of its own: most connections are of the other kind, and have no room for this.
     let io = TokioIo::new(wire);
@@ -241,6 +241,7 @@ async fn serve_http1<S>(
     shared: &Shared,
     mut wire: Wire,
     service: S,
+    line: &Line,
     peer: SocketAddr,
     mut drain: impl Future<Output = ()> + Unpin,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
@@ -248,7 +249,6 @@ where
     S: HttpService<Incoming, ResBody = Body, Error = Infallible> + Clone + Unpin,
     S::Future: Send + 'static,
 {
-    let line = wire.line();
     let serve = |wire| {
         conn::http1::Builder::new()
             .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))

@@ -141,11 +141,6 @@ impl Wire {
         }
     }
 
-    /// What it tells its invocations.
-    pub(crate) fn line(&self) -> Arc<Line> {
-        Arc::clone(&self.line)
-    }
-
     /// Bytes came: follow them, and make them unreadable if they are refused.
     fn heard(&mut self, bytes: &mut [u8]) {
         let now = self.shared.clock.nanos();

@@ -73,10 +73,10 @@ mod kernel {
 /// kernel goes on for a quarter of an hour. (On this host every death is told.)
 ///
 /// While nothing is on its way the kernel asks after 5 s of silence, and gives up 5 s later. What is
-/// on its way has to be acknowledged within 5 s; where the other end has no room, the kernel asks for it,
-/// ever less often, and one of these questions has to be answered in that time. `TCP_USER_TIMEOUT` would say so to the kernel, but it
-/// also ends a connection whose other end lives and reads nothing for so long, as a function does
-/// that has something else to do before it reads a large body.
+/// on its way has to be acknowledged within 5 s; where the other end has no room, the kernel asks for
+/// it, ever less often, and its question has to be answered in that time. `TCP_USER_TIMEOUT` would
+/// say so to the kernel, but it also ends a connection whose other end lives and reads nothing for so
+/// long, as a function does that has something else to do before it reads a large body.
 #[derive(Debug)]
 pub struct DeathWatch {
     /// From the first write of which it is not known yet whether it arrived.
@@ -87,6 +87,14 @@ pub struct DeathWatch {
 struct Waiting {
     next_look: Pin<Box<Sleep>>,
     since: Instant,
+}
+
+impl Waiting {
+    /// As if it had begun now.
+    fn afresh(&mut self, now: Instant) {
+        self.since = now;
+        self.next_look.as_mut().reset(now + LOOK);
+    }
 }
 
 impl DeathWatch {
@@ -107,10 +115,7 @@ impl DeathWatch {
             // Whoever looks again only now has had his answer, and kept the connection since then:
             // how long ago that was says nothing of what is on its way now.
             Some(waiting) if now < waiting.next_look.deadline() => {}
-            Some(waiting) => {
-                waiting.since = now;
-                waiting.next_look.as_mut().reset(now + LOOK);
-            }
+            Some(waiting) => waiting.afresh(now),
             None => {
                 let next_look = Box::pin(sleep_until(now + LOOK));
                 self.waiting = Some(Waiting { next_look, since: now });
@@ -118,23 +123,38 @@ impl DeathWatch {
         }
     }
 
+    /// What reading comes to: who waits for a host that died waits in vain.
+    pub fn read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &impl AsFd,
+        read: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if read.is_pending() { self.poll(cx, stream).map(Err) } else { read }
+    }
+
+    /// What writing comes to.
+    pub fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &impl AsFd,
+        wrote: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        // Not of what did not go out: a look that is due would be put off for ever.
+        if wrote.is_ready() {
+            self.wrote();
+        }
+        self.read(cx, stream, wrote)
+    }
+
     /// For who waits for the other end, to read or to write: ready once it is gone.
-    pub fn poll(&mut self, cx: &mut Context<'_>, stream: &impl AsFd) -> Poll<io::Error> {
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &impl AsFd) -> Poll<io::Error> {
         while let Some(waiting) = &mut self.waiting {
             ready!(waiting.next_look.as_mut().poll(cx));
             let now = Instant::now();
             match under_way(stream) {
                 UnderWay::Nothing => self.waiting = None,
-                UnderWay::Blocked => {
-                    waiting.since = now;
-                    waiting.next_look.as_mut().reset(now + LOOK);
-                }
-                // It is this process that stood still: what came meanwhile is not known yet.
-                UnderWay::Unanswered(_) if now > waiting.next_look.deadline() + LOOK => {
-                    waiting.since = now;
-                    waiting.next_look.as_mut().reset(now + LOOK);
-                }
-                UnderWay::Unanswered(heard) => {
+                UnderWay::Unanswered(heard) if now <= waiting.next_look.deadline() + LOOK => {
                     waiting.since = waiting.since.max(now.checked_sub(heard).unwrap_or(now));
                     let gone = waiting.since + SILENCE;
                     if now >= gone {
@@ -142,6 +162,8 @@ impl DeathWatch {
                     }
                     waiting.next_look.as_mut().reset(gone.min(now + LOOK));
                 }
+                // Or it is this process that stood still: what came meanwhile is not known yet.
+                UnderWay::Blocked | UnderWay::Unanswered(_) => waiting.afresh(now),
             }
         }
         Poll::Pending
@@ -192,26 +214,15 @@ impl Watched {
         Self { stream, watch: None }
     }
 
-    /// What comes of having to wait.
-    fn waited<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        match &mut self.watch {
-            Some(watch) => watch.poll(cx, &self.stream).map(Err),
-            None => Poll::Pending,
-        }
-    }
-
     fn wrote(
         &mut self,
         cx: &mut Context<'_>,
         wrote: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if wrote.is_pending() {
-            return self.waited(cx);
+        match &mut self.watch {
+            Some(watch) => watch.write(cx, &self.stream, wrote),
+            None => wrote,
         }
-        if let Some(watch) = &mut self.watch {
-            watch.wrote();
-        }
-        wrote
     }
 }
 
@@ -222,9 +233,10 @@ impl AsyncRead for Watched {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Pending => this.waited(cx),
-            read => read,
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        match &mut this.watch {
+            Some(watch) => watch.read(cx, &this.stream, read),
+            None => read,
         }
     }
 }

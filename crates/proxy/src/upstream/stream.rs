@@ -90,11 +90,11 @@ impl Stream {
         Ok(Self::Tcp(stream, watch))
     }
 
-    /// What an attempt comes to: who waits for a host that died waits in vain.
+    /// What an attempt comes to.
     fn watched<T>(&self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match self {
             Self::Tcp(stream, Some(watch)) if polled.is_pending() => {
-                watch.lock().unwrap_or_else(PoisonError::into_inner).poll(cx, stream).map(Err)
+                watch.lock().unwrap_or_else(PoisonError::into_inner).read(cx, stream, polled)
             }
             _ => polled,
         }
@@ -106,11 +106,12 @@ impl Stream {
         cx: &mut Context<'_>,
         wrote: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        // Not of what did not go out: a look that is due would be put off for ever.
-        if wrote.is_ready() {
-            self.wrote();
+        match self {
+            Self::Tcp(stream, Some(watch)) => {
+                watch.lock().unwrap_or_else(PoisonError::into_inner).write(cx, stream, wrote)
+            }
+            _ => wrote,
         }
-        self.watched(cx, wrote)
     }
 
     /// Something is on its way.
