@@ -81,8 +81,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = infallible(Box::pin(task));
-        self.tracker.spawn(self.body(name, OnError::StopRole, on_cancel, task));
+        self.tracker.spawn(self.body(name, OnError::StopRole, on_cancel, infallible(task)));
     }
 
     /// As [`Self::run`], on another runtime than the current one.
@@ -90,8 +89,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = infallible(Box::pin(task));
-        let body = self.body(name, OnError::StopRole, on_cancel, task);
+        let body = self.body(name, OnError::StopRole, on_cancel, infallible(task));
         self.tracker.spawn_on(body, handle);
     }
 
@@ -149,9 +147,14 @@ impl Tasks {
     }
 }
 
-async fn infallible(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
-    task.await;
-    Ok(())
+fn infallible(
+    task: impl Future<Output = ()> + Send,
+) -> impl Future<Output = Result<(), std::convert::Infallible>> + Send {
+    let task = Box::pin(task);
+    async move {
+        task.await;
+        Ok(())
+    }
 }
 
 /// Dropped while the task unwinds, it tells that the task panicked.
