@@ -19,10 +19,8 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::{
-    Cluster, exchange,
-    percentiles::sorted,
-    replay,
-    warm::{Kind, Rival, addresses},
+    Cluster, exchange, replay,
+    warm::{Kind, Rival, addresses, memory_of, ratios},
 };
 
 /// What is compared.
@@ -57,9 +55,7 @@ impl Way {
     /// Dirigent's rate over HAProxy's: median of the blocks' ratios.
     #[must_use]
     pub fn ratio(&self) -> f64 {
-        let ratios =
-            sorted(self.dirigent.iter().zip(&self.haproxy).map(|(ours, theirs)| ours / theirs));
-        ratios.get(ratios.len() / 2).copied().unwrap_or_default()
+        ratios(&self.dirigent, &self.haproxy).0
     }
 }
 
@@ -117,7 +113,7 @@ pub async fn run(cluster: &dyn Cluster, pid: u32, options: &Options) -> Result<B
     for target in [ours, rival.address()] {
         moved(target, Direction::Down, PIECE as u64).await?;
     }
-    let before = memory(pid, "VmRSS:")?;
+    let before = mib(pid, "VmRSS:")?;
     fs::write(format!("/proc/{pid}/clear_refs"), "5").context("cannot forget the highest mark")?;
     for _ in 0..options.blocks {
         for (way, direction) in [(&mut down, Direction::Down), (&mut up, Direction::Up)] {
@@ -126,7 +122,7 @@ pub async fn run(cluster: &dyn Cluster, pid: u32, options: &Options) -> Result<B
             way.direct.push(moved(direct, direction, options.bytes).await?);
         }
     }
-    let grown_mib = memory(pid, "VmHWM:")? - before;
+    let grown_mib = mib(pid, "VmHWM:")? - before;
     let (idle_mib, haproxy_idle_mib) = (
         with_idle(ours, options.idle, pid).await?,
         with_idle(rival.address(), options.idle, rival.pid()).await?,
@@ -229,7 +225,7 @@ fn head(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
 async fn with_idle(target: SocketAddr, count: usize, pid: u32) -> Result<f64> {
     let _kept = idle(target, count).await?;
     tokio::time::sleep(QUIET).await;
-    memory(pid, "VmRSS:")
+    mib(pid, "VmRSS:")
 }
 
 /// Connections after a call each, which keep quiet.
@@ -247,10 +243,6 @@ async fn idle(target: SocketAddr, count: usize) -> Result<Vec<tokio::net::TcpStr
 }
 
 /// A mark of a process's memory, in MiB.
-fn memory(pid: u32, mark: &str) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(mark));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("{path} has no {mark}"))? / 1024.0)
+fn mib(pid: u32, mark: &str) -> Result<f64> {
+    Ok(memory_of(pid, mark)? as f64 / f64::from(1 << 20))
 }

@@ -179,7 +179,7 @@ fn ratio(ours: &[Block], theirs: &[Block], of: fn(&Block) -> f64) -> (f64, (f64,
 }
 
 /// The same of any figures.
-fn ratios(ours: &[f64], theirs: &[f64]) -> (f64, (f64, f64)) {
+pub(crate) fn ratios(ours: &[f64], theirs: &[f64]) -> (f64, (f64, f64)) {
     let ratios = sorted(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs));
     let median = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
     let ends = (ratios.first().copied(), ratios.last().copied());
@@ -246,6 +246,18 @@ async fn kept_alive(target: SocketAddr, over: &AtomicBool, answered: &AtomicU64)
         answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
+}
+
+/// A mark of a process's memory as `/proc/PID/status` names it, such as `VmRSS:`, in bytes.
+///
+/// # Errors
+/// If there is no such process.
+pub fn memory_of(pid: u32, mark: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(mark));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("{path} has no {mark}"))? << 10)
 }
 
 /// User and system time of a process so far.

@@ -18,7 +18,9 @@ use dirigent_bench::{
     burst, churn,
     load::Progress,
     percentiles::{P99_SAMPLES, Summary},
-    register, replay, zero,
+    register, replay,
+    warm::Kind as Proxy,
+    zero,
 };
 
 pub(crate) use self::{
@@ -184,6 +186,14 @@ fn row(name: &str, summary: &Summary) -> Vec<String> {
     let value = |value: f64| format!("{value:.2}");
     let p99 = format!("{about}{}", value(summary.p99));
     vec![name.to_owned(), value(summary.p50), value(summary.p90), p99, value(summary.max)]
+}
+
+/// The rival's program.
+fn haproxy() -> Result<PathBuf> {
+    Proxy::HaProxy.installed().ok_or_else(|| {
+        Fail::unavailable("the rival, HAProxy, is not installed")
+            .hint("on Debian: apt-get install haproxy")
+    })
 }
 
 fn example() -> Result<(PathBuf, Vec<String>)> {

@@ -1,12 +1,12 @@
 //! `dirigent bench bulk`: large bodies both ways and idle connections, beside HAProxy.
 
 use clap::Args;
-use dirigent_bench::{bulk, warm::Kind as Proxy};
+use dirigent_bench::bulk;
 use dirigent_core::Bytes;
 
-use super::{Bar, System, judge};
+use super::{Bar, System, haproxy, judge};
 use crate::{
-    fail::{Fail, Kind, OrFail as _, Result},
+    fail::{Kind, OrFail as _, Result},
     printer::Printer,
 };
 
@@ -32,10 +32,7 @@ const IDLE_MIB: f64 = 120.0;
 const IDLE: u32 = 10_000;
 
 pub(super) async fn bench(system: &System, args: &BulkArgs, printer: Printer) -> Result {
-    let haproxy = Proxy::HaProxy.installed().ok_or_else(|| {
-        Fail::unavailable("the rival, HAProxy, is not installed")
-            .hint("on Debian: apt-get install haproxy")
-    })?;
+    let haproxy = haproxy()?;
     let options = bulk::Options {
         command: ["dirigent", "example", "bulk"].map(str::to_owned).to_vec(),
         haproxy,

@@ -313,14 +313,7 @@ pub(super) struct Used {
 }
 
 fn resident(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path)?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
-        .ok_or_else(|| Fail::internal(format!("{path} has no VmRSS")))?;
-    Ok(kib << 10)
+    warm::memory_of(pid, "VmRSS:").or_fail(Kind::Internal, || "memory")
 }
 
 /// The processes of a Dirigent, by what they are. The others hang on the first. None of them outlives

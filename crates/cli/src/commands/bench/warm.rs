@@ -12,11 +12,11 @@ use dirigent_bench::{
 };
 
 use super::{
-    Bar, System, judge,
+    Bar, System, haproxy, judge,
     sweep::{Defaults, SweepArgs, finish},
 };
 use crate::{
-    fail::{Fail, Kind, OrFail as _, Result},
+    fail::{Kind, OrFail as _, Result},
     printer::Printer,
 };
 
@@ -46,10 +46,7 @@ const P99_RATIO: f64 = 1.2;
 const RATE_RATIO: f64 = 0.9;
 
 pub(super) async fn bench(system: &System, args: &WarmArgs, printer: Printer) -> Result {
-    let haproxy = Proxy::HaProxy.installed().ok_or_else(|| {
-        Fail::unavailable("the rival, HAProxy, is not installed")
-            .hint("on Debian: apt-get install haproxy")
-    })?;
+    let haproxy = haproxy()?;
     let command = ["dirigent", "example", "fast"].map(str::to_owned).to_vec();
     let (concurrency, blocks) = (args.concurrency, args.blocks as usize);
     let scratch = system.scratch().to_owned();
