@@ -201,15 +201,12 @@ struct Ran {
 impl Ran {
     fn note(&mut self, line: &str) {
         self.tests.extend(result(line));
-        let count = |line: &str, what: &str| {
-            let before = line.split(what).next()?;
-            before.rsplit(' ').next()?.parse::<usize>().ok()
-        };
         if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
             self.begun += 1;
         } else if line.starts_with("test result: ") {
             self.ended += 1;
-            self.failed += count(line, " failed;").unwrap_or_default();
+            let before = line.split(" failed;").next().and_then(|before| before.rsplit(' ').next());
+            self.failed += before.and_then(|count| count.parse().ok()).unwrap_or(0);
         }
     }
 }
