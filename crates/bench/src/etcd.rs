@@ -247,8 +247,10 @@ pub fn arguments(
     let args = ["--name", &name, "--initial-cluster", cluster];
     let clients = ["--listen-client-urls", &client, "--advertise-client-urls", &client];
     let peers = ["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer];
+    // Half of etcd's defaults, as `docs/guides/cluster.md` advises for hosts of one data center.
+    let timers = ["--heartbeat-interval", "50", "--election-timeout", "500"];
     let rest = ["--logger", "zap", "--log-level", "warn", "--data-dir"];
-    let all = [&args[..], &clients, &peers, &rest].concat();
+    let all = [&args[..], &clients, &peers, &timers, &rest].concat();
     all.into_iter().map(str::to_owned).collect()
 }
 

@@ -32,8 +32,9 @@ use super::rpc::{
 
 /// Until a member of etcd is connected.
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-/// Until it answers. etcd itself takes up to about 1.5 s to have another leader.
-const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+/// Until it answers. What a member has passed on to a leader that died is never answered: it is asked
+/// again, by etcd's defaults up to 2 s after the death, until when a member may believe in that leader.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of an answer: a page of records.
 const ANSWER_BYTES: usize = 1 << 30;
 /// Between two rounds through all members that take nothing.
