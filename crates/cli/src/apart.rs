@@ -305,7 +305,7 @@ pub(crate) fn data_plane(args: &DataPlaneArgs, printer: Printer) -> Result {
         let (reach, name) = host.reach(Role::DataPlane, None)?;
         let Host { config, dir, tasks, .. } = &*host;
         reach.keep_renewed(tasks);
-        let (frames, bulk) = (reach.data_plane(tasks), reach.data_plane_bulk(tasks));
+        let (frames, bulk) = reach.data_plane(tasks);
         let own = dirigent_proxy::Config {
             takes_orders: true,
             tunnels: relayed::tunnels(host)?,
@@ -380,7 +380,7 @@ async fn real_worker(host: &mut Host) -> Result {
     let (reach, name) = host.reach(Role::Worker, None)?;
     let Host { config, dir, tasks, .. } = &*host;
     reach.keep_renewed(tasks);
-    let (frames, bulk) = (reach.worker(tasks), reach.worker_bulk(tasks));
+    let (frames, bulk) = reach.worker(tasks);
     let ports =
         |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::port).collect::<Vec<_>>();
     let mut protected = ports(&[config.api, config.peers, config.admin]);
@@ -450,7 +450,7 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     let (mut workers, meter) = (Vec::new(), Meter::default());
     for number in 1..=count {
         let (reach, _) = host.reach(Role::Worker, Some(number))?;
-        let (frames, bulk) = (reach.worker(&host.tasks), reach.worker_bulk(&host.tasks));
+        let (frames, bulk) = reach.worker(&host.tasks);
         let Started { runtimes, .. } = roles::fake(&host.config);
         let config = dirigent_worker::Config {
             durability: Durability::Process,

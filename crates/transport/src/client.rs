@@ -25,7 +25,7 @@ use crate::{
     EPOCH, MESSAGE_BYTES, NAME_BYTES,
     carry::{Words, answers, hear, outgoing},
     connect::{Proof, explained},
-    link::keep,
+    link::{Order, keep, orders},
 };
 
 /// Why a control plane cannot be reached, whatever it does.
@@ -90,33 +90,32 @@ impl Reach {
         Ok(Self { addresses: addresses.into(), name, proof })
     }
 
-    /// As a worker.
+    /// As a worker: the first connection, and the second one, which goes where the first one went.
     #[must_use]
-    pub fn worker(&self, tasks: &Tasks) -> Dialer<FromWorker, ToWorker> {
-        self.link::<WorkerStream>(tasks)
+    pub fn worker(
+        &self,
+        tasks: &Tasks,
+    ) -> (Dialer<FromWorker, ToWorker>, Dialer<FromWorkerBulk, ToWorkerBulk>) {
+        self.links::<WorkerStream, WorkerBulk>(tasks)
     }
 
-    /// As a worker, the second connection.
+    /// As a data plane, as [`Self::worker`].
     #[must_use]
-    pub fn worker_bulk(&self, tasks: &Tasks) -> Dialer<FromWorkerBulk, ToWorkerBulk> {
-        self.link::<WorkerBulk>(tasks)
+    pub fn data_plane(
+        &self,
+        tasks: &Tasks,
+    ) -> (Dialer<FromDataPlane, ToDataPlane>, Dialer<FromDataPlaneBulk, ToDataPlaneBulk>) {
+        self.links::<DataPlaneStream, DataPlaneBulk>(tasks)
     }
 
-    /// As a data plane.
-    #[must_use]
-    pub fn data_plane(&self, tasks: &Tasks) -> Dialer<FromDataPlane, ToDataPlane> {
-        self.link::<DataPlaneStream>(tasks)
+    fn links<First: Method, Second: Method>(&self, tasks: &Tasks) -> (Line<First>, Line<Second>) {
+        let (first, second) = orders();
+        (self.link::<First>(first, tasks), self.link::<Second>(second, tasks))
     }
 
-    /// As a data plane, the second connection.
-    #[must_use]
-    pub fn data_plane_bulk(&self, tasks: &Tasks) -> Dialer<FromDataPlaneBulk, ToDataPlaneBulk> {
-        self.link::<DataPlaneBulk>(tasks)
-    }
-
-    fn link<M: Method>(&self, tasks: &Tasks) -> Dialer<Said<M>, Heard<M>> {
+    fn link<M: Method>(&self, order: Order, tasks: &Tasks) -> Line<M> {
         let (dialer, dialled) = acceptor::<Heard<M>, Said<M>>(&self.name);
-        let keeping = keep::<M>(self.clone(), dialled);
+        let keeping = keep::<M>(self.clone(), order, dialled);
         tasks.run("link to the control plane", OnCancel::Abort, keeping);
         dialer
     }
@@ -186,6 +185,8 @@ impl<M: Method> Open<M> {
 
 pub(crate) type Said<M> = <<M as Method>::Out as Batch>::Frame;
 pub(crate) type Heard<M> = <<M as Method>::In as Batch>::Frame;
+
+type Line<M> = Dialer<Said<M>, Heard<M>>;
 
 /// A method of the service: what is said and heard by it.
 pub(crate) trait Method: 'static {

@@ -7,13 +7,17 @@
 //! When another leads with a higher epoch than the one that is talked to, that conversation is cut:
 //! the role dials again, and the new leader's call is open already. One with a lower epoch is not
 //! listened to as long as a better one is there; alone it is, since it is the cluster's to judge.
+//!
+//! The second connection of a role goes after the first one, to whoever that one talks to, and to
+//! nobody else: nothing waits for it that has to be there when a leader is lost, and a thousand
+//! workers that come at once have their first connections first.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use dirigent_core::Epoch;
 use dirigent_service::{Acceptor, End};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
@@ -49,6 +53,46 @@ struct Active {
     cut: CancellationToken,
 }
 
+/// Which of a role's two connections it is, and to which of the control planes the first one talks or
+/// talked last.
+pub(crate) enum Order {
+    First(watch::Sender<Option<usize>>),
+    Second(watch::Receiver<Option<usize>>),
+}
+
+/// The two connections of a role.
+pub(crate) fn orders() -> (Order, Order) {
+    let (leads, follows) = watch::channel(None);
+    (Order::First(leads), Order::Second(follows))
+}
+
+impl Order {
+    /// Whether this address is to be called.
+    fn calls(&self, place: usize) -> bool {
+        match self {
+            Self::First(_) => true,
+            Self::Second(first) => *first.borrow() == Some(place),
+        }
+    }
+
+    /// It talks to this one.
+    fn talks(&self, place: usize) {
+        if let Self::First(told) = self {
+            told.send_if_modified(|last| last.replace(place) != Some(place));
+        }
+    }
+
+    /// Returns when the first connection talks to another one; never in the first itself.
+    async fn changed(&mut self) {
+        if let Self::Second(first) = self
+            && first.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What a role dialled and waits for.
 struct Waiting<M: Method> {
     end: End<Heard<M>, Said<M>>,
@@ -56,7 +100,11 @@ struct Waiting<M: Method> {
 }
 
 /// Keeps a link until the role dials no more.
-pub(crate) async fn keep<M: Method>(reach: Reach, dialled: Acceptor<Heard<M>, Said<M>>) {
+pub(crate) async fn keep<M: Method>(
+    reach: Reach,
+    order: Order,
+    dialled: Acceptor<Heard<M>, Said<M>>,
+) {
     let places = reach
         .addresses()
         .iter()
@@ -64,6 +112,7 @@ pub(crate) async fn keep<M: Method>(reach: Reach, dialled: Acceptor<Heard<M>, Sa
         .collect();
     let link = Link {
         reach,
+        order,
         places,
         calls: JoinSet::new(),
         carried: JoinSet::new(),
@@ -78,6 +127,7 @@ pub(crate) async fn keep<M: Method>(reach: Reach, dialled: Acceptor<Heard<M>, Sa
 
 struct Link<M: Method> {
     reach: Reach,
+    order: Order,
     places: Vec<Place<M>>,
     calls: JoinSet<(usize, Result<Open<M>, Status>)>,
     carried: JoinSet<(u64, Result<(), Status>)>,
@@ -110,9 +160,25 @@ impl<M: Method> Link<M> {
                     None => may_dial = false,
                 },
                 () = late => self.waiting = None,
+                () = self.order.changed() => self.follow(),
             }
             self.join();
         }
+    }
+
+    /// The first connection talks to another one: so is this one to.
+    fn follow(&mut self) {
+        for (number, place) in self.places.iter_mut().enumerate() {
+            if !self.order.calls(number) {
+                place.open = None;
+            }
+        }
+        if let Some(active) = &self.active
+            && !self.order.calls(active.place)
+        {
+            active.cut.cancel();
+        }
+        self.call_all();
     }
 
     /// Calls wherever nobody is called, open or talked to.
@@ -123,7 +189,8 @@ impl<M: Method> Link<M> {
     }
 
     fn call(&mut self, number: usize, pause: Duration) {
-        if self.active.as_ref().is_some_and(|active| active.place == number) {
+        let is_active = self.active.as_ref().is_some_and(|active| active.place == number);
+        if is_active || !self.order.calls(number) {
             return;
         }
         let Some(place) = self.places.get_mut(number) else { return };
@@ -155,7 +222,7 @@ impl<M: Method> Link<M> {
             }
             Ok(open) => {
                 place.pause = FIRST_PAUSE;
-                place.open = Some(open);
+                place.open = self.order.calls(number).then_some(open);
             }
             Err(status) => {
                 self.grievance.tell(at, &status);
@@ -213,6 +280,7 @@ impl<M: Method> Link<M> {
         self.talks += 1;
         let talk = self.talks;
         self.active = Some(Active { talk, place: number, epoch, cut: cut.clone() });
+        self.order.talks(number);
         self.carried.spawn(async move {
             let carried = cut.run_until_cancelled_owned(open.carry(end)).await;
             (talk, carried.unwrap_or(Ok(())))

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Callers that wait for this control plane to lead, at most; more are sent away. A cluster of 5,000
-/// workers and 100 data planes has two calls of each.
+/// workers and 100 data planes has one call of each, and a second one that was made to a leader before.
 const CALLERS: usize = 16_384;
 /// How often a leader says to those who stand by that it lives.
 const BEAT: Duration = Duration::from_millis(200);

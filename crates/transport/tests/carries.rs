@@ -9,7 +9,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use dirigent_core::{
     Cause, Digest, Epoch, Fault, SandboxId, StartFailure,
-    frame::{FromWorker, ToDataPlane, ToWorker},
+    frame::{FromWorker, FromWorkerBulk, ToDataPlane, ToWorker, ToWorkerBulk},
     office::Event,
 };
 use dirigent_service::{Acceptor, End, OnCancel, Tasks};
@@ -37,6 +37,7 @@ struct Rig {
     tasks: Tasks,
     address: SocketAddr,
     workers: Acceptor<ToWorker, FromWorker>,
+    workers_bulk: Acceptor<ToWorkerBulk, FromWorkerBulk>,
     leads: watch::Sender<Option<Epoch>>,
 }
 
@@ -47,11 +48,11 @@ impl Rig {
 
     async fn leading(epoch: Option<Epoch>) -> Self {
         let tasks = Tasks::new();
-        let (listener, doors, workers) = shelf::doors().await;
+        let (listener, doors, (workers, workers_bulk)) = shelf::doors().await;
         let address = listener.local_addr().unwrap();
         let (leads, led) = watch::channel(epoch);
         serve(listener, doors, led, Entrance::Token(Arc::new(|token| token == TOKEN)), &tasks);
-        Self { tasks, address, workers, leads }
+        Self { tasks, address, workers, workers_bulk, leads }
     }
 
     fn lead(&self, epoch: Option<Epoch>) {
@@ -72,7 +73,7 @@ impl Rig {
 
     /// A worker's end, and the control plane's.
     async fn meet(&mut self) -> (End<FromWorker, ToWorker>, End<ToWorker, FromWorker>) {
-        let dialer = self.reach(&[self.address], TOKEN).worker(&self.tasks);
+        let dialer = self.reach(&[self.address], TOKEN).worker(&self.tasks).0;
         let ours = within(dialer.dial()).await.unwrap();
         let (name, theirs) = within(self.workers.accept()).await.unwrap();
         assert_eq!(&*name, "w1");
@@ -150,11 +151,11 @@ async fn a_reader_that_is_behind_slows_the_speaker_down() {
 async fn every_address_is_tried_and_no_token_is_no_connection() {
     let mut rig = Rig::new().await;
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let dialer = rig.reach(&[nobody, rig.address], TOKEN).worker(&rig.tasks);
+    let dialer = rig.reach(&[nobody, rig.address], TOKEN).worker(&rig.tasks).0;
     let ours = within(dialer.dial()).await.unwrap();
     rig.hears(&ours).await;
 
-    let wrong = rig.reach(&[rig.address], "wrong").data_plane(&rig.tasks);
+    let wrong = rig.reach(&[rig.address], "wrong").data_plane(&rig.tasks).0;
     let mut refused: End<_, ToDataPlane> = within(wrong.dial()).await.unwrap();
     assert_eq!(within(refused.rx.recv()).await, None);
     assert!(Reach::new(Vec::new(), "w1", TOKEN).is_err());
@@ -166,7 +167,7 @@ async fn every_address_is_tried_and_no_token_is_no_connection() {
 async fn who_stands_by_is_called_already_when_it_leads() {
     let (mut first, mut second) = (Rig::new().await, Rig::leading(None).await);
     let tasks = Tasks::new();
-    let dialer = first.reach(&[second.address, first.address], TOKEN).worker(&tasks);
+    let dialer = first.reach(&[second.address, first.address], TOKEN).worker(&tasks).0;
     let mut ours = within(dialer.dial()).await.unwrap();
     let theirs = first.hears(&ours).await;
     first.tasks.stop();
@@ -185,7 +186,7 @@ async fn who_stands_by_is_called_already_when_it_leads() {
 async fn the_highest_epoch_is_listened_to_and_a_lower_one_only_where_it_is_alone() {
     let (mut old, mut new) = (Rig::new().await, Rig::leading(None).await);
     let tasks = Tasks::new();
-    let dialer = old.reach(&[old.address, new.address], TOKEN).worker(&tasks);
+    let dialer = old.reach(&[old.address, new.address], TOKEN).worker(&tasks).0;
     let mut ours = within(dialer.dial()).await.unwrap();
     let _theirs = old.hears(&ours).await;
     // The old one does not know yet that it is deposed.
@@ -203,9 +204,34 @@ async fn the_highest_epoch_is_listened_to_and_a_lower_one_only_where_it_is_alone
 }
 
 #[tokio::test]
+async fn the_second_connection_goes_after_the_first() {
+    let (mut old, mut new) = (Rig::new().await, Rig::leading(None).await);
+    let tasks = Tasks::new();
+    let (dialer, bulk) = old.reach(&[old.address, new.address], TOKEN).worker(&tasks);
+    let wants = |offset| FromWorkerBulk::Fetch { digest: HELD, offset };
+    // It waits for the first one, and is heard then.
+    let mut second = within(bulk.dial()).await.unwrap();
+    second.tx.send(wants(1)).await.unwrap();
+    let mut first = within(dialer.dial()).await.unwrap();
+    let _theirs = old.hears(&first).await;
+    let (_, mut heard) = within(old.workers_bulk.accept()).await.unwrap();
+    assert_eq!(within(heard.rx.recv()).await, Some(wants(1)));
+
+    new.lead(Some(SECOND));
+    assert_eq!(within(first.rx.recv()).await, None);
+    let first = within(dialer.dial()).await.unwrap();
+    let _theirs = new.hears(&first).await;
+    assert_eq!(within(second.rx.recv()).await, None, "the old one still leads, by itself");
+    let second = within(bulk.dial()).await.unwrap();
+    second.tx.send(wants(2)).await.unwrap();
+    let (_, mut heard) = within(new.workers_bulk.accept()).await.unwrap();
+    assert_eq!(within(heard.rx.recv()).await, Some(wants(2)));
+}
+
+#[tokio::test]
 async fn a_role_is_told_when_nobody_leads() {
     let rig = Rig::leading(None).await;
-    let dialer = rig.reach(&[rig.address], TOKEN).worker(&rig.tasks);
+    let dialer = rig.reach(&[rig.address], TOKEN).worker(&rig.tasks).0;
     let mut ours = within(dialer.dial()).await.unwrap();
     assert_eq!(within(ours.rx.recv()).await, None);
 }

@@ -7,6 +7,7 @@ mod shelf;
 use std::{
     collections::BTreeSet,
     fs,
+    future::ready,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -18,15 +19,21 @@ use dirigent_core::{
     Epoch, Member,
     frame::{FromWorker, ToWorker},
 };
+use dirigent_proto::v1::control_plane_client::ControlPlaneClient;
 use dirigent_service::{
     Acceptor, End, Tasks,
     tls::{Authority, Certificate, Files, Issue, Trust, connect, request},
 };
 use dirigent_transport::{Entrance, Members, Reach, serve};
+use futures_util::stream::pending;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, sync::watch};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -87,7 +94,7 @@ impl Rig {
             life: HOUR,
         });
         let tasks = Tasks::new();
-        let (listener, doors, workers) = shelf::doors().await;
+        let (listener, doors, (workers, _)) = shelf::doors().await;
         let address = listener.local_addr().unwrap();
         let rig = Self { dir, tasks, address, book, workers };
         let files = rig.files("control-plane/c1", SystemTime::now(), HOUR);
@@ -117,9 +124,22 @@ impl Rig {
         Reach::certified(vec![self.address], files, number).unwrap()
     }
 
+    /// To call whatever it likes.
+    async fn client(
+        &self,
+        files: Files,
+    ) -> Result<ControlPlaneClient<Channel>, tonic::transport::Error> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let stream = connect(stream, "x", &Trust::Files(files), "/control-plane/").await.unwrap();
+        let mut once = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_uri| ready(once.take().ok_or("once only")));
+        let endpoint = Endpoint::from_static("https://x");
+        endpoint.connect_with_connector(connector).await.map(ControlPlaneClient::new)
+    }
+
     /// Dials as a worker; how it is called on the other side.
     async fn attach(&mut self, reach: &Reach) -> (String, End<FromWorker, ToWorker>) {
-        let ours = within(reach.worker(&self.tasks).dial()).await.unwrap();
+        let ours = within(reach.worker(&self.tasks).0.dial()).await.unwrap();
         let (name, theirs) = within(self.workers.accept()).await.unwrap();
         // Both ends of a test's connection go with ours.
         self.tasks.run("theirs", dirigent_service::OnCancel::Abort, async move {
@@ -147,14 +167,16 @@ async fn a_certificate_opens_the_doors_of_its_role_only() {
     let now = SystemTime::now();
     for other in ["data-plane/d1", "control-plane/c2"] {
         let reach = rig.reach(rig.files(other, now, HOUR), None);
-        let mut refused = within(reach.worker(&rig.tasks).dial()).await.unwrap();
+        let mut refused = within(reach.worker(&rig.tasks).0.dial()).await.unwrap();
         assert_eq!(within(refused.rx.recv()).await, None, "{other}");
     }
     let reach = rig.reach(rig.files("worker/w1", now, HOUR), None);
-    let mut refused = within(reach.data_plane(&rig.tasks).dial()).await.unwrap();
+    let mut refused = within(reach.data_plane(&rig.tasks).0.dial()).await.unwrap();
     assert_eq!(within(refused.rx.recv()).await, None);
-    let mut refused = within(reach.data_plane_bulk(&rig.tasks).dial()).await.unwrap();
-    assert_eq!(within(refused.rx.recv()).await, None);
+    // A second connection goes after the first one, which has to be let in: called directly.
+    let refused = rig.client(rig.files("worker/w1", now, HOUR)).await;
+    let refused = within(refused.unwrap().data_plane_bulk(pending())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     // The doors are there for who may pass.
     assert_eq!(rig.attach(&reach).await.0, "w1");
 }
@@ -165,7 +187,7 @@ async fn clocks_that_are_off_by_an_hour_are_refused_on_the_side_that_sees_it() {
     let now = SystemTime::now();
     for at in [now - 2 * HOUR, now + HOUR] {
         let reach = rig.reach(rig.files("worker/w1", at, HOUR), None);
-        let mut refused = within(reach.worker(&rig.tasks).dial()).await.unwrap();
+        let mut refused = within(reach.worker(&rig.tasks).0.dial()).await.unwrap();
         assert_eq!(within(refused.rx.recv()).await, None);
     }
     let reach = rig.reach(rig.files("worker/w1", now, HOUR), None);
@@ -183,7 +205,7 @@ async fn who_is_removed_has_to_leave_and_does_not_come_back() {
     rig.book.removed.lock().unwrap().insert("w1".to_owned());
     rig.book.changes.send_modify(|changes| *changes += 1);
     assert_eq!(within(gone.rx.recv()).await, None);
-    let mut refused = within(first.worker(&rig.tasks).dial()).await.unwrap();
+    let mut refused = within(first.worker(&rig.tasks).0.dial()).await.unwrap();
     assert_eq!(within(refused.rx.recv()).await, None);
     assert!(
         stays

@@ -5,25 +5,29 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use dirigent_core::{
     Digest,
-    frame::{FromWorker, ToWorker},
+    frame::{FromWorker, FromWorkerBulk, ToWorker, ToWorkerBulk},
 };
 use dirigent_service::{Acceptor, acceptor};
 use dirigent_transport::{Answer, Depot, Doors, Pieces};
 use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
 
+/// Who is behind the doors of workers.
+pub(crate) type Behind = (Acceptor<ToWorker, FromWorker>, Acceptor<ToWorkerBulk, FromWorkerBulk>);
+
 /// Where a control plane listens, and its doors. Only those of workers are answered.
-pub(crate) async fn doors() -> (TcpListener, Doors, Acceptor<ToWorker, FromWorker>) {
+pub(crate) async fn doors() -> (TcpListener, Doors, Behind) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (to_workers, workers) = acceptor("worker");
+    let (to_workers_bulk, workers_bulk) = acceptor("worker");
     let doors = Doors {
         workers: to_workers,
-        workers_bulk: acceptor("worker").0,
+        workers_bulk: to_workers_bulk,
         data_planes: acceptor("data plane").0,
         data_planes_bulk: acceptor("data plane").0,
         depot: Arc::new(Shelf),
     };
-    (listener, doors, workers)
+    (listener, doors, (workers, workers_bulk))
 }
 
 /// See the module.
