@@ -7,7 +7,7 @@ mod relayed;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -451,9 +451,9 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     for number in 1..=count {
         let (reach, _) = host.reach(Role::Worker, Some(number))?;
         let (frames, bulk) = reach.worker(&host.tasks);
-        let Started { runtimes, .. } = roles::fake(&host.config);
+        let Started { runtimes, .. } = roles::fake(own_address(&host.config, number));
         let config = dirigent_worker::Config {
-            durability: Durability::Process,
+            durability: Durability::None,
             meter: meter.clone(),
             ..roles::worker(&host.config, &dir.join(number.to_string()))
         };
@@ -465,6 +465,14 @@ async fn emulated_workers(host: &mut Host, count: u32) -> Result {
     let ended = host.until_end().await;
     let is_taken = workers.iter().any(dirigent_worker::Running::is_name_taken);
     if is_taken { Err(name_taken(Role::Worker, &name)) } else { ended }
+}
+
+/// Where the sandboxes of this emulated worker listen. On loopback each worker has an address of its
+/// own, as each host has, else all of them would try the same ports.
+fn own_address(config: &Config, number: u32) -> Ipv4Addr {
+    let Config { address, .. } = config;
+    let own = address.to_bits().checked_add(number).map(Ipv4Addr::from_bits);
+    own.filter(|own| address.is_loopback() && own.is_loopback()).unwrap_or(*address)
 }
 
 /// Why it gave up.

@@ -154,7 +154,7 @@ pub(crate) struct Kept {
 /// The runtimes of a worker; sandboxes of processes do not reach the `protected` ports.
 pub(crate) async fn runtimes(config: &Config, dir: &Path, protected: Vec<u16>) -> Result<Started> {
     if config.runtime == RuntimeKind::Fake {
-        return Ok(fake(config));
+        return Ok(fake(config.address));
     }
     let (sender, events) = mpsc::channel(EVENTS);
     let program = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
@@ -194,10 +194,10 @@ fn control_planes(config: &Config) -> Vec<Ipv4Addr> {
     hosts.filter(|host| !host.is_loopback() && !host.is_unspecified()).collect()
 }
 
-/// A runtime whose sandboxes are not real.
-pub(crate) fn fake(config: &Config) -> Started {
+/// A runtime whose sandboxes are not real, and listen there.
+pub(crate) fn fake(address: Ipv4Addr) -> Started {
     let (sender, events) = mpsc::channel(EVENTS);
-    let fake = FakeConfig { address: config.address, ..FakeConfig::default() };
+    let fake = FakeConfig { address, ..FakeConfig::default() };
     let runtime = FakeRuntime::start(fake, sender);
     Started { runtimes: vec![(runtime, events)], kept: Kept::default() }
 }

@@ -13,26 +13,6 @@ use std::{
 /// # Errors
 /// Those of the file system; the message names the path.
 pub fn atomic_write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    replaced(path, bytes, mode, File::sync_all)?;
-    sync_parent(path).map_err(|error| naming(path, &error))
-}
-
-/// As [`atomic_write`], but only a crash of this process leaves either the old file or the new one:
-/// the disk is not waited for, and a power failure may damage the file.
-///
-/// # Errors
-/// Those of the file system; the message names the path.
-pub fn unforced_write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    replaced(path, bytes, mode, |_file| Ok(()))
-}
-
-/// Replaces `path` once the new file was treated so.
-fn replaced(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    force: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
     let temporary = sibling(path);
     let written = (|| {
         let mut file = OpenOptions::new()
@@ -42,15 +22,16 @@ fn replaced(
             .mode(mode)
             .open(&temporary)?;
         file.write_all(bytes)?;
-        force(&file)?;
+        file.sync_all()?;
         fs::rename(&temporary, path)
     })();
-    written.map_err(|error| {
+    if let Err(error) = written {
         if let Err(error) = fs::remove_file(&temporary) {
             tracing::debug!(path = %temporary.display(), %error, "nothing to remove");
         }
-        naming(path, &error)
-    })
+        return Err(naming(path, &error));
+    }
+    sync_parent(path).map_err(|error| naming(path, &error))
 }
 
 /// Make the names in the directory of `path` durable: a rename or a new file in it.
@@ -100,22 +81,18 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
-        for write in [atomic_write, unforced_write] {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("token");
-            write(&path, b"one", 0o600).unwrap();
-            write(&path, b"two", 0o600).unwrap();
-            assert_eq!(fs::read(&path).unwrap(), b"two");
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        atomic_write(&path, b"one", 0o600).unwrap();
+        atomic_write(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn an_error_names_the_path() {
-        for write in [atomic_write, unforced_write] {
-            let error = write(Path::new("/proc/no/such"), b"", 0o600).unwrap_err();
-            assert!(error.to_string().contains("/proc/no/such"), "{error}");
-        }
+        let error = atomic_write(Path::new("/proc/no/such"), b"", 0o600).unwrap_err();
+        assert!(error.to_string().contains("/proc/no/such"), "{error}");
     }
 }

@@ -1,19 +1,20 @@
-//! What a worker's files outlive.
+//! What of a worker outlives it.
 
 use std::{io, path::Path};
 
-use dirigent_service::state::{atomic_write, unforced_write};
+use dirigent_service::state::atomic_write;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// A power failure: they are on the disk before anything depends on them.
+    /// What it has to know in its next life, also after a power failure: it is on the disk before
+    /// anything depends on it.
     #[default]
     Host,
-    /// The worker's process. Enough for one whose sandboxes end with its process; and a thousand of
-    /// them on one disk, which at the next leader have to write at the same moment, would wait for it
-    /// one after the other.
-    Process,
+    /// Nothing. For one whose sandboxes end with its process, so that its next life has nothing to be
+    /// careful of; and a thousand of them, with files each, spend more time on those than on all else
+    /// while they attach.
+    None,
 }
 
 impl Durability {
@@ -21,7 +22,7 @@ impl Durability {
     pub(crate) fn write(self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Host => atomic_write(path, bytes, 0o600),
-            Self::Process => unforced_write(path, bytes, 0o600),
+            Self::None => Ok(()),
         }
     }
 }

@@ -61,8 +61,12 @@ pub(crate) enum Piece {
 impl Incoming {
     pub(crate) fn open(state: &Path) -> Result<Self, StateError> {
         let dir = state.join("incoming");
-        private_dir(&dir).map_err(StateError::Io)?;
-        for entry in fs::read_dir(&dir).map_err(StateError::Io)? {
+        let left = match fs::read_dir(&dir) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(StateError::Io(error)),
+        };
+        for entry in left.into_iter().flatten() {
             entry.and_then(|entry| fs::remove_file(entry.path())).map_err(StateError::Io)?;
         }
         Ok(Self { dir, max_bytes: MAX_BYTES, partial: BTreeMap::new() })
@@ -144,7 +148,12 @@ impl Partial {
     async fn add(&mut self, data: &[u8], end: bool) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            None => self.file.insert(File::create(&self.path).await?),
+            None => {
+                if let Some(dir) = self.path.parent() {
+                    private_dir(dir)?;
+                }
+                self.file.insert(File::create(&self.path).await?)
+            }
         };
         file.write_all(data).await?;
         if end {
@@ -223,6 +232,7 @@ mod tests {
         let mut incoming = Incoming::open(dir.path()).unwrap();
         let digest = digest(b"hello");
         incoming.begin(digest);
+        fs::create_dir(dir.path().join("incoming")).unwrap();
         let name = digest.to_string().replace(':', "-");
         std::os::unix::fs::symlink("/dev/full", dir.path().join("incoming").join(name)).unwrap();
         let Piece::Failed(fetched) = incoming.piece(digest, b"hello", true).await else { panic!() };
@@ -234,7 +244,7 @@ mod tests {
     #[test]
     fn what_a_crash_left_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        Incoming::open(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("incoming")).unwrap();
         fs::write(dir.path().join("incoming/part"), "x").unwrap();
         Incoming::open(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);

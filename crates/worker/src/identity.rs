@@ -12,7 +12,7 @@ use dirigent_core::{
     ClusterId, Epoch,
     frame::{Hello, Incarnation, PROTOCOL, TAKEN, Welcome},
 };
-use dirigent_service::state::private_dir;
+use dirigent_service::{Clock, state::private_dir};
 use serde::{Deserialize, Serialize};
 
 use crate::durability::Durability;
@@ -65,17 +65,11 @@ pub(crate) struct Identity {
 impl Identity {
     /// Read it, or make it, and count this start.
     pub(crate) fn open(state: &Path, durability: Durability) -> Result<Self, StateError> {
-        if !state.is_dir() {
-            private_dir(state).map_err(StateError::Io)?;
-        }
         let path = state.join("identity.json");
-        let mut record = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
-                path: path.clone(),
-                problem: error.to_string(),
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
-            Err(error) => return Err(StateError::Io(error)),
+        let mut record = match durability {
+            Durability::Host => read(state, &path)?,
+            // A later life is known by a larger number all the same.
+            Durability::None => Record { starts: Clock::wall_ms(), ..Record::default() },
         };
         record.starts += 1;
         // Only there to tell lives apart: without it the counter does so alone.
@@ -132,6 +126,21 @@ impl Identity {
     }
 }
 
+/// What an earlier life wrote, and the directory for it.
+fn read(state: &Path, path: &Path) -> Result<Record, StateError> {
+    if !state.is_dir() {
+        private_dir(state).map_err(StateError::Io)?;
+    }
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
+        Err(error) => Err(StateError::Io(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,15 +151,23 @@ mod tests {
 
     #[test]
     fn the_highest_epoch_outlives_a_restart_and_starts_are_counted() {
-        for durability in [Durability::Host, Durability::Process] {
-            let dir = tempfile::tempdir().unwrap();
-            let mut first = Identity::open(dir.path(), durability).unwrap();
-            assert_eq!((first.hello().cluster, first.hello().incarnation.start), (None, 1));
-            first.obey(welcome(u128::MAX, 3)).unwrap();
-            let second = Identity::open(dir.path(), durability).unwrap().hello();
-            assert_eq!(second.cluster, Some(ClusterId(u128::MAX)));
-            assert_eq!((second.highest_epoch, second.incarnation.start), (Epoch(3), 2));
-        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Identity::open(dir.path(), Durability::Host).unwrap();
+        assert_eq!((first.hello().cluster, first.hello().incarnation.start), (None, 1));
+        first.obey(welcome(u128::MAX, 3)).unwrap();
+        let second = Identity::open(dir.path(), Durability::Host).unwrap().hello();
+        assert_eq!(second.cluster, Some(ClusterId(u128::MAX)));
+        assert_eq!((second.highest_epoch, second.incarnation.start), (Epoch(3), 2));
+    }
+
+    #[test]
+    fn one_that_keeps_nothing_obeys_the_highest_epoch_while_it_lives() {
+        let state = Path::new("/proc/no/such");
+        let mut identity = Identity::open(state, Durability::None).unwrap();
+        identity.obey(welcome(1, 3)).unwrap();
+        assert!(matches!(identity.obey(welcome(1, 2)), Err(ObeyError::Deposed { .. })));
+        // A start is counted as a later one than any that was counted in a file.
+        assert!(identity.hello().incarnation.start > 1 << 32);
     }
 
     #[test]
