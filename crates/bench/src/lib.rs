@@ -1,6 +1,7 @@
 //! Measures Dirigent from the outside: one open-loop load generator, and what is built on it.
 //!
 //! - [`trace`]: a trace in the format of Azure Functions 2019, replayed.
+//! - [`image`]: this program as an image, for the same as containers.
 //! - [`synthetic`]: a seeded trace drawn from the published distributions, for the demo.
 //! - [`cold`]: cold starts beside bare starts of the same program.
 //! - [`static_server`]: the program of those.
@@ -26,6 +27,7 @@ pub mod cold;
 pub mod etcd;
 mod exchange;
 pub mod fail;
+pub mod image;
 pub mod latencies;
 pub mod load;
 mod phases;

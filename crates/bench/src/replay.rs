@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::{
     Census, Cluster,
     arrivals::{self, Arrivals, Shot},
+    image,
     load::{Call, Failure, Load, Progress, Protocol, Sample},
     percentiles::{Summary, ms, sorted, summary},
     trace::{Trace, TraceFunction},
@@ -45,6 +46,8 @@ pub struct Options {
     pub trace_resources: bool,
     /// What the callers speak.
     pub protocol: Protocol,
+    /// Whether functions are containers, of [`crate::image`], else processes.
+    pub containers: bool,
 }
 
 /// One second of a run.
@@ -148,6 +151,7 @@ pub async fn replay(
     let begun = Instant::now();
     for function in &trace.functions {
         let manifest = manifest(function, options.trace_resources)?;
+        let manifest = if options.containers { image::contained(manifest) } else { manifest };
         cluster
             .deploy(manifest)
             .await

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Seek as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -271,10 +271,10 @@ impl Archive {
     }
 }
 
-/// A program as an artifact that has it alone, sent.
-pub(crate) async fn send_file(client: &Client, file: PathBuf, printer: Printer) -> Result<Digest> {
-    let archive = files(&Files::File(file))?;
-    let archive = archive.ok_or_else(|| Fail::internal("a file is an artifact"))?;
+/// Files as an artifact, sent.
+pub(crate) async fn send(client: &Client, sent: &Files, printer: Printer) -> Result<Digest> {
+    let archive = files(sent)?;
+    let archive = archive.ok_or_else(|| Fail::internal("there are no files"))?;
     let digest = archive.digest;
     upload(client, archive, printer).await?;
     Ok(digest)

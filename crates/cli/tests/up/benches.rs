@@ -1,25 +1,45 @@
 //! The measurements run and tell what they are for, each in a form that takes seconds. Whether
 //! their bars about time hold is not asked: programs for development say nothing about that.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
 
 use dirigent_bench::etcd::Etcd;
 use serde_json::Value;
 
-use crate::host;
+use crate::{
+    daemon::{self, Daemon},
+    host,
+};
 
 /// Seconds each, on a machine that does other things meanwhile.
 const BENCH: Duration = Duration::from_secs(120);
 
 /// What `bench ARGS --json` printed, and whether all bars hold. Its last value counts the bars.
 fn bench(args: &[&str], bars: u64) -> (Vec<Value>, bool) {
+    bench_with(None, args, bars)
+}
+
+fn output_of(containerd: Option<&Path>, args: &[&str]) -> Output {
     let mut command = Command::new(host::DIRIGENT);
     command
         .args(["bench", "--json"])
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    let output = host::output(&mut command, BENCH);
+    if let Some(socket) = containerd {
+        command.env("DIRIGENT_CONTAINERD_SOCKET", socket);
+    }
+    host::output(&mut command, BENCH)
+}
+
+/// With a containerd that listens elsewhere than where it usually does.
+fn bench_with(containerd: Option<&Daemon>, args: &[&str], bars: u64) -> (Vec<Value>, bool) {
+    let socket = containerd.map(Daemon::socket);
+    let output = output_of(socket.as_deref(), args);
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     let values: Vec<Value> =
         out.lines().map(|line| serde_json::from_str(line).expect(&out)).collect();
@@ -142,18 +162,59 @@ fn warm_raises_the_rate_beside_the_rivals() {
     assert!(out.path().join("report.html").exists());
 }
 
-#[test]
-fn trace_replays_a_recording_call_by_call() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("calls.csv");
+/// Three calls to two functions.
+fn recording(directory: &Path) -> PathBuf {
+    let file = directory.join("calls.csv");
     let lines =
         ["app,func,end_timestamp,duration", "a,f,10.05,0.05", "a,g,10.3,0.01", "a,f,11,0.2"];
     std::fs::write(&file, lines.join("\n")).unwrap();
+    file
+}
+
+/// The report of them.
+fn replayed(containerd: Option<&Daemon>, more: &[&str]) -> Value {
+    let directory = tempfile::tempdir().unwrap();
+    let file = recording(directory.path());
     let out = directory.path().join("report");
     let [file, out] = [&file, &out].map(|path| path.to_str().unwrap());
-    let (values, hold) = bench(&["trace", file, "--out", out], 1);
+    let args = [&["trace", file, "--out", out], more].concat();
+    let (values, hold) = bench_with(containerd, &args, 1);
     assert!(hold, "{values:?}");
-    let report = values.iter().find(|value| value["calls"].is_u64()).expect("the report");
+    values.into_iter().find(|value| value["calls"].is_u64()).expect("the report")
+}
+
+#[test]
+fn trace_replays_a_recording_with_containers() {
+    if let Some(why) = daemon::missing() {
+        return println!("skip: containers: {why}");
+    }
+    let containerd = Daemon::start();
+    let report = replayed(Some(&containerd), &["--containers"]);
+    assert_eq!((&report["calls"], &report["lost"]), (&3.into(), &0.into()), "{report}");
+    assert!(report["cold"].as_u64().unwrap() >= 2, "{report}");
+    // Of them and of their image nothing is left.
+    for what in ["containers", "snapshots", "content", "leases"] {
+        let (is_well, left) = containerd.ctr(&[what, "list"]);
+        // But for the heads of the columns.
+        assert!(is_well && left.lines().count() <= 1, "{what}: {left}");
+    }
+}
+
+#[test]
+fn trace_says_why_there_are_no_containers() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = recording(directory.path());
+    let nobody = directory.path().join("nobody");
+    let output = output_of(Some(&nobody), &["trace", file.to_str().unwrap(), "--containers"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("containers cannot be run here"), "{said}");
+    assert!(said.contains("containerd") || said.contains("only root"), "{said}");
+}
+
+#[test]
+fn trace_replays_a_recording_call_by_call() {
+    let report = replayed(None, &[]);
     assert_eq!((&report["calls"], &report["functions"]), (&3.into(), &2.into()), "{report}");
     assert_eq!(report["options"]["arrivals"], "recorded");
     // Two functions without a sandbox, called 0.25 s and 0.8 s apart.

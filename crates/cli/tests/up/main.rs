@@ -9,6 +9,8 @@ mod callers;
 mod certificates;
 mod cluster;
 mod compat;
+#[path = "../../../runtime/tests/oci/daemon.rs"]
+mod daemon;
 mod demo;
 mod drained;
 mod encrypted;

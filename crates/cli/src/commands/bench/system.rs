@@ -15,9 +15,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dirigent_bench::{Answer, Census, Checked, Cluster, bare::Port, etcd::Etcd, warm};
+use dirigent_bench::{Answer, Census, Checked, Cluster, bare::Port, etcd::Etcd, image, warm};
 use dirigent_core::{
-    Address, Digest, RevisionState,
+    Address, Digest, RevisionState, RuntimeKind,
     control::{self, FunctionSummary},
     manifest::Manifest,
 };
@@ -36,6 +36,7 @@ use crate::{
     config::PREFIX,
     fail::{Fail, Kind, OrFail as _, Result},
     printer::Printer,
+    project::Files,
     signals::Signals,
 };
 
@@ -265,7 +266,49 @@ impl System {
     pub(crate) async fn send(&self, program: PathBuf) -> Result {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         let command = format!("./{name}");
-        let digest = deploy::send_file(&self.launched().client, program, self.printer).await?;
+        self.send_files(command, &Files::File(program)).await
+    }
+
+    /// Sends an image of this program, for functions whose command begins with its place there.
+    ///
+    /// # Errors
+    /// Also if no worker runs containers here.
+    pub(super) async fn send_image(&self) -> Result {
+        let workers = self.offers().await?;
+        let mut offers = workers.iter().flat_map(|worker| &worker.runtimes);
+        if !offers.any(|offer| offer.runtime == RuntimeKind::Container) {
+            let why = workers.iter().flat_map(|worker| worker.missing.iter().cloned());
+            return Err(Fail::unavailable("containers cannot be run here")
+                .details(why)
+                .hint(format!("{CONTAINERD} says where containerd listens, if it is elsewhere")));
+        }
+        let directory = self.directory.clone();
+        let written = tokio::task::spawn_blocking(move || image::write(&directory)).await;
+        let archive = written.or_fail(Kind::Internal, || "an image of this program")?;
+        let archive = archive.or_fail(Kind::Unavailable, || "an image of this program")?;
+        self.send_files(image::PROGRAM.to_owned(), &Files::Image(archive)).await
+    }
+
+    /// Returns when the worker has let go of the image, which is in the machine's containerd, once no
+    /// function needs it.
+    pub(super) async fn image_is_gone(&self) -> Result {
+        let images = self.state().join("worker/oci/images");
+        let begun = Instant::now();
+        loop {
+            let left = std::fs::read_dir(&images).map_or(0, Iterator::count);
+            if left == 0 {
+                return Ok(());
+            }
+            if begun.elapsed() > STOPS_WITHIN {
+                return Err(Fail::unavailable("the image of the measurement stays in containerd")
+                    .hint("with `--verbose` it says why"));
+            }
+            tokio::time::sleep(COUNT_EVERY).await;
+        }
+    }
+
+    async fn send_files(&self, command: String, files: &Files) -> Result {
+        let digest = deploy::send(&self.launched().client, files, self.printer).await?;
         self.artifacts.lock().expect("no holder panics").insert(command, digest);
         Ok(())
     }
@@ -603,19 +646,25 @@ async fn attached(client: &Client) -> Result<u64> {
     Ok(status.pointer("/counts/workers").and_then(Value::as_u64).unwrap_or(0))
 }
 
+/// Where containerd listens.
+const CONTAINERD: &str = "DIRIGENT_CONTAINERD_SOCKET";
+
 /// The last lines that a process wrote.
 type Said = Arc<Mutex<Vec<String>>>;
 
 fn spawn(args: &[String], state: &Path, printer: Printer) -> Result<(Child, Said)> {
     let exe = std::env::current_exe().or_fail(Kind::Internal, || "where is this program")?;
     let mut command = Command::new(exe);
-    // What is measured is not configured by what the caller's own `up` is.
+    // What is measured is not configured by what the caller's own `up` is; where this machine has its
+    // containerd is no matter of either.
     for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+        if name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) && name != CONTAINERD {
             command.env_remove(name);
         }
     }
     let mut child = command
+        // Of what is measured nothing stays in a containerd that others use too.
+        .env("DIRIGENT_CONTAINERD_KEEP_IMAGES", "0s")
         .args(args)
         .arg("--state")
         .arg(state)

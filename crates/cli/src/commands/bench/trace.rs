@@ -42,6 +42,10 @@ pub(crate) struct TraceArgs {
     /// What the callers speak: http1 (connections kept) or h2c (one connection)
     #[arg(long, default_value = "http1")]
     protocol: Protocol,
+    /// Run the functions as containers, of an image of this program, by this machine's containerd
+    /// (`DIRIGENT_CONTAINERD_SOCKET` if it does not listen where it usually does)
+    #[arg(long)]
+    containers: bool,
     /// Where report.json and report.html go
     #[arg(long, default_value = "dirigent-report")]
     out: PathBuf,
@@ -63,8 +67,16 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
         seed: args.seed,
         trace_resources: args.trace_resources,
         protocol: args.protocol,
+        containers: args.containers,
     };
-    let replay = replayed(system, &trace, options, printer).await?;
+    if args.containers {
+        system.send_image().await?;
+    }
+    let replay = replayed(system, &trace, options, printer).await;
+    if args.containers {
+        system.image_is_gone().await?;
+    }
+    let replay = replay?;
     let page = report::page("Dirigent: trace replay", &replay, None::<&Cold>);
     report::write(&args.out, &replay, &page)
         .or_fail(Kind::Unavailable, || "cannot write the report")?;
