@@ -158,6 +158,7 @@ impl DeathWatch {
                     waiting.since = waiting.since.max(now.checked_sub(heard).unwrap_or(now));
                     let gone = waiting.since + SILENCE;
                     if now >= gone {
+                        forget(stream);
                         return Poll::Ready(io::ErrorKind::TimedOut.into());
                     }
                     waiting.next_look.as_mut().reset(gone.min(now + LOOK));
@@ -167,6 +168,14 @@ impl DeathWatch {
             }
         }
         Poll::Pending
+    }
+}
+
+/// Has the kernel give up what is on its way as soon as the connection is closed. It would go on for
+/// minutes, and what was given up here would arrive, and be done, once the other host is back.
+fn forget(stream: &impl AsFd) {
+    if let Err(error) = SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
+        tracing::warn!(%error, "what was sent to a host that died may arrive there later");
     }
 }
 

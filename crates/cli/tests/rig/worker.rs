@@ -1,7 +1,7 @@
 //! Workers die: the daemon alone, which harms nothing, and the whole host, which costs no more than
 //! what was executed there.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result};
 use dirigent_bench::load::Failure;
@@ -80,4 +80,38 @@ fn a_workers_host_dies_and_its_functions_answer_elsewhere() -> Result<()> {
     }
     println!("all functions answer again: median {:?} of {elsewhere:?}", median(&elsewhere));
     Ok(())
+}
+
+#[test]
+fn what_was_sent_to_a_host_that_was_cut_off_does_not_arrive_later() -> Result<()> {
+    let Some(stage) = Stage::bare(1, None)? else { return Ok(()) };
+    stage.deploy(&["far"], "")?;
+    let cluster = &stage.cluster;
+    let at = |path, method| cluster.call_at(0, "far", path, method)?.end();
+    assert_eq!(at("/first", Method::POST)?.failure, None);
+    let (plane, worker) = (cluster.planes[0].host, cluster.workers[0].host);
+    cluster.net.cut(&[plane], &[worker]);
+    let late = at("/late", Method::POST)?;
+    assert!(late.failure.is_some(), "{late:?}");
+    // Of it or of anything else: nobody is left who waits for an answer.
+    let on_its_way = || cluster.net.inside(plane, || unacknowledged(worker.ip()));
+    assert_eq!(on_its_way()?, Vec::<String>::new());
+    cluster.net.heal();
+    cluster.settled()?;
+    assert_eq!(at("/last", Method::POST)?.failure, None);
+    assert_eq!(["first", "late", "last"].map(|number| stage.executions(number)), [1, 0, 1]);
+    Ok(())
+}
+
+/// This host's connections to another one on which something is not acknowledged.
+fn unacknowledged(to: Ipv4Addr) -> Vec<String> {
+    let to = format!("{:08X}:", u32::from_ne_bytes(to.octets()));
+    let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let of_it = table.lines().filter(|line| {
+        let mut fields = line.split_whitespace().skip(2);
+        let (peer, queues) = (fields.next(), fields.nth(1));
+        peer.is_some_and(|peer| peer.starts_with(&to))
+            && queues.is_some_and(|queues| !queues.starts_with("00000000:"))
+    });
+    of_it.map(str::to_owned).collect()
 }
