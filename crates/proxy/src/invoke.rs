@@ -100,7 +100,7 @@ impl Front {
             _ => self.line.read_at.load(Relaxed).max(self.line.answered_at.load(Relaxed)),
         };
         let request_id = match request.headers().get("x-request-id") {
-            Some(given) if ids::is_request_id(given) => given.clone(),
+            Some(given) if ids::is_request_id(given) => apart(given),
             _ => ids::request_id(shared.records.wall_ms(arrived)),
         };
         let call = Call::new(shared, &self.line, request_id, arrived);
@@ -288,7 +288,7 @@ impl Front {
             Route::Function(one) => {
                 let slot = shared.catalogue.resolve(shared, &one.name).await?;
                 if one.strip == 0 {
-                    *lock(&self.last) = Some((host.clone(), Arc::clone(&slot)));
+                    *lock(&self.last) = Some((apart(host), Arc::clone(&slot)));
                 }
                 Ok((slot, one.strip))
             }
@@ -507,6 +507,12 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The same in memory of its own, for who keeps it: as it was read it is a part of what was read with
+/// it, and keeps all of that.
+fn apart(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_error| value.clone())
 }
 
 /// The Host: the header's, which must be there once, or HTTP/2's authority. A target in absolute

@@ -79,6 +79,11 @@ impl Scanner {
         self.state == State::Head && (self.head.bytes > 0 || !self.partial.is_empty())
     }
 
+    /// Has no memory of its own until the next message; to be told between two.
+    pub(crate) fn rest(&mut self) {
+        self.partial.shrink_to_fit();
+    }
+
     /// Whether it is between two messages.
     pub(crate) fn between(&self) -> bool {
         self.state == State::Head && !self.in_head()

@@ -249,15 +249,16 @@ where
     S: HttpService<Incoming, ResBody = Body, Error = Infallible> + Clone + Unpin,
     S::Future: Send + 'static,
 {
+    // In a box, of which nothing is left while the connection rests.
     let serve = |wire| {
-        conn::http1::Builder::new()
+        let connection = conn::http1::Builder::new()
             .max_buf_size((2 * shared.limits.head_bytes).max(64 << 10))
-            .serve_connection(TokioIo::new(wire), service.clone())
-            .with_upgrades()
+            .serve_connection(TokioIo::new(wire), service.clone());
+        Box::new(connection.with_upgrades())
     };
     let mut connection = loop {
         let mut connection = serve(wire);
-        let served = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+        let served = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
             Poll::Pending if line.rests() => Poll::Ready(None),
             served => served.map(Some),
         });
@@ -268,13 +269,16 @@ where
                 return Ok(result?);
             }
         }
-        // `None` once it was given away for another protocol, when this ends by itself.
-        let Some(parts) = connection.into_parts() else { return Ok(()) };
-        wire = parts.io.into_inner();
-        if !parts.read_buf.is_empty() {
-            tracing::debug!(%peer, "a connection had something unread while it rested");
-            return Ok(());
-        }
+        wire = {
+            // `None` once it was given away for another protocol, when this ends by itself.
+            let Some(parts) = connection.into_parts() else { return Ok(()) };
+            if !parts.read_buf.is_empty() {
+                tracing::debug!(%peer, "a connection had something unread while it rested");
+                return Ok(());
+            }
+            // The buffer is let go of here, empty as it is.
+            parts.io.into_inner()
+        };
         tokio::select! {
             biased;
             () = &mut drain => break serve(wire),
@@ -286,7 +290,7 @@ where
     tokio::select! {
         biased;
         result = &mut connection => return Ok(result?),
-        () = tokio::time::sleep(shared.limits.last_call) => Pin::new(&mut connection).graceful_shutdown(),
+        () = tokio::time::sleep(shared.limits.last_call) => Pin::new(&mut *connection).graceful_shutdown(),
     }
     until_stopped(shared, connection).await
 }

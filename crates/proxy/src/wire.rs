@@ -212,6 +212,9 @@ impl Wire {
     /// on hears of that.
     pub(crate) async fn rest(&mut self) {
         let _counted = Resting::new(&self.shared);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.rest();
+        }
         poll_fn(|cx| {
             if self.io.poll_read_ready(cx).is_ready() {
                 return Poll::Ready(());

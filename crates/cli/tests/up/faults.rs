@@ -180,3 +180,51 @@ fn a_function_that_reads_late_gets_all_of_a_large_body() {
     let response = host::send(&up.functions, &[head.as_bytes(), &body].concat()).unwrap();
     assert_eq!((response.status, &*response.body), (200, "all of it"), "{response:?}");
 }
+
+/// Memory of its own that a process has, in bytes.
+fn own_memory(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// A call on a connection of its own, which stays open.
+fn held(place: &str, filler: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(place).unwrap();
+    let filler = "x".repeat(filler);
+    let head = format!(
+        "GET / HTTP/1.1\r\nhost: hello\r\nx-request-id: one-of-many\r\nx-filler: {filler}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    while !answer.windows(7).any(|part| part == b"process") {
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..count]);
+    }
+    stream
+}
+
+#[test]
+fn of_a_long_head_nothing_is_kept_with_what_is() {
+    const FILLER: usize = 48 << 10;
+    const CALLS: usize = 300;
+    let up = Up::start(&[]);
+    let place = up.functions.clone();
+    // All that is made once: the function, buffers of as many calls as there are at once.
+    drop((0..20).map(|_| held(&place, FILLER)).collect::<Vec<_>>());
+    let before = own_memory(up.pid());
+    let mut open: Vec<TcpStream> = Vec::new();
+    while open.len() < CALLS {
+        open.extend((0..20).map(|_| held(&place, FILLER)));
+        // What these took while they were served the next ones take again.
+        let rest = format!("dirigent_proxy_connections_resting {}\n", open.len());
+        up.until("they rest", || up.metrics().contains(&rest));
+    }
+    // The request ids are remembered, and so is what each connection asked for; a third of what came
+    // with them is far more than connections take.
+    let most = (CALLS * FILLER / 3) as u64;
+    let more = own_memory(up.pid()).saturating_sub(before);
+    assert!(more < most, "{more} bytes more, at most {most}");
+}

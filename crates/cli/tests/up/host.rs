@@ -219,6 +219,17 @@ impl Up {
         call(&self.functions, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n")).unwrap()
     }
 
+    /// The page for Prometheus.
+    pub(crate) fn metrics(&self) -> String {
+        let token = fs::read_to_string(self.state.path().join("token")).unwrap();
+        let (api, token) = (&self.api, token.trim());
+        let head =
+            format!("GET /metrics HTTP/1.1\r\nhost: {api}\r\nauthorization: Bearer {token}\r\n");
+        let response = call(api, &head).unwrap();
+        assert_eq!(response.status, 200, "{response:?}");
+        response.body
+    }
+
     /// A GET whose 200 is the point; the body.
     pub(crate) fn body(&self, host: &str, path: &str) -> String {
         let response = self.get(host, path);

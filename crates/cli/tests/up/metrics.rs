@@ -1,14 +1,10 @@
 //! The page for Prometheus, as a running Dirigent serves it.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use dirigent_service::reference::check;
 
-use crate::{
-    hello,
-    host::{Up, call},
-    path,
-};
+use crate::{hello, host::Up, path};
 
 /// Name -> type, unit, help.
 fn families(page: &str) -> BTreeMap<String, [String; 3]> {
@@ -33,17 +29,9 @@ fn the_reference_page_shows_every_metric() {
     assert_eq!(code, 1, "it does not start");
     let dir = hello("other", "");
     up.ok(&["deploy", path(&dir)]);
-    let token = fs::read_to_string(up.state.path().join("token")).unwrap();
-    let head = format!(
-        "GET /metrics HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n",
-        up.api,
-        token.trim()
-    );
     let mut page = String::new();
     up.until("a failed start is counted", || {
-        let response = call(&up.api, &head).unwrap();
-        assert_eq!(response.status, 200, "{response:?}");
-        page = response.body;
+        page = up.metrics();
         page.contains("dirigent_control_sandbox_start_failures_total")
     });
     let mut table = "| Metric | Type | Unit | Means |\n|---|---|---|---|\n".to_owned();
