@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use dirigent_core::control::FetchDescription;
+
 /// A duration with two digits that matter: `340us`, `1.2ms`, `35ms`, `4.1s`, `3m20s`, `2h5m`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
@@ -22,6 +24,12 @@ pub(crate) fn duration(time: Duration) -> String {
 
 fn two((large, unit): (u64, &str), (small, smaller): (u64, &str)) -> String {
     if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit}{small}{smaller}") }
+}
+
+/// Who has how much of an image: `w1 has 12MiB of 40MiB`.
+pub(crate) fn fetched(fetching: &FetchDescription) -> String {
+    let FetchDescription { worker, fetched, all, .. } = fetching;
+    format!("{worker} has {} of {}", bytes(fetched.0), bytes(all.0))
 }
 
 /// A number of bytes: `12B`, `3.4KiB`, `120MiB`.

@@ -41,7 +41,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use audit::{Booked, Remembered};
 pub use event::{
-    Answer, Call, DataPlaneSummary, Decision, Effect, Event, FailureDescription,
+    Answer, Call, DataPlaneSummary, Decision, Effect, Event, FailureDescription, FetchDescription,
     FunctionDescription, FunctionSummary, Measure, Outcome, Refusal, RevisionDescription,
     SandboxDescription, WorkerDescription, WorkerSandbox, WorkerSummary,
 };

@@ -369,6 +369,15 @@ pub enum FromWorker {
         /// Whether it is held.
         held: bool,
     },
+    /// An image is being fetched; told once a second, to be shown to who waits for it.
+    Fetching {
+        /// Which.
+        digest: Digest,
+        /// What is here.
+        fetched: Bytes,
+        /// All of it.
+        all: Bytes,
+    },
     /// What the tag of a sandbox's image stands for, as its registry says or as the worker has it.
     ImageResolved {
         /// The sandbox.

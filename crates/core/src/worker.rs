@@ -171,6 +171,9 @@ impl Worker {
             Event::ArtifactFailed { digest, failure } => {
                 self.artifact_failed(now, digest, &failure);
             }
+            Event::Fetching { digest, fetched, all } => {
+                self.send(FromWorker::Fetching { digest, fetched, all });
+            }
             Event::ImageResolved { sandbox, result } => self.image_resolved(now, sandbox, result),
             Event::ArtifactLost { digest } => self.artifact_lost(digest),
             Event::PortTaken { sandbox, port } => self.port_taken(now, sandbox, port),

@@ -21,7 +21,7 @@ pub use sys::listener::passed_listener;
 use std::{fmt, time::Duration};
 
 use dirigent_core::{
-    Digest, Fault, Isolation, Pull, RuntimeKind, SandboxId, StartFailure,
+    Bytes, Digest, Fault, Isolation, Pull, RuntimeKind, SandboxId, StartFailure,
     frame::{LogLine, LogQuery},
     worker::{Adopted, ArtifactFailure, CreateSandbox},
 };
@@ -65,6 +65,15 @@ pub enum Event {
         digest: Digest,
         /// Or why not.
         result: Result<(), ArtifactFailure>,
+    },
+    /// An image is being fetched; told once a second.
+    Fetching {
+        /// Which.
+        digest: Digest,
+        /// What is here.
+        fetched: Bytes,
+        /// All of it.
+        all: Bytes,
     },
     /// What the tag of an image stands for.
     Resolved {

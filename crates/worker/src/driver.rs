@@ -229,6 +229,9 @@ impl Driver {
             RuntimeEvent::Resolved { sandbox, result } => {
                 self.handle(Event::ImageResolved { sandbox, result });
             }
+            RuntimeEvent::Fetching { digest, fetched, all } => {
+                self.handle(Event::Fetching { digest, fetched, all });
+            }
             RuntimeEvent::Lost { digest } => self.handle(Event::ArtifactLost { digest }),
             RuntimeEvent::Unpacked { digest, result } => {
                 self.unpackers.remove(&digest);
@@ -406,6 +409,7 @@ fn size(frame: &FromWorker) -> usize {
             FromWorker::Beat(_)
             | FromWorker::SandboxReady { .. }
             | FromWorker::Artifact { .. }
+            | FromWorker::Fetching { .. }
             | FromWorker::ImageResolved { .. }
             | FromWorker::Settled { .. }
             | FromWorker::Unsupported { .. } => 0,

@@ -2,6 +2,7 @@
 //! command waits until the new revision is live or has failed.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io::{self, Seek as _},
     path::Path,
@@ -11,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use dirigent_core::{
     Digest, FunctionName, RevisionId, RevisionState, StartFailure,
-    control::Answer,
+    control::{Answer, FetchDescription},
     manifest::{ImageFiles, Manifest},
 };
 use dirigent_runtime::artifact::{Packed, pack};
@@ -43,6 +44,8 @@ use crate::{
 
 /// How often somebody who waits is told so.
 const TELL: Duration = Duration::from_secs(10);
+/// How often is looked how much of an image has been fetched.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Read and sent at once.
 const PIECE: usize = 256 << 10;
@@ -151,31 +154,69 @@ async fn put(
     let patient = format!("{place}/revisions/{}", revision.number);
     let image = manifest.sandbox.image.as_deref();
     let from_registry = image.filter(|image| ImageFiles::of(image).is_none());
-    let tell = |since: Duration| printer.note(&still(revision.number, since, from_registry));
-    Outcome::of(told(client.ask(Method::GET, &patient), tell).await?)
+    let (bar, mut told) = (printer.bar(0), Duration::ZERO);
+    let look = async |since: Duration| {
+        let fetching = match from_registry {
+            Some(_) => fetching(client, &manifest.name, revision.number).await,
+            None => Vec::new(),
+        };
+        let all: u64 = fetching.iter().map(|one| one.all.0).sum();
+        if all > 0 {
+            bar.set_length(all);
+            bar.set_position(fetching.iter().map(|one| one.fetched.0).sum());
+        }
+        if since.saturating_sub(told) >= TELL && (all == 0 || bar.is_hidden()) {
+            told = since;
+            printer.note(&still(revision.number, since, from_registry, &fetching));
+        }
+    };
+    let answer = watched(client.ask(Method::GET, &patient), look).await;
+    bar.finish_and_clear();
+    Outcome::of(answer?)
 }
 
-/// Waits, and tells now and then for how long.
-async fn told<T>(answer: impl Future<Output = T>, tell: impl Fn(Duration)) -> T {
-    let begun = Instant::now();
-    let mut looks = interval_at(begun + TELL, TELL);
-    tokio::pin!(answer);
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut answer => return answer,
-            _ = looks.tick() => tell(begun.elapsed()),
-        }
+/// Waits, and looks meanwhile how it goes.
+async fn watched<T>(answer: impl Future<Output = T>, look: impl AsyncFnMut(Duration)) -> T {
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        never = looking(look) => match never {},
     }
 }
 
-fn still(revision: u32, since: Duration, from_registry: Option<&str>) -> String {
+async fn looking(mut look: impl AsyncFnMut(Duration)) -> Infallible {
+    let begun = Instant::now();
+    let mut looks = interval_at(begun + LOOK, LOOK);
+    loop {
+        looks.tick().await;
+        look(begun.elapsed()).await;
+    }
+}
+
+/// Who fetches the image of this revision now; nobody, if that is not to be had.
+async fn fetching(client: &Client, name: &FunctionName, number: u32) -> Vec<FetchDescription> {
+    match client.ask(Method::GET, &path(name)).await {
+        Ok(Answer::Function(function)) => {
+            function.fetching.into_iter().filter(|one| one.revision == number).collect()
+        }
+        Ok(_) | Err(_) => Vec::new(),
+    }
+}
+
+fn still(
+    revision: u32,
+    since: Duration,
+    from_registry: Option<&str>,
+    fetching: &[FetchDescription],
+) -> String {
     let waited = format!("revision {revision}: not live yet after {} s", since.as_secs());
-    match from_registry {
-        Some(image) => format!(
-            "{waited}; a worker that lacks `{image}` fetches it first, and says in its log how far it is"
-        ),
-        None => waited,
+    match (from_registry, fetching) {
+        (None, _) => waited,
+        (Some(image), []) => format!("{waited}; a worker that lacks `{image}` fetches it first"),
+        (Some(image), fetching) => {
+            let fetching: Vec<_> = fetching.iter().map(format::fetched).collect();
+            format!("{waited}; `{image}`: {}", fetching.join(", "))
+        }
     }
 }
 
@@ -344,23 +385,28 @@ fn pieces(file: tokio::fs::File, bar: ProgressBar) -> Body {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use dirigent_core::Bytes as Size;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_long_is_told_so() {
-        let said = RefCell::new(Vec::new());
+        let mut said = Vec::new();
         let answer = async {
-            tokio::time::sleep(TELL * 2 + TELL / 2).await;
+            tokio::time::sleep(LOOK * 2 + LOOK / 2).await;
             7
         };
-        let tell = |since: Duration| said.borrow_mut().push(still(3, since, Some("r.org/app:1")));
-        assert_eq!(told(answer, tell).await, 7);
-        let said = said.into_inner();
+        let look = async |since| said.push(still(3, since, Some("r.org/app:1"), &[]));
+        assert_eq!(watched(answer, look).await, 7);
         assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said[1].starts_with("revision 3: not live yet after 20 s; "), "{said:?}");
+        assert!(said[1].starts_with("revision 3: not live yet after 2 s; "), "{said:?}");
         assert!(said[1].contains("`r.org/app:1`"), "{said:?}");
-        assert_eq!(still(3, TELL, None), "revision 3: not live yet after 10 s");
+        assert_eq!(still(3, TELL, None, &[]), "revision 3: not live yet after 10 s");
+        let (worker, fetched, all) = ("w1".into(), Size::mib(3), Size::mib(40));
+        let fetching = [FetchDescription { revision: 3, worker, fetched, all }];
+        assert_eq!(
+            still(3, TELL, Some("r.org/app:1"), &fetching),
+            "revision 3: not live yet after 10 s; `r.org/app:1`: w1 has 3.0MiB of 40MiB"
+        );
     }
 }

@@ -13,7 +13,7 @@ use super::{functions::state_word, path, unexpected, url};
 use crate::{
     args::FunctionArgs,
     fail::Result,
-    format::{duration, wall},
+    format::{duration, fetched, wall},
     printer::{Printer, table},
 };
 
@@ -205,6 +205,10 @@ fn head(
             summary.ready, summary.starting, summary.busy, summary.queued, summary.arrivals_total
         ),
     );
+    for fetching in &description.fetching {
+        let revision = fetching.revision;
+        row("Fetching", format!("image of revision {revision}: {}", fetched(fetching)));
+    }
     if let Some(revision) = shown(description) {
         spec_rows(&revision.spec, workers, &mut row);
     }

@@ -4,10 +4,11 @@
 use std::{ops::Bound, sync::Arc};
 
 use crate::{
-    FunctionName, Spec, Target, Time,
+    FunctionName, Spec, Target,
     control::{
-        Answer, Control, Decision, FailureDescription, FunctionDescription, FunctionSummary,
-        Refusal, RevisionDescription, SandboxDescription, function::Function, sandbox::Tally,
+        Answer, Control, Decision, FailureDescription, FetchDescription, FunctionDescription,
+        FunctionSummary, Refusal, RevisionDescription, SandboxDescription, cluster::Cluster,
+        function::Function, sandbox::Tally,
     },
 };
 
@@ -42,7 +43,7 @@ impl Control {
             .get(name)
             .and_then(|id| self.functions.get(id))
             .filter(|function| !function.record.revisions.is_empty())
-            .map(|function| Answer::Function(Box::new(function.description(self.cluster.now))))
+            .map(|function| Answer::Function(Box::new(function.description(&self.cluster))))
             .ok_or_else(|| Refusal::NotFound { name: name.clone() })
     }
 
@@ -86,7 +87,8 @@ impl Function {
         }
     }
 
-    fn description(&self, now: Time) -> FunctionDescription {
+    fn description(&self, c: &Cluster) -> FunctionDescription {
+        let now = c.now;
         let weight = |number| {
             let target = self.record.targets.iter().find(|t| t.revision == number);
             target.map_or(0, |target| target.weight)
@@ -98,6 +100,16 @@ impl Function {
             created_ms: revision.created_ms,
             spec: without_secrets(&revision.spec),
             failure: revision.failure.clone(),
+        });
+        let fetching = self.record.revisions.iter().flat_map(|revision| {
+            let fetchers = revision.spec.artifact.into_iter();
+            let fetchers = fetchers.flat_map(|digest| c.fleet.fetchers(digest));
+            fetchers.map(|(worker, fetched, all)| FetchDescription {
+                revision: revision.number,
+                worker: Arc::clone(worker),
+                fetched,
+                all,
+            })
         });
         let active = self.active.as_deref();
         let sandboxes = active.into_iter().flat_map(|active| active.sandboxes.values());
@@ -119,6 +131,7 @@ impl Function {
                     age: now.since(sandbox.decided),
                 })
                 .collect(),
+            fetching: fetching.collect(),
             failures: failures
                 .map(|failure| FailureDescription {
                     ago: now.since(failure.at),

@@ -456,6 +456,9 @@ pub struct FunctionDescription {
     pub revisions: Vec<RevisionDescription>,
     /// Its sandboxes, in the order of their ids.
     pub sandboxes: Vec<SandboxDescription>,
+    /// Workers that fetch the image of a revision now.
+    #[serde(default)]
+    pub fetching: Vec<FetchDescription>,
     /// The last failures, newest first, at most 10.
     pub failures: Vec<FailureDescription>,
     /// The last scaling decisions with their inputs, newest first, at most 20.
@@ -498,6 +501,19 @@ pub struct SandboxDescription {
     pub holders: Vec<DataPlaneId>,
     /// How long ago it was decided.
     pub age: Duration,
+}
+
+/// An image on its way to a worker, fit to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchDescription {
+    /// Which revision's.
+    pub revision: u32,
+    /// The worker's name.
+    pub worker: Arc<str>,
+    /// What it has.
+    pub fetched: Bytes,
+    /// All of it.
+    pub all: Bytes,
 }
 
 /// A failure, fit to be shown.

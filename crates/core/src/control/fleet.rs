@@ -32,7 +32,7 @@ use self::{
     pools::Pools,
     storm::Storm,
     waiting::Waiting,
-    worker::{Health, Need, Worker},
+    worker::{Fetching, Health, Need, Worker},
 };
 use crate::{
     Bytes, DataPlaneId, Digest, Fault, FunctionId, FunctionName, Isolation, MilliCpu, Office,
@@ -49,6 +49,12 @@ pub(crate) const TOKEN_BIT: u64 = 1 << 63;
 /// Addresses to release that are kept for a worker that is away; beyond that the oldest are left to
 /// the worker's own limit of 15 minutes.
 const RELEASES_KEPT: usize = 10_000;
+
+/// Images of one worker of which it is remembered how much is fetched; of more nothing is shown.
+const MAX_FETCHING: usize = 64;
+
+/// For how long what a worker told of a fetch is shown; it tells once a second.
+const FETCHING: Duration = Duration::from_secs(5);
 
 /// After a refusal the worker's own books differ from these: nothing is sent there for this long.
 /// Ours: a quarter of a beat, short beside a caller's patience.
@@ -454,12 +460,41 @@ impl Fleet {
     pub(crate) fn artifact(&mut self, stream: StreamId, digest: Digest, held: bool) {
         let Some(id) = self.worker_of(stream) else { return };
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.fetching.remove(&digest);
         if held {
             worker.artifacts.insert(digest);
         } else {
             worker.artifacts.remove(&digest);
         }
         self.pools.hold(id, digest, held);
+    }
+
+    /// A worker tells how much of an image it has fetched.
+    pub(crate) fn fetching(
+        &mut self,
+        stream: StreamId,
+        digest: Digest,
+        fetched: Bytes,
+        all: Bytes,
+    ) {
+        let Some(id) = self.worker_of(stream) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.fetching.len() < MAX_FETCHING || worker.fetching.contains_key(&digest) {
+            worker.fetching.insert(digest, Fetching { fetched, all, told: self.now });
+        }
+    }
+
+    /// Who fetches this image now, and how much of how much each has. What was not told of for a while
+    /// is not fetched any more: a fetch that fails is told of by the starts that needed it.
+    pub(crate) fn fetchers(
+        &self,
+        digest: Digest,
+    ) -> impl Iterator<Item = (&Arc<str>, Bytes, Bytes)> {
+        self.workers.values().filter_map(move |worker| {
+            let Fetching { fetched, all, told } = *worker.fetching.get(&digest)?;
+            let is_told = worker.stream.is_some() && told.after(FETCHING) > self.now;
+            is_told.then_some((&worker.record.name, fetched, all))
+        })
     }
 
     /// No revision needs these artifacts any more: who holds them hears it.

@@ -395,6 +395,9 @@ impl Control {
             FromWorker::Artifact { digest, held } => {
                 self.cluster.fleet.artifact(stream, digest, held);
             }
+            FromWorker::Fetching { digest, fetched, all } => {
+                self.cluster.fleet.fetching(stream, digest, fetched, all);
+            }
             FromWorker::SandboxReady { sandbox, address, phases } => {
                 self.with_sandbox(worker, sandbox, |f, c| f.ready(c, sandbox, address, phases));
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure,
+    Address, Bytes, Digest, Fault, Pull, RuntimeKind, SandboxId, StartFailure,
     frame::{FromWorker, Hello, Load, SandboxReport, StartSandbox, ToWorker},
 };
 
@@ -32,6 +32,15 @@ pub enum Event {
         digest: Digest,
         /// Why, and whose fault.
         failure: ArtifactFailure,
+    },
+    /// An image is being fetched.
+    Fetching {
+        /// Which.
+        digest: Digest,
+        /// What is here.
+        fetched: Bytes,
+        /// All of it.
+        all: Bytes,
     },
     /// What the tag of a sandbox's image stands for.
     ImageResolved {

@@ -153,6 +153,9 @@ fn line(effect: Effect) -> String {
             format!("{} refused: {message}", sandbox.counter)
         }
         Effect::Send(FromWorker::Artifact { held, .. }) => format!("artifact held: {held}"),
+        Effect::Send(FromWorker::Fetching { fetched, all, .. }) => {
+            format!("{} of {} fetched", fetched.0, all.0)
+        }
         Effect::Send(FromWorker::ImageResolved { sandbox, .. }) => {
             format!("{} resolved", sandbox.counter)
         }

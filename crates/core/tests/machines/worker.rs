@@ -440,6 +440,7 @@ impl World {
             }
             FromWorker::Artifact { .. } | FromWorker::Beat(_) => {}
             other @ (FromWorker::Settled { .. }
+            | FromWorker::Fetching { .. }
             | FromWorker::ImageResolved { .. }
             | FromWorker::Unsupported { .. }) => {
                 panic!("not asked for: {other:?}")

@@ -22,6 +22,7 @@ frame! {
         SandboxGone { sandbox: Needed, failure: Needed, }
         Refused { sandbox: Needed, message: Told, }
         Artifact { digest: Exactly, held: Plain, }
+        Fetching { digest: Exactly, fetched: Number, all: Number, }
         ImageResolved { sandbox: Needed, digest: Exactly, }
         Settled { sandbox: Needed, data_plane: Number, }
         Unsupported { kind: Word, }

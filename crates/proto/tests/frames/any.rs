@@ -323,7 +323,8 @@ enums! {
     FromWorker {
         Hello(hello), Beat(load), SandboxReady { sandbox, address, phases },
         SandboxGone { sandbox, failure }, Refused { sandbox, message }, Artifact { digest, held },
-        ImageResolved { sandbox, digest }, Settled { sandbox, data_plane }, Unsupported { kind },
+        Fetching { digest, fetched, all }, ImageResolved { sandbox, digest },
+        Settled { sandbox, data_plane }, Unsupported { kind },
     }
     ToWorker {
         Welcome { welcome, you }, StartSandbox(order), StopSandbox { sandbox, grace },

@@ -158,6 +158,13 @@ impl World {
         }
     }
 
+    /// What is told again soon: nobody is waited for.
+    fn tell(&self, event: Event) {
+        if let Err(error) = self.events.try_send(event) {
+            tracing::debug!(%error, "not told");
+        }
+    }
+
     /// Others ask what is held from their own threads.
     fn publish(&self) {
         self.stock.publish(self.images.list());
@@ -421,7 +428,8 @@ impl Driver {
     fn pull(&mut self, digest: Digest, image: String) {
         let world = Rc::clone(&self.world);
         self.tasks.spawn_local(async move {
-            let result = world.with_room(digest, || world.images.pull(digest, &image)).await;
+            let tell = |fetched, all| world.tell(Event::Fetching { digest, fetched, all });
+            let result = world.with_room(digest, || world.images.pull(digest, &image, &tell)).await;
             world.publish();
             let result = result.map_err(|error| error.failure());
             world.report(Event::Unpacked { digest, result }).await;

@@ -44,7 +44,7 @@ use super::{
         config::{Config, Seen},
         layer::{self, Allowance, Packed},
     },
-    registry::{Registry, Remote, tagged},
+    registry::{Registry, Remote, Tell, tagged},
 };
 
 /// A layer is applied by containerd in one call, and what nobody holds is collected in one.
@@ -259,13 +259,18 @@ impl Images {
     }
 
     /// Gets the image with this digest from its registry, unless it is held already.
-    pub(super) async fn pull(&self, digest: Digest, image: &str) -> Result<(), ImageError> {
+    pub(super) async fn pull(
+        &self,
+        digest: Digest,
+        image: &str,
+        tell: Tell<'_>,
+    ) -> Result<(), ImageError> {
         let _alone = self.importing.lock().await;
         if self.get(digest).is_some() {
             return Ok(());
         }
         let remote = Remote::new(image, &self.registries)?;
-        let pulled = remote.pull(digest, &self.directory, Limits::default()).await?;
+        let pulled = remote.pull(digest, &self.directory, Limits::default(), tell).await?;
         let tag = (tagged(image).to_owned(), wall_ms());
         self.take(digest, &pulled.config, &pulled.layers, Some(tag)).await
     }

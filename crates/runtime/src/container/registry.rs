@@ -26,7 +26,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// How often it is told how much of an image has come.
-const TELL: Duration = Duration::from_secs(5);
+const TELL: Duration = Duration::from_secs(1);
+
+/// Whom it is told, and of how many bytes all are.
+pub(super) type Tell<'a> = &'a dyn Fn(Bytes, Bytes);
 
 /// Of an image's configuration.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -131,6 +134,7 @@ impl Remote {
         digest: Digest,
         into: &Path,
         limits: Limits,
+        tell: Tell<'_>,
     ) -> Result<Pulled, ImageError> {
         let reference = self.reference.clone_with_digest(digest.to_string());
         let pulled = self.client.pull_image_manifest(&reference, &self.auth).await;
@@ -145,7 +149,7 @@ impl Remote {
         let directory = tempfile::TempDir::new_in(into)
             .map_err(|error| ImageError::io("the image's layers", &error))?;
         let mut layers = Vec::new();
-        let mut progress = Progress::new(all, Instant::now());
+        let mut progress = Progress::new(all, Instant::now(), tell);
         for (number, layer) in manifest.layers.iter().enumerate() {
             tracing::info!(
                 image = self.image,
@@ -165,7 +169,7 @@ impl Remote {
         reference: &Reference,
         layer: &OciDescriptor,
         file: PathBuf,
-        progress: &mut Progress,
+        progress: &mut Progress<'_>,
     ) -> Result<Packed, ImageError> {
         let digest = layer.digest.parse().map_err(|_other_kind| {
             ImageError::Refused(format!("a layer's digest is not SHA-256: {}", layer.digest))
@@ -173,7 +177,7 @@ impl Remote {
         let length = layer.size.unsigned_abs();
         let error = |error: io::Error| ImageError::io("a layer", &error);
         let out = tokio::fs::File::create(&file).await.map_err(error)?;
-        let told = Told { out, image: &self.image, progress };
+        let told = Told { out, progress };
         let mut out = Bounded { inner: told, left: length };
         let fetched = self.client.pull_blob(reference, layer, &mut out).await;
         fetched.map_err(|error| self.failed(&error))?;
@@ -275,38 +279,35 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Bounded<W> {
 }
 
 /// How much of an image is here.
-#[derive(Debug)]
-struct Progress {
+struct Progress<'a> {
     fetched: u64,
     all: u64,
     told_at: Instant,
+    tell: Tell<'a>,
 }
 
-impl Progress {
-    fn new(all: u64, now: Instant) -> Self {
-        Self { fetched: 0, all, told_at: now }
+impl<'a> Progress<'a> {
+    fn new(all: u64, now: Instant, tell: Tell<'a>) -> Self {
+        Self { fetched: 0, all, told_at: now, tell }
     }
 
-    /// More has come; what is told of it, if it is time.
-    fn add(&mut self, bytes: usize, now: Instant) -> Option<String> {
+    /// More has come, which is told if it is time.
+    fn add(&mut self, bytes: usize, now: Instant) {
         self.fetched += bytes as u64;
-        if now.duration_since(self.told_at) < TELL {
-            return None;
+        if now.duration_since(self.told_at) >= TELL {
+            self.told_at = now;
+            (self.tell)(Bytes(self.fetched), Bytes(self.all));
         }
-        self.told_at = now;
-        let [fetched, all] = [self.fetched, self.all].map(|bytes| Bytes::mib(bytes >> 20));
-        Some(format!("{fetched} of {all} are fetched"))
     }
 }
 
-/// Tells in the log how far it is with what is written.
-struct Told<'a, W> {
+/// Tells how far it is with what is written.
+struct Told<'a, 'b, W> {
     out: W,
-    image: &'a str,
-    progress: &'a mut Progress,
+    progress: &'a mut Progress<'b>,
 }
 
-impl<W: AsyncWrite + Unpin> AsyncWrite for Told<'_, W> {
+impl<W: AsyncWrite + Unpin> AsyncWrite for Told<'_, '_, W> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -314,9 +315,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Told<'_, W> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = std::task::ready!(Pin::new(&mut this.out).poll_write(context, bytes))?;
-        if let Some(told) = this.progress.add(written, Instant::now()) {
-            tracing::info!(image = this.image, "{told}");
-        }
+        this.progress.add(written, Instant::now());
         Poll::Ready(Ok(written))
     }
 
@@ -331,16 +330,20 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Told<'_, W> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[test]
     fn how_far_it_is_is_told_now_and_then() {
-        let begun = Instant::now();
-        let mut progress = Progress::new(3 << 20, begun);
-        assert_eq!(progress.add(1 << 20, begun), None);
-        let told = progress.add(1 << 20, begun + TELL).unwrap();
-        assert_eq!(told, "2MiB of 3MiB are fetched");
-        assert_eq!(progress.add(1 << 20, begun + TELL), None);
+        let (begun, told) = (Instant::now(), RefCell::new(Vec::new()));
+        let tell = |fetched: Bytes, all: Bytes| told.borrow_mut().push((fetched.0, all.0));
+        let mut progress = Progress::new(9, begun, &tell);
+        progress.add(1, begun);
+        progress.add(2, begun + TELL);
+        progress.add(3, begun + TELL);
+        progress.add(3, begun + TELL * 2);
+        assert_eq!(told.into_inner(), [(3, 9), (9, 9)]);
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Fleet {
             worker.quarantine = None;
         }
         worker.refused = None;
+        worker.fetching.clear();
         worker.incarnation = hello.hello.incarnation;
         worker.heard = now;
         worker.capacity = Some(hello.capacity);

@@ -1,7 +1,7 @@
 //! One worker in the books: its state, what it offers and what is reserved there.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -65,6 +65,14 @@ pub(super) struct Used {
     pub(super) starting: u32,
 }
 
+/// How much of an image a worker has fetched.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fetching {
+    pub(super) fetched: Bytes,
+    pub(super) all: Bytes,
+    pub(super) told: Time,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -85,6 +93,8 @@ pub(super) struct Worker {
     pub(super) used: Used,
     pub(super) sandboxes: BTreeSet<SandboxId>,
     pub(super) artifacts: BTreeSet<Digest>,
+    /// What it fetches, as it told last.
+    pub(super) fetching: BTreeMap<Digest, Fetching>,
     /// Addresses released while it was away.
     pub(super) releases: VecDeque<SandboxId>,
     /// Worker-class failures in a row.
@@ -120,6 +130,7 @@ impl Worker {
             used: Used::default(),
             sandboxes: BTreeSet::new(),
             artifacts: BTreeSet::new(),
+            fetching: BTreeMap::new(),
             releases: VecDeque::new(),
             failures: 0,
             backoff: QUARANTINE_FIRST,

@@ -554,3 +554,29 @@ fn the_tag_of_an_image_is_settled_by_the_first_sandbox_and_recorded_before_there
     // The same manifest is another deploy: its tag may stand for something else by now.
     assert_eq!(world.deploy("hello", &of_a_registry, &settings, true).1, 2);
 }
+
+#[test]
+fn who_waits_is_shown_how_much_of_an_image_is_fetched() {
+    let mut world = World::new();
+    world.attach_worker();
+    let digest = Digest([1; 32]);
+    let of_an_image = Spec { artifact: Some(digest), ..spec("a", 1) };
+    world.deploy("hello", &of_an_image, &Settings::default(), true);
+    let shown = |world: &mut World| {
+        let fetching = world.describe("hello").fetching.into_iter();
+        fetching.map(|one| (one.revision, one.fetched.0, one.all.0)).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&mut world), []);
+    let of_all =
+        |digest, fetched| FromWorker::Fetching { digest, fetched: Bytes(fetched), all: Bytes(9) };
+    world.worker(of_all(digest, 3));
+    world.worker(of_all(digest, 4));
+    world.worker(of_all(Digest([2; 32]), 5));
+    assert_eq!(shown(&mut world), [(1, 4, 9)]);
+    world.worker(FromWorker::Artifact { digest, held: true });
+    assert_eq!(shown(&mut world), []);
+    // One that broke off is not told of any more.
+    world.worker(of_all(digest, 5));
+    world.pass(Duration::from_secs(5));
+    assert_eq!(shown(&mut world), []);
+}
