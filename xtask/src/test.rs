@@ -32,7 +32,7 @@ const PACKAGES: [(&str, &str); 12] = [
 const TWICE: [&str; 2] = ["#dirigent-runtime@", "#dirigent-cli@"];
 
 /// What is not in every build and is tested all the same.
-pub(crate) const FEATURES: &str = "dirigent-cli/containerd";
+pub(crate) const FEATURES: &str = "dirigent-cli/containerd,dirigent-cli/ablations";
 
 /// Test programs that run whole systems: a failure there is looked at a second time.
 const SYSTEMS: [&str; 2] = ["up", "rig"];

@@ -9,6 +9,8 @@
 //!
 //! The owner never waits for anybody. Nothing is written on the path of an invocation.
 
+#[cfg(feature = "ablations")]
+mod ablation;
 mod api;
 pub mod blobs;
 mod bulk;

@@ -47,6 +47,8 @@ pub(crate) fn accept_workers(
         while let Some((name, end)) = acceptor.accept().await {
             // Who comes when another leads goes there.
             let Some(owner) = owner.sitting() else { continue };
+            #[cfg(feature = "ablations")]
+            let end = crate::ablation::of_worker(end, &spawner);
             let stream = numbers.stream();
             let (speaker, feed) = outbox(Limits::default());
             let speaker = Speaker::Worker(speaker);
@@ -80,6 +82,8 @@ pub(crate) fn accept_data_planes(
         while let Some((name, end)) = acceptor.accept().await {
             // Who comes when another leads goes there.
             let Some(owner) = owner.sitting() else { continue };
+            #[cfg(feature = "ablations")]
+            let end = crate::ablation::of_data_plane(end, &spawner);
             let stream = numbers.stream();
             let (speaker, feed) = outbox(Limits::default());
             let speaker = Speaker::DataPlane(speaker);
