@@ -7,13 +7,16 @@
 //!
 //! ```text
 //! worker --(Unix socket, protocol.rs)-- keeper --(socketpair)-- init -- function
-//!                                          \--(socketpair)-- init, parked
+//!                                         |\--(socketpair)-- init, parked
+//!                                          \--(pidfd)-- what an OCI runtime made
 //! ```
 
 pub(crate) mod board;
 pub(crate) mod cgroup;
+pub(crate) mod execute;
 pub(crate) mod init;
 pub(crate) mod launch;
+pub(crate) mod layer;
 pub(crate) mod leftover;
 pub(crate) mod orphans;
 pub(crate) mod output;
@@ -42,7 +45,7 @@ use dirigent_core::Isolation;
 use ipnet::Ipv4Net;
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{Resource, Rlimit, getrlimit, setrlimit, setsid, umask},
+    process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit, setsid, umask},
 };
 use serde::{Deserialize, Serialize};
 
@@ -182,6 +185,8 @@ fn keep(options: &Options, listener: UnixListener, lock: File) -> io::Result<()>
     }
     redirect(&options.directory)?;
     std::env::set_current_dir("/")?;
+    // What OCI runtimes make is theirs until they end, then ours.
+    set_child_subreaper(Some(getpid()))?;
     let mut board = board::Board::new(options.clone(), listener, OwnedFd::from(lock))?;
     board.serve()
 }

@@ -3,6 +3,7 @@
 //! Here is what needs no parenthood: what to start, readiness, deadlines, artifacts, reading logs.
 //! One thread owns it all (`driver.rs`), so that what is told of a sandbox is told in order.
 
+mod bundles;
 pub(crate) mod driver;
 mod link;
 pub(crate) mod listeners;
@@ -42,6 +43,7 @@ use crate::{
     },
     logs,
 };
+pub use bundles::{End, Execute, First, Layered, Makes};
 use driver::{Driver, Entry, Order};
 use link::Link;
 use listeners::Listeners;
@@ -181,6 +183,7 @@ struct Shared {
     wake: rustix::fd::OwnedFd,
     listeners: Mutex<Listeners>,
     spaces: Ledger,
+    bundles: bundles::Ledger,
     closing: AtomicBool,
 }
 
@@ -223,10 +226,12 @@ impl ProcessRuntime {
             orders,
             listeners: Mutex::new(Listeners::new(config.address)),
             spaces: Ledger::default(),
+            bundles: bundles::Ledger::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             closing: AtomicBool::new(false),
             config,
         });
+        shared.bundles.found(welcome.bundles.clone());
         shared.spaces.found(welcome.lent.clone());
         let driver = Driver::new(Arc::clone(&shared), options, stream, inbox, events, &welcome)?;
         let thread = std::thread::Builder::new()
@@ -258,7 +263,7 @@ impl ProcessRuntime {
         self.join();
     }
 
-    /// Networks for sandboxes of other runtimes on this machine.
+    /// Networks for sandboxes of other runtimes on this machine, and the keeper's hands.
     #[must_use]
     pub fn spaces(&self) -> Spaces {
         Spaces::new(&self.shared)

@@ -9,12 +9,9 @@
 //! namespace of the containerd that listens.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -22,14 +19,14 @@ use dirigent_core::Bytes;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{UnmountFlags, unmount},
     process::{Pid, PidfdFlags, pidfd_open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 use tokio::sync::{mpsc, oneshot};
 
 use super::program;
-use crate::{keeper::root::space, sys::process::unshare};
+use crate::{keeper::layer, sys::process::unshare};
 
 /// In the directory of a sandbox.
 const PLACE: &str = "root";
@@ -124,7 +121,7 @@ fn run(socket: &Path, mut orders: mpsc::Receiver<Order>) {
         let result = enter(socket, &mut seen).and_then(|()| {
             let place = directory.join(PLACE);
             match what {
-                What::Make { top, size } => make(&place, &top, size),
+                What::Make { top, size } => layer::make(&place, &top, size.0),
                 What::LetGo => match unmount(&place, UnmountFlags::DETACH) {
                     // It is let go already.
                     Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
@@ -141,18 +138,10 @@ fn run(socket: &Path, mut orders: mpsc::Receiver<Order>) {
 
 /// Goes where the containerd is that listens now, unless this thread is there.
 fn enter(socket: &Path, seen: &mut Option<OwnedFd>) -> io::Result<()> {
-    let lives = |held: &OwnedFd| {
-        let mut ended = [PollFd::new(held, PollFlags::IN)];
-        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
-    };
     if seen.as_ref().is_some_and(lives) {
         return Ok(());
     }
-    let pid = program::listener(socket)
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::other("containerd does not listen"))?;
-    let held = pidfd_open(pid, PidfdFlags::empty())?;
-    let space = File::open(format!("/proc/{}/ns/mnt", pid.as_raw_nonzero()))?;
+    let (held, space) = whereabouts(socket)?;
     // Threads that share a working directory cannot have mounts of their own.
     unshare(libc::CLONE_FS)?;
     move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Mount))?;
@@ -160,22 +149,19 @@ fn enter(socket: &Path, seen: &mut Option<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-fn make(place: &Path, top: &Path, size: Bytes) -> io::Result<()> {
-    let at = |path: &Path, error: io::Error| {
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    };
-    fs::create_dir(place).map_err(|error| at(place, error))?;
-    let options = format!("mode=700,{}", space(size.0));
-    let options = std::ffi::CString::new(options)?;
-    mount(c"dirigent", place, c"tmpfs", MountFlags::empty(), options.as_c_str())
-        .map_err(|error| at(place, error.into()))?;
-    for name in ["upper", "work"] {
-        fs::create_dir(place.join(name)).map_err(|error| at(place, error))?;
-    }
-    // The root of a sandbox belongs to whom the image's does.
-    let (upper, root) = (place.join("upper"), fs::metadata(top).map_err(|error| at(top, error))?);
-    std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))
-        .map_err(|error| at(&upper, error))
+/// The process that listens, held, and its mount namespace.
+pub(super) fn whereabouts(socket: &Path) -> io::Result<(OwnedFd, File)> {
+    let pid = program::listener(socket)
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("containerd does not listen"))?;
+    let held = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok((held, File::open(format!("/proc/{}/ns/mnt", pid.as_raw_nonzero()))?))
+}
+
+/// Whether a process that is held has not ended.
+pub(super) fn lives(held: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(held, PollFlags::IN)];
+    matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
 }
 
 /// What an image's layers are mounted by, of what containerd would mount to read them; `None` if that is no

@@ -1,5 +1,6 @@
 //! The keeper's state and its loop: events of sandboxes, words of the worker, alarms.
 
+mod bundles;
 mod cell;
 mod machine;
 mod spaces;
@@ -20,7 +21,7 @@ use dirigent_core::{Isolation, SandboxId};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll, poll},
     io::Errno,
-    process::{Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, wait, waitid},
+    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
 };
 use seccompiler::BpfProgram;
 
@@ -37,6 +38,7 @@ use super::{
     rules, seccomp,
 };
 use crate::sys::process::{Forked, close_from, exit_now, fork};
+use bundles::Bundles;
 use cell::Cell;
 use spaces::Networks;
 use worker::Connection;
@@ -91,6 +93,12 @@ enum Alarm {
     Rest,
     /// Whether a renewal of the rules has ended.
     Renewed,
+    /// An OCI runtime that was executed should have ended.
+    Late(u64),
+    /// What OCI runtimes have made had its grace, if no worker came back.
+    Abandoned,
+    /// Processes have ended that are about to become ours.
+    Reap,
 }
 
 /// What a descriptor in the poll set belongs to.
@@ -171,6 +179,8 @@ pub(crate) struct Board {
     renewal: Option<OwnedFd>,
     /// Networks of their own for sandboxes.
     networks: Networks,
+    /// What OCI runtimes make here.
+    bundles: Bundles,
     /// Since when there is neither a sandbox nor a worker.
     idle_since: Option<Instant>,
     /// Since when there is no worker; `None` also once its sandboxes were told to end for that.
@@ -212,6 +222,7 @@ impl Board {
             has_rules: found.has_rules,
             renewal: None,
             networks: Networks::new(found.pool),
+            bundles: Bundles::default(),
             idle_since: None,
             alone_since: Some(Instant::now()),
             due: BTreeSet::new(),
@@ -260,7 +271,7 @@ impl Board {
         self.refill();
         self.fill_spaces();
         let mut events = Vec::with_capacity(256);
-        while !(self.exiting && self.cells.is_empty()) {
+        while !(self.exiting && self.cells.is_empty() && self.bundles.are_over()) {
             let timeout = self.until_next_alarm();
             events.clear();
             match epoll::wait(
@@ -278,8 +289,7 @@ impl Board {
                 self.hear(source, event.flags);
             }
             if ended {
-                // Each is known by its pidfd already; this only removes zombies, adopted ones too.
-                while matches!(wait(WaitOptions::NOHANG), Ok(Some(_)) | Err(Errno::INTR)) {}
+                self.reap();
             }
             self.ring();
         }
@@ -293,6 +303,7 @@ impl Board {
             Source::Worker => self.hear_worker(flags),
             Source::Maker => self.hear_maker(),
             Source::Socket(key) => self.hear_init(key),
+            Source::End(key) if self.bundles.know(key) => self.bundle_ended(key),
             Source::End(key) => self.finish(key),
             Source::Pipe(key, which) => self.pump(key, which),
         }
@@ -352,6 +363,10 @@ impl Board {
                 Alarm::Fill => self.fill_spaces(),
                 Alarm::Rest => self.look_at_resting(now),
                 Alarm::Renewed => self.look_at_renewal(),
+                Alarm::Late(key) => self.cut_off(key),
+                Alarm::Abandoned if self.worker.is_none() => self.bundles.signal(Signal::KILL),
+                Alarm::Abandoned => {}
+                Alarm::Reap => self.look_at_dying(),
             }
         }
     }
@@ -418,8 +433,10 @@ impl Board {
             for sandbox in sandboxes {
                 self.stop(sandbox, ABANDONED_GRACE);
             }
+            self.bundles.signal(Signal::TERM);
+            self.schedule(ABANDONED_GRACE, Alarm::Abandoned);
         }
-        if self.worker.is_some() || !self.by_sandbox.is_empty() || !self.networks.loans.is_empty() {
+        if self.worker.is_some() || !self.has_nothing() {
             self.idle_since = None;
         } else if self.idle_since.is_none() {
             self.idle_since = Some(now);
@@ -431,6 +448,12 @@ impl Board {
         } else {
             self.schedule_once(look, Alarm::Idle);
         }
+    }
+
+    /// Whether nobody's end would be missed.
+    fn has_nothing(&self) -> bool {
+        let Self { by_sandbox, networks, bundles, .. } = self;
+        by_sandbox.is_empty() && networks.loans.is_empty() && bundles.are_over()
     }
 
     /// The worker's configuration may be newer than this keeper.
@@ -513,6 +536,7 @@ impl Board {
         for key in keys {
             self.kill(key);
         }
+        self.bundles.signal(Signal::KILL);
     }
 
     fn clean_up(&mut self) {

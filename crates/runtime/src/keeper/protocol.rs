@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised with every change of this file, or of a core type used in it.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// The longest frame.
 pub(crate) const MAX_FRAME: usize = 16 << 20;
@@ -37,6 +37,8 @@ pub(crate) struct Welcome {
     pub(crate) ended: Vec<Ended>,
     /// Networks that sandboxes of other runtimes have.
     pub(crate) lent: Vec<Lent>,
+    /// What OCI runtimes have made here.
+    pub(crate) bundles: Vec<Bundle>,
 }
 
 /// A sandbox that is no more, and why.
@@ -76,6 +78,77 @@ pub struct Lent {
     pub reached_at: Address,
 }
 
+/// The first process of what an OCI runtime has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct First {
+    /// Its number, which somebody else may have once it has ended.
+    pub pid: i32,
+    /// When it started, as `/proc` tells it: with that it is nobody else.
+    pub started: u64,
+}
+
+/// What an OCI runtime has made, by the name that its worker gave it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Bundle {
+    pub(crate) name: String,
+    pub(crate) first: First,
+    /// `None` while it runs.
+    pub(crate) end: Option<End>,
+}
+
+/// How a first process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// By itself.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+    /// Somebody else was told.
+    Unknown,
+}
+
+/// What is executed for a bundle: an OCI runtime.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Execute {
+    /// The name of the bundle.
+    pub bundle: String,
+    /// The program.
+    pub program: PathBuf,
+    /// What follows its name.
+    pub arguments: Vec<String>,
+    /// The mount namespace in which it runs, a file of `/proc`.
+    pub mounts: PathBuf,
+    /// What it is to make, if it makes one.
+    pub makes: Option<Makes>,
+}
+
+/// What is ready before an OCI runtime makes a bundle's first process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Makes {
+    /// The bundle: here are the named pipes `stdout` and `stderr`, and here the program writes the
+    /// number of the first process, into `pid`.
+    pub directory: PathBuf,
+    /// What is at `rootfs` in it.
+    pub root: Layered,
+}
+
+/// Layers of an image with a writable one in memory above them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Layered {
+    /// Where the paths of the layers begin.
+    pub base: PathBuf,
+    /// The layers, the uppermost first.
+    pub layers: Vec<PathBuf>,
+    /// What else `overlayfs` is told.
+    pub options: Vec<String>,
+    /// Bytes of the writable one.
+    pub size: u64,
+}
+
+/// Tells which question an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Question(pub(crate) u64);
+
 /// What the keeper found out about its machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Abilities {
@@ -109,6 +182,13 @@ pub(crate) enum ToKeeper {
     Expose { sandbox: SandboxId, port: u16 },
     /// It is gone. Unknown sandboxes are ignored.
     GiveBack { sandbox: SandboxId },
+    /// Execute an OCI runtime; answered by `Executed`.
+    Execute { question: Question, execute: Box<Execute> },
+    /// Say how a bundle's first process ended, once it has; answered by `Ended`.
+    Await { question: Question, bundle: String },
+    /// End a bundle and forget it; answered by `Ended` once nothing is executed for it any more and
+    /// its first process is gone.
+    Release { question: Question, bundle: String },
     /// Kill everything, remove what is left, exit. Answered by closing the connection.
     Exit,
 }
@@ -130,6 +210,10 @@ pub(crate) enum FromKeeper {
     },
     /// The network that was asked for, or why there is none.
     Lent { sandbox: SandboxId, lent: Result<Lent, String> },
+    /// The program has ended well, and this is the first process of what it made; or what it said.
+    Executed { question: Question, result: Result<Option<First>, String> },
+    /// How a first process ended; `None` if the keeper has none of that name.
+    Ended { question: Question, end: Option<End> },
     /// The last word on a sandbox; answered by `Heard`.
     Gone { sandbox: SandboxId, failure: StartFailure },
 }

@@ -18,7 +18,9 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Shared, link,
+    Shared,
+    bundles::Answer,
+    link,
     listeners::{Listeners, Owner},
     lock,
 };
@@ -222,6 +224,7 @@ impl Driver {
                 // In this order: who asks afterwards cannot be heard, who asked before is told.
                 self.shared.link.close();
                 self.shared.spaces.unanswered();
+                self.shared.bundles.unanswered();
                 if self.shared.closing.load(Ordering::Acquire) {
                     return;
                 }
@@ -344,6 +347,12 @@ impl Driver {
                     self.created(sandbox, Owner { init, uid }, place, at_ns);
                 }
                 FromKeeper::Lent { sandbox, lent } => self.lent(sandbox, lent),
+                FromKeeper::Executed { question, result } => {
+                    self.shared.bundles.answered(question, Answer::Executed(result));
+                }
+                FromKeeper::Ended { question, end } => {
+                    self.shared.bundles.answered(question, Answer::Ended(end));
+                }
                 FromKeeper::Gone { sandbox, failure } => ends.push((sandbox, failure)),
             }
         }
@@ -511,6 +520,7 @@ impl Driver {
         let (kept, ended): (HashSet<SandboxId>, _) = match connected {
             Ok((stream, welcome)) => {
                 // First: who asks this keeper already must not be taken for one that asked another.
+                self.shared.bundles.found(welcome.bundles);
                 self.shared.spaces.found(welcome.lent);
                 *lock(&self.shared.abilities) = welcome.abilities;
                 if let Err(error) = self.shared.link.replace(&stream) {

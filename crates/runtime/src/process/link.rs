@@ -161,6 +161,7 @@ mod tests {
             sandboxes: Vec::new(),
             ended: Vec::new(),
             lent: Vec::new(),
+            bundles: Vec::new(),
         };
         let sandbox = dirigent_core::SandboxId::new(dirigent_core::Epoch(1), 1);
         let created = FromKeeper::Created { sandbox, init: 7, uid: None, place: None, at_ns: 9 };

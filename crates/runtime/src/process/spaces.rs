@@ -65,6 +65,8 @@ impl Ledger {
 /// that runtimes take as it is), in which the sandbox has an address and the policy that was asked
 /// for. It stays lent when the worker dies: [`Self::lent`] says what is. If the keeper dies, a network
 /// goes on until the last process in it has ended, without being lent: then the sandbox must end.
+///
+/// For the same sandboxes the keeper executes OCI runtimes, and holds what they make.
 #[derive(Clone)]
 pub struct Spaces {
     shared: Weak<Shared>,
@@ -172,7 +174,7 @@ impl Spaces {
         lock(&shared.spaces.lent).values().cloned().collect()
     }
 
-    fn shared(&self) -> io::Result<Arc<Shared>> {
+    pub(super) fn shared(&self) -> io::Result<Arc<Shared>> {
         self.shared.upgrade().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }

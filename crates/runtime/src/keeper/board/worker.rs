@@ -91,6 +91,7 @@ impl Board {
                     sandboxes: self.cells.values().filter_map(Cell::adopted).collect(),
                     ended: self.untold.iter().cloned().collect(),
                     lent: self.networks.loans.values().map(|loan| loan.lent.clone()).collect(),
+                    bundles: self.bundles.list(),
                 };
                 self.send(&encode(&welcome)?);
                 check_version(greeting.version)?;
@@ -115,6 +116,9 @@ impl Board {
             }
             ToKeeper::Expose { sandbox, port } => self.expose(sandbox, port),
             ToKeeper::GiveBack { sandbox } => self.give_back(sandbox),
+            ToKeeper::Execute { question, execute } => self.execute(question, &execute),
+            ToKeeper::Await { question, bundle } => self.await_end(question, &bundle),
+            ToKeeper::Release { question, bundle } => self.release(question, &bundle),
             ToKeeper::Exit => self.exit(),
         }
     }
@@ -176,7 +180,8 @@ impl Board {
             tracing::debug!(%error, "was not waited for");
         }
         let now = Instant::now();
-        let nothing_left = self.by_sandbox.is_empty() && self.networks.loans.is_empty();
+        self.bundles.forget_questions();
+        let nothing_left = self.has_nothing();
         // Not at the next look, which may be half of the time away.
         self.idle_since = nothing_left.then_some(now);
         self.alone_since = Some(now);
