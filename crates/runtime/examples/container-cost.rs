@@ -1,5 +1,5 @@
 //! What a start from an image costs: bare `runc run` and `crun run` of the same bundle on a prepared
-//! root, the container runtime with both, and `ctr run`, in turns. As root, with a containerd of its own.
+//! root, the container runtime with both, by the keeper and by containerd's tasks, and `ctr run`, in turns. As root, with a containerd of its own.
 //!
 //! `cargo run --release -p dirigent-runtime --features containerd --example container-cost [ROUNDS]`
 //! prints milliseconds to the first answer. `rate [SECONDS [PARALLEL]]` creates, calls and deletes as
@@ -37,7 +37,7 @@ use dirigent_core::{
 };
 use dirigent_runtime::{
     Event, Runtime as _,
-    container::{ContainerConfig, ContainerRuntime},
+    container::{ContainerConfig, ContainerRuntime, Tasks},
     process::{ProcessConfig, ProcessRuntime},
 };
 use images::{Image, Layer};
@@ -84,6 +84,7 @@ fn main() -> Result<ExitCode> {
 struct Ours {
     name: &'static str,
     program: &'static str,
+    tasks: Tasks,
     /// Tasks made ahead.
     ahead: usize,
     runtime: Arc<ContainerRuntime>,
@@ -122,16 +123,20 @@ impl Bench {
             dir,
             next_port: 20_000,
         };
-        for (name, program, ahead) in [
-            ("runc", "runc", 0),
-            ("crun", "crun", 0),
-            ("runc ahead", "runc", 1),
-            ("crun ahead", "crun", 1),
+        for (name, program, tasks, ahead) in [
+            ("runc", "runc", Tasks::Keeper, 0),
+            ("crun", "crun", Tasks::Keeper, 0),
+            ("runc by tasks", "runc", Tasks::Containerd, 0),
+            ("crun by tasks", "crun", Tasks::Containerd, 0),
+            ("runc ahead", "runc", Tasks::Keeper, 1),
+            ("crun ahead", "crun", Tasks::Keeper, 1),
+            ("runc ahead by tasks", "runc", Tasks::Containerd, 1),
+            ("crun ahead by tasks", "crun", Tasks::Containerd, 1),
         ] {
             if !daemon::on_path(program) {
                 out(&format!("no `{program}` here"))?;
             } else if ahead == 0 || with_ahead {
-                let one = bench.runtime(name, program, ahead)?;
+                let one = bench.runtime(name, program, (tasks, ahead))?;
                 bench.ours.push(one);
             }
         }
@@ -140,13 +145,19 @@ impl Bench {
         Ok(bench)
     }
 
-    fn runtime(&mut self, name: &'static str, program: &'static str, ahead: usize) -> Result<Ours> {
+    fn runtime(
+        &mut self,
+        name: &'static str,
+        program: &'static str,
+        (tasks, ahead): (Tasks, usize),
+    ) -> Result<Ours> {
         let (sender, mut events) = mpsc::channel(1024);
         let runtime = ContainerRuntime::start(
             ContainerConfig {
                 socket: self.daemon.socket(),
                 spaces: Some(self.processes.spaces()),
                 program: Some(program.to_owned()),
+                tasks,
                 ahead,
                 ..ContainerConfig::new(&self.dir.path().join(name))
             },
@@ -161,7 +172,7 @@ impl Bench {
             other => bail!("{other:?}"),
         }
         out(&format!("{name}: {:?}", runtime.facts().usual))?;
-        Ok(Ours { name, program, ahead, runtime, events })
+        Ok(Ours { name, program, tasks, ahead, runtime, events })
     }
 
     /// The image's files in a directory, for the bare ones.
@@ -226,14 +237,14 @@ impl Bench {
         while round < rounds {
             for which in 0..self.ours.len() {
                 let Ours { name, program, ahead, .. } = self.ours[which];
-                if ahead == 0 {
+                if ahead == 0 && self.ours[which].tasks == Tasks::Keeper {
                     let bare = self.bare(program)?;
                     let start = Instant::now();
                     let running = bare.run()?;
                     first_answer(bare.at)?;
                     add(&format!("{program}: bare"), start.elapsed());
                     bare.end(running)?;
-                } else {
+                } else if ahead > 0 {
                     self.await_tasks(waiting)?;
                 }
                 let create = self.order(None)?;
@@ -276,11 +287,16 @@ impl Bench {
     /// Until so many tasks wait to be started.
     fn await_tasks(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while self.lines(&["tasks", "list"])? < count {
+        while self.tasks()? < count {
             ensure!(Instant::now() < deadline, "no task is made ahead");
             std::thread::park_timeout(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// containerd's, and what the keeper holds.
+    fn tasks(&self) -> Result<usize> {
+        Ok(self.lines(&["tasks", "list"])? + self.processes.spaces().all_held().len())
     }
 
     fn lines(&self, args: &[&str]) -> Result<usize> {
@@ -310,9 +326,10 @@ impl Bench {
     }
 
     fn rates(&mut self, time: Duration, parallel: usize) -> Result<()> {
-        let programs: Vec<&'static str> = self.ours.iter().map(|one| one.name).collect();
-        for (which, program) in programs.iter().enumerate() {
-            for (what, root) in [("bare", Root::Shared), ("bare, overlays", Root::Layered)] {
+        for which in 0..self.ours.len() {
+            let Ours { name, program, tasks, .. } = self.ours[which];
+            let bare = [("bare", Root::Shared), ("bare, overlays", Root::Layered)];
+            for (what, root) in bare.into_iter().filter(|_| tasks == Tasks::Keeper) {
                 let before = processor_time();
                 let (done, rate) = self.bare_rate(program, root, time, parallel)?;
                 let cost = per_cycle(before, done);
@@ -321,7 +338,7 @@ impl Bench {
             let (start, before) = (Instant::now(), processor_time());
             let done = self.cycles(which, u64::MAX, Some(start + time), parallel)?;
             let (rate, cost) = (per_second(done, start.elapsed()), per_cycle(before, done));
-            out(&format!("{program}: ours, {parallel} at once: {rate:.1}/s{cost}"))?;
+            out(&format!("{name}: ours, {parallel} at once: {rate:.1}/s{cost}"))?;
         }
         Ok(())
     }
@@ -443,7 +460,7 @@ impl Bench {
         let pipes = self.ours.iter().map(|one| self.dir.path().join(one.name).join("sandboxes"));
         Ok(BTreeMap::from([
             ("containers", self.lines(&["containers", "list"])?),
-            ("tasks", self.lines(&["tasks", "list"])?),
+            ("tasks", self.tasks()?),
             ("snapshots", self.lines(&["snapshots", "list"])?),
             ("leases", self.lines(&["leases", "list"])?),
             ("shims", self.daemon.shims().len()),

@@ -15,6 +15,7 @@
 //! of a sandbox is told in order.
 
 mod ahead;
+mod bundle;
 mod driver;
 mod image;
 mod images;
@@ -26,6 +27,7 @@ mod output;
 mod program;
 mod recover;
 mod registry;
+mod removal;
 mod scratch;
 mod spec;
 
@@ -104,6 +106,18 @@ pub struct ContainerConfig {
     pub keep: Keep,
     /// Where what sandboxes write to their root goes.
     pub writes: Writes,
+    /// Who runs sandboxes of the `runc` kind.
+    pub tasks: Tasks,
+}
+
+/// Who runs sandboxes of the `runc` kind: those of the default handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tasks {
+    /// The keeper executes the program itself. Without a keeper, or where what sandboxes write is not
+    /// in memory, it is `Containerd`.
+    Keeper,
+    /// containerd's task service, with a shim for each sandbox.
+    Containerd,
 }
 
 /// Where what sandboxes write to their root goes.
@@ -138,6 +152,7 @@ impl ContainerConfig {
             removals: 4,
             keep: Keep::default(),
             writes: Writes::Memory,
+            tasks: Tasks::Containerd,
         }
     }
 

@@ -18,18 +18,18 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{create, next, until};
-use dirigent_core::{Bytes, Cause, Digest, Fault, Pull, worker::ArtifactFailure};
-use dirigent_runtime::{Event, Runtime as _, container::Registry};
-use images::{Image, Layer};
-use rig::{Rig, busybox, get, order, rig, rig_with, run, shell};
-use rustix::{
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Signal, kill_process},
+use dirigent_core::{Bytes, Cause, Digest, Fault, Isolation, Pull, worker::ArtifactFailure};
+use dirigent_runtime::{
+    Event, Runtime as _,
+    container::{ContainerConfig, Registry, Tasks},
 };
+use images::{Image, Layer};
+use rig::{Rig, WAYS, busybox, get, order, rig, rig_by, rig_with, run, shell};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 #[test]
 fn programs_of_this_machine_run_from_images() {
@@ -106,16 +106,23 @@ fn nginx_image(nginx: &Path) -> Image {
 /// What is chosen where nothing is said is one of them.
 #[test]
 fn whatever_program_runs_them_they_serve_and_their_ends_are_told() {
-    for program in [Some("runc"), Some("crun"), None] {
+    let programs = [Some("runc"), Some("crun"), None];
+    for (program, tasks) in programs.into_iter().flat_map(|one| WAYS.map(|way| (one, way))) {
         if program.is_some_and(|program| !daemon::on_path(program)) {
             println!("skip: images by {program:?}: not installed");
             continue;
         }
         let chosen = program.map(str::to_owned);
-        let Some(mut rig) = rig_with(|config| config.program = chosen) else { return };
+        let change = |config: &mut ContainerConfig| {
+            config.program = chosen;
+            config.tasks = tasks;
+        };
+        let Some(mut rig) = rig_with(change) else { return };
         let image = rig.take(&busybox());
         let (sandbox, port) = rig.serve(order(image));
         assert_eq!(get(port), "from an image\n", "{program:?}");
+        let shims = usize::from(tasks == Tasks::Containerd);
+        assert_eq!((rig.left().shims, rig.left().tasks), (shims, 1), "{program:?}");
         rig.end(sandbox);
         let (cause, said) = run(&mut rig, shell(image, "echo out; exit 7"));
         assert_eq!((cause, said.as_str()), (Cause::Exited { code: 7 }, "out"), "{program:?}");
@@ -124,7 +131,9 @@ fn whatever_program_runs_them_they_serve_and_their_ends_are_told() {
         });
         let sandbox = missing.order.sandbox;
         rig.runtime.create(missing);
-        assert_eq!(rig.gone(sandbox).fault, Fault::Function, "{program:?}");
+        let failure = rig.gone(sandbox);
+        assert_eq!(failure.fault, Fault::Function, "{program:?}");
+        assert!(failure.cause.to_string().contains("/no/such"), "{program:?}: {failure:?}");
         let memory = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a; done";
         let (cause, _) = run(&mut rig, shell(image, memory));
         assert_eq!(cause, Cause::OutOfMemory { limit: Bytes::mib(64) }, "{program:?}");
@@ -229,14 +238,25 @@ fn bombs_hit_nobody_else() {
 
 #[test]
 fn what_runs_needs_no_containerd() {
-    let Some(mut rig) = rig() else { return };
+    for tasks in WAYS {
+        needs_no_containerd(tasks);
+    }
+}
+
+fn needs_no_containerd(tasks: Tasks) {
+    let Some(mut rig) = rig_by(tasks) else { return };
     let image = rig.take(&busybox());
     let (stopped, _) = rig.serve(order(image));
     let (serves, port) = rig.serve(order(image));
     rig.daemon.kill();
     assert_eq!(get(port), "from an image\n", "it serves on");
     // What ends is told, be it without what only containerd knows.
+    let begun = Instant::now();
     rig.end(stopped);
+    if tasks == Tasks::Keeper {
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert_eq!(rig.processes.spaces().all_held().len(), 1, "nothing of it is left to wait for");
+    }
     let late = order(image);
     let sandbox = late.order.sandbox;
     rig.runtime.create(late);
@@ -254,21 +274,78 @@ fn what_runs_needs_no_containerd() {
 
 #[test]
 fn a_shim_that_is_killed_takes_its_sandbox_with_it_and_that_is_told() {
-    let Some(mut rig) = rig() else { return };
+    let Some(mut rig) = rig_by(Tasks::Containerd) else { return };
     let image = rig.take(&busybox());
     let (sandbox, _) = rig.serve(order(image));
-    for shim in rig.daemon.shims() {
-        kill_process(shim, Signal::KILL).unwrap();
-    }
+    rig.kill_all();
     let failure = rig.gone(sandbox);
     let told = matches!(failure.cause, Cause::Signalled { signal: 9 } | Cause::WorkerLost);
     assert!(told, "{failure:?}");
     rig.nothing_left();
 }
 
+/// Also those that have the machine's network, and were lent none.
+#[test]
+fn a_keeper_that_is_killed_takes_its_sandboxes_with_it_and_that_is_told() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&busybox());
+    let plain =
+        |image| common::with(order(image), |spec| spec.sandbox.isolation = Some(Isolation::Plain));
+    let (sandbox, _) = rig.serve(plain(image));
+    rig.kill_keeper();
+    let failure = rig.gone(sandbox);
+    assert_eq!((failure.cause, failure.fault), (Cause::WorkerLost, Fault::Worker));
+    rig.nothing_left();
+    // And while no worker is there.
+    let (sandbox, _) = rig.serve(plain(image));
+    rig.runtime.detach();
+    rig.processes.detach();
+    rig.kill_keeper();
+    rig.restart();
+    let adopted = rig.runtime.recover().unwrap();
+    assert_eq!(adopted.iter().map(|one| one.report.sandbox).collect::<Vec<_>>(), [sandbox]);
+    assert_eq!(rig.gone(sandbox).cause, Cause::WorkerLost);
+    rig.nothing_left();
+}
+
+#[test]
+fn who_it_is_and_what_it_writes_while_no_worker_is_there() {
+    let Some(mut rig) = rig() else { return };
+    let image = rig.take(&{
+        let mut image = busybox();
+        image.config["User"] = "app".into();
+        image
+    });
+    // As programs do for their logs, and without those that they were started with.
+    let script = "(while [ ! -e /tmp/end ]; do sleep 0.05; done; id -u > /dev/stderr; exit 9) \
+                  > /dev/stdout 2> /dev/stderr & httpd -h /www -p $HOST:$PORT; wait $!";
+    let create = shell(image, script);
+    let revision = create.order.revision;
+    let (sandbox, _) = rig.serve(create);
+    let first = rig.processes.spaces().all_held();
+    let pid = rig.processes.spaces().held(&first[0]).unwrap().pid;
+    rig.runtime.detach();
+    rig.processes.detach();
+    fs::write(format!("/proc/{pid}/root/tmp/end"), "").unwrap();
+    until("it has ended", || !Path::new(&format!("/proc/{pid}/root/tmp")).exists());
+    rig.restart();
+    let adopted = rig.runtime.recover().unwrap();
+    assert_eq!(adopted.iter().map(|one| one.report.revision).collect::<Vec<_>>(), [revision]);
+    let failure = rig.gone(sandbox);
+    let tail = vec!["1000".to_owned()];
+    assert_eq!((failure.cause, failure.log_tail), (Cause::Exited { code: 9 }, tail));
+    rig.nothing_left();
+}
+
 #[test]
 fn containerd_restarted_under_load_loses_nothing_that_is_not_told() {
-    let Some(mut rig) = rig() else { return };
+    for tasks in WAYS {
+        restarted_under_load(tasks);
+    }
+}
+
+fn restarted_under_load(tasks: Tasks) {
+    let Some(mut rig) = rig_by(tasks) else { return };
     let image = rig.take(&busybox());
     let mut open = BTreeSet::new();
     for round in 0..3 {
@@ -302,7 +379,13 @@ fn containerd_restarted_under_load_loses_nothing_that_is_not_told() {
 
 #[test]
 fn half_made_sandboxes_and_strangers_leftovers_are_removed_at_a_start() {
-    let Some(mut rig) = rig() else { return };
+    for tasks in WAYS {
+        half_made(tasks);
+    }
+}
+
+fn half_made(tasks: Tasks) {
+    let Some(mut rig) = rig_by(tasks) else { return };
     let image = rig.take(&busybox());
     let (lives, port) = rig.serve(order(image));
     // One that does not listen yet.

@@ -23,9 +23,9 @@ use common::{
     next, place, refused, run, with,
 };
 use dirigent_core::{Address, Cause, Digest, Fault, Isolation, Outbound, worker::CreateSandbox};
-use dirigent_runtime::{Event, Runtime as _};
+use dirigent_runtime::{Event, Runtime as _, container::Tasks};
 use images::{Image, Layer};
-use rig::{Rig, order, rig_with};
+use rig::{Rig, WAYS, order, rig_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Where networks of their own can be had.
@@ -35,7 +35,14 @@ fn rig() -> Option<(Rig, Digest)> {
 
 /// And so many tasks are made ahead.
 fn rig_ahead(ahead: usize) -> Option<(Rig, Digest)> {
-    let mut rig = rig_with(|config| config.ahead = ahead)?;
+    rig_ahead_by(ahead, Tasks::Keeper)
+}
+
+fn rig_ahead_by(ahead: usize, tasks: Tasks) -> Option<(Rig, Digest)> {
+    let mut rig = rig_with(|config| {
+        config.ahead = ahead;
+        config.tasks = tasks;
+    })?;
     let facts = rig.runtime.facts();
     if facts.best != Some(Isolation::Strict) {
         println!("skip: containers with networks of their own: {:?}", facts.missing);
@@ -214,26 +221,11 @@ fn its_network_is_its_own_until_it_is_gone_whoever_restarts() {
     rig.nothing_left();
 }
 
-fn kill_keeper(rig: &Rig) {
-    let mark = format!("\"directory\":\"{}\"", rig.dir.path().join("pool").display());
-    let mut killed = 0;
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&mark) {
-            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            // Forks of it end with it, or have ended.
-            let pid = pid.and_then(Pid::from_raw).unwrap();
-            killed += u32::from(kill_process(pid, Signal::KILL).is_ok());
-        }
-    }
-    assert!(killed > 0, "no keeper");
-}
-
 #[test]
 fn with_a_keeper_that_is_killed_go_those_whom_it_lent_networks() {
     let Some((mut rig, image)) = rig() else { return };
     let (sandbox, _) = rig.serve(order(image));
-    kill_keeper(&rig);
+    rig.kill_keeper();
     let failure = rig.gone(sandbox);
     assert_eq!((failure.cause, failure.fault), (Cause::WorkerLost, Fault::Worker));
     rig.nothing_left();
@@ -288,7 +280,13 @@ fn scales(rig: &mut Rig, image: Digest) -> CreateSandbox {
 
 #[test]
 fn one_that_scales_is_started_from_what_was_made_ahead() {
-    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    for tasks in WAYS {
+        scales_by(tasks);
+    }
+}
+
+fn scales_by(tasks: Tasks) {
+    let Some((mut rig, image)) = rig_ahead_by(1, tasks) else { return };
     let create = order(image);
     let (first, port) = rig.serve(create.clone());
     let told = |port, what: &str| ask(port, "env").lines().any(|line| line == what);
@@ -321,11 +319,15 @@ fn one_that_scales_is_started_from_what_was_made_ahead() {
 
 #[test]
 fn what_was_made_ahead_and_died_costs_no_start_and_goes_with_its_image() {
-    let Some((mut rig, image)) = rig_ahead(1) else { return };
-    let create = scales(&mut rig, image);
-    for shim in rig.daemon.shims() {
-        kill_process(shim, Signal::KILL).unwrap();
+    for tasks in WAYS {
+        dies_ahead(tasks);
     }
+}
+
+fn dies_ahead(tasks: Tasks) {
+    let Some((mut rig, image)) = rig_ahead_by(1, tasks) else { return };
+    let create = scales(&mut rig, image);
+    rig.kill_all();
     let (sandbox, port) = rig.serve(another(&create));
     assert_eq!(run(port, "echo alive"), "alive\n");
     rig.end(sandbox);
@@ -338,7 +340,7 @@ fn what_was_made_ahead_and_died_costs_no_start_and_goes_with_its_image() {
 
 #[test]
 fn a_start_by_what_was_made_ahead_is_told_to_have_failed_without_containerd() {
-    let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let Some((mut rig, image)) = rig_ahead_by(1, Tasks::Containerd) else { return };
     let create = scales(&mut rig, image);
     rig.daemon.kill();
     let sandbox = create.order.sandbox;
@@ -351,8 +353,25 @@ fn a_start_by_what_was_made_ahead_is_told_to_have_failed_without_containerd() {
 }
 
 #[test]
-fn a_keeper_that_dies_while_one_is_started_takes_it_along() {
+fn a_start_by_what_the_keeper_made_ahead_needs_no_containerd() {
     let Some((mut rig, image)) = rig_ahead(1) else { return };
+    let create = scales(&mut rig, image);
+    rig.daemon.kill();
+    let (sandbox, port) = rig.serve(create);
+    assert_eq!(run(port, "echo alone"), "alone\n");
+    rig.end(sandbox);
+    rig.daemon.restart();
+    // With what may have been made ahead after it.
+    rig.runtime.discard(image);
+    common::until("nothing is left", || {
+        let left = rig.left();
+        (left.tasks, left.networks) == (0, 0)
+    });
+}
+
+#[test]
+fn a_keeper_that_dies_while_one_is_started_takes_it_along() {
+    let Some((mut rig, image)) = rig_ahead_by(1, Tasks::Containerd) else { return };
     let create = scales(&mut rig, image);
     let (sandbox, port) = (create.order.sandbox, create.port);
     let containerd = Pid::from_raw(rig.daemon.pid().try_into().unwrap()).unwrap();
@@ -363,7 +382,7 @@ fn a_keeper_that_dies_while_one_is_started_takes_it_along() {
         lent.iter().any(|lent| matches!(lent.reached_at, Address::Tcp(at) if at.port() == port))
     };
     common::until("only containerd is waited for", is_exposed);
-    kill_keeper(&rig);
+    rig.kill_keeper();
     common::until("another keeper is there", || !is_exposed());
     kill_process(containerd, Signal::CONT).unwrap();
     let failure = rig.gone(sandbox);

@@ -25,6 +25,7 @@ use super::{
     driver::World,
     images::wall_ms,
     life::{self, Task},
+    removal,
 };
 
 /// A revision that is started again within this time scales.
@@ -175,7 +176,7 @@ async fn keep(world: &World, create: &CreateSandbox) -> Option<()> {
         Ok(task) => task,
         Err(failure) => {
             tracing::debug!(cause = %failure.cause, "no task is made ahead");
-            life::remove(world, &place).await;
+            removal::remove(world, &place).await;
             return None;
         }
     };
@@ -194,7 +195,7 @@ async fn keep(world: &World, create: &CreateSandbox) -> Option<()> {
         () = over.notified() => {}
     }
     if let Some(task) = world.shelf.withdraw(name) {
-        life::remove(world, &task.place).await;
+        removal::remove(world, &task.place).await;
     }
     Some(())
 }

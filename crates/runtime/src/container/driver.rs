@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     ContainerConfig, HANDLER,
     ahead::{self, Shelf},
+    bundle::Hands,
     image::ImageError,
     images::Images,
     kept::{self, Stock},
@@ -30,6 +31,7 @@ use super::{
     network::Offer,
     program,
     recover::{self, Found},
+    removal,
     scratch::Scratch,
 };
 use crate::{
@@ -98,6 +100,8 @@ pub(super) struct World {
     pub(super) offer: Offer,
     pub(super) shelf: Shelf,
     pub(super) scratch: Scratch,
+    /// Who makes sandboxes without containerd's tasks, where there is a keeper.
+    pub(super) hands: Option<Rc<Hands>>,
     pub(super) logs: RefCell<Logs>,
     pub(super) listeners: RefCell<Listeners>,
     /// How many may be removed at once.
@@ -127,6 +131,7 @@ impl World {
             offer: config.offer(),
             shelf: Shelf::new(config.ahead),
             scratch: Scratch::start(&config.socket)?,
+            hands: None,
             logs: RefCell::new(Logs::new(config.directory.join("logs"), bounds)),
             listeners: RefCell::new(Listeners::new(config.address)),
             removals: Semaphore::new(config.removals.max(1)),
@@ -231,8 +236,11 @@ pub(super) fn run(start: Start) {
         let config = &mut world.config;
         if config.program.is_none() && config.handler == HANDLER {
             config.program = program::best(&config.socket);
-            tracing::debug!(program = config.program, "what runs sandboxes of images");
         }
+        let hands = config.spaces.clone().map(|spaces| Hands::new(config, spaces));
+        let program = hands.as_ref().and_then(Hands::program);
+        tracing::debug!(?config.program, ?program, "what runs sandboxes of images, and who");
+        world.hands = hands.map(Rc::new);
         let world = Rc::new(world);
         answer(Ok(missing));
         Driver { world, sandboxes: HashMap::new(), tasks: JoinSet::new() }.run(inbox).await;
@@ -356,7 +364,7 @@ impl Driver {
                 match one {
                     Found::Runs(_, running) => life::serve(world, *running, stops).await,
                     Found::Ended(_, place, failure) => {
-                        life::bury(&world, &place, sandbox, failure).await;
+                        removal::bury(&world, &place, sandbox, failure).await;
                     }
                 }
                 Some(sandbox)

@@ -19,9 +19,10 @@ use tokio::{
 
 use super::{
     driver::World,
-    made::{Made, Place},
+    made::{Created, Made, Place},
     network::Network,
     output::Reader,
+    removal::{bury, remove},
     spec::Plan,
 };
 use crate::{
@@ -44,10 +45,10 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How long the end of a sandbox waits for a containerd that does not answer, before it is told
 /// without what only containerd knows. What is left in containerd is removed when it is back.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two attempts to reach containerd, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// The notes that a sandbox has for the next life of the worker.
 pub(super) const LISTENS: &str = "listens";
@@ -181,13 +182,15 @@ async fn make(
     task.begin(world, create).await
 }
 
-/// A task that waits to be started.
+/// One that is made, and waits to be started unless it is known whose it is.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) place: Place,
     pub(super) network: Network,
     pid: Pid,
     pub(super) held: AsyncFd<OwnedFd>,
+    /// Whether it is not started yet.
+    waits: bool,
     pipes: [OwnedFd; 2],
     stop_signal: i32,
 }
@@ -222,19 +225,21 @@ pub(super) async fn make_task(
         processes: world.config.processes,
         read_only: spec.sandbox.read_only,
     };
-    let (pid, held) = place.create(world, &image, &plan, record).await?;
+    let Created { pid, held, waits } = place.create(world, &image, &plan, record).await?;
     let held = watched::readable(held).map_err(|error| missing(error.to_string()))?;
-    Ok(Task { place, network, pid, held, pipes, stop_signal: image.program.stop_signal })
+    Ok(Task { place, network, pid, held, waits, pipes, stop_signal: image.program.stop_signal })
 }
 
 impl Task {
     async fn begin(self, world: &World, create: &CreateSandbox) -> Made<Running> {
-        let Self { place, network, pid, held, pipes: [stdout, stderr], stop_signal } = self;
+        let Self { place, network, pid, held, waits, pipes: [stdout, stderr], stop_signal } = self;
         let (function, sandbox) = (create.order.revision.function, create.order.sandbox);
         let output = world.output(function, sandbox, stdout, stderr).map_err(|error| {
             failure(Cause::CreateFailed { message: error.to_string() }, Fault::Worker)
         })?;
-        place.start().await?;
+        if waits {
+            place.start().await?;
+        }
         let init = pid.as_raw_nonzero().get();
         let listeners = network.lent.as_ref().map(|lent| Listeners::of(init, lent.address));
         Ok(Running {
@@ -277,7 +282,8 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
     let mut signalled = false;
     // Kept over the turns: one that writes often ends them sooner than it is looked at.
     let mut look_at = Instant::now() + LOOK;
-    let mut keepers = world.offer.spaces.as_ref().filter(|_| one.has_network).map(Spaces::keepers);
+    let kept = one.has_network || one.place.is_bundle();
+    let mut keepers = world.offer.spaces.as_ref().filter(|_| kept).map(Spaces::keepers);
     loop {
         let stop = *stops.borrow_and_update();
         if stop.is_some() && !signalled {
@@ -301,7 +307,7 @@ pub(super) async fn serve(world: Rc<World>, mut one: Running, mut stops: watch::
                 }
             }
             () = another(&mut keepers) => {
-                if !one.place.key.is_some_and(|name| world.offer.is_lent(name)) {
+                if one.is_lost(&world) {
                     verdict = Some(failure(Cause::WorkerLost, Fault::Worker));
                     one.starting = None;
                     one.signal(libc::SIGKILL).await;
@@ -348,6 +354,14 @@ async fn until(at: Option<Instant>) {
 }
 
 impl Running {
+    /// Whether its keeper died, which lent it a network and knows how it ends.
+    fn is_lost(&self, world: &World) -> bool {
+        let is_lent = || self.place.key.is_some_and(|name| world.offer.is_lent(name));
+        let is_held =
+            || self.place.hands().is_none_or(|hands| hands.held(&self.place.id).is_some());
+        self.has_network && !is_lent() || !is_held()
+    }
+
     /// Whether it listens by now; the cause of its end if it took too long.
     async fn look(&mut self, world: &World) -> Option<Cause> {
         let Starting { since, timeout, network, listeners } = self.starting.as_mut()?;
@@ -379,14 +393,14 @@ impl Running {
         Some(Cause::NeverListened { message })
     }
 
-    /// Straight to the process where that is one of this kernel, else by containerd.
+    /// Straight to the process where that is one of this kernel, else by who made it.
     async fn signal(&self, signal: i32) {
         let direct = Signal::from_named_raw(signal)
             .map(|signal| pidfd_send_signal(self.held.get_ref(), signal));
         if let Some(Ok(())) = direct {
             return;
         }
-        if let Err(error) = self.place.kill(signal, signal == libc::SIGKILL).await {
+        if let Err(error) = self.place.signal(signal).await {
             tracing::debug!(sandbox = %self.sandbox, %error, "not signalled");
         }
     }
@@ -416,12 +430,12 @@ async fn end(world: &World, one: Running, verdict: Option<StartFailure>, stopped
     bury(world, &place, sandbox, failure).await;
 }
 
-/// How it ended; `None` if nobody knows, as after the death of its shim.
+/// How it ended; `None` if nobody knows, as after the death of its keeper or its shim.
 pub(super) async fn exit_status(place: &Place) -> Option<u32> {
     let mut pause = RETRY.0;
     loop {
         match place.status().await {
-            Ok(status) => return Some(status),
+            Ok(status) => return status,
             Err(failure) if failure.is_unreachable() => {}
             Err(failure) => {
                 tracing::debug!(id = place.id, %failure, "its exit status is not known");
@@ -458,51 +472,6 @@ pub(super) fn judge(
 
 pub(super) fn failure(cause: Cause, fault: Fault) -> StartFailure {
     StartFailure { cause, fault, log_tail: Vec::new() }
-}
-
-/// Removes what there is of it in containerd, as often as it takes, and tells its end when that is done:
-/// or before, if containerd does not answer.
-pub(super) async fn bury(world: &World, place: &Place, sandbox: SandboxId, failure: StartFailure) {
-    let mut told = Some(Event::Gone { sandbox, failure });
-    let early = Instant::now() + PATIENCE;
-    let removed = remove(world, place);
-    tokio::pin!(removed);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut removed => break,
-            () = sleep_until(early), if told.is_some() => {
-                if let Some(gone) = told.take() {
-                    world.report(gone).await;
-                }
-            }
-        }
-    }
-    if let Some(gone) = told {
-        world.report(gone).await;
-    }
-}
-
-/// As often as it takes.
-pub(super) async fn remove(world: &World, place: &Place) {
-    let mut pause = RETRY.0;
-    loop {
-        // Released while it waits for containerd: others may be luckier.
-        let permit = world.removals.acquire().await;
-        let removed = place.remove().await;
-        drop(permit);
-        match removed {
-            Ok(()) => {
-                if let Some(name) = place.key {
-                    world.offer.take_back(name);
-                }
-                return;
-            }
-            Err(error) => tracing::debug!(id = place.id, %error, "not removed yet"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
-    }
 }
 
 #[cfg(test)]

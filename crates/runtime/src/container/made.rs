@@ -1,9 +1,16 @@
 //! A sandbox in containerd: how it is made there, and that nothing of it is left.
 
-use std::{collections::HashMap, fs, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use dirigent_containerd::{
-    Client, Failure,
+    Client, Failure, Kind,
     api::containerd::{
         runc::v1::Options,
         services::{
@@ -24,13 +31,15 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{
     DIRECTORY, NETWORK, SANDBOX, Writes,
+    bundle::{self, Hands, Verb},
     driver::World,
     image::Image,
     images::absent,
     output,
-    scratch::{self, Scratch},
+    scratch::{self, Layers, Scratch},
     spec::{self, Plan},
 };
+use crate::process::Layered;
 
 /// Longer than any of these calls takes on a machine that is of any use.
 const CALL: Duration = Duration::from_secs(30);
@@ -45,6 +54,8 @@ const RECORD: &str = "record";
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) client: Client,
+    /// Who makes it, if not containerd's tasks.
+    hands: Option<Rc<Hands>>,
     scratch: Scratch,
     pub(super) snapshotter: String,
     pub(super) mark: String,
@@ -55,6 +66,15 @@ pub(super) struct Place {
     /// What it was named for: the sandbox, unless it was made before there was one. By this name it
     /// has its network. `None` for what is not ours to be known.
     pub(super) key: Option<SandboxId>,
+}
+
+/// One that was made.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) pid: Pid,
+    pub(super) held: OwnedFd,
+    /// Whether it waits to be started.
+    pub(super) waits: bool,
 }
 
 /// Of what a sandbox's file system is mounted.
@@ -86,6 +106,7 @@ impl Place {
     pub(super) fn named(world: &World, id: String) -> Self {
         Self {
             client: world.client.within(CALL),
+            hands: world.hands.clone(),
             scratch: world.scratch.clone(),
             snapshotter: world.config.snapshotter.clone(),
             mark: world.mark.clone(),
@@ -150,20 +171,96 @@ impl Place {
         self.marker(what).exists()
     }
 
-    /// Makes the task, which waits to be started; its first process.
+    /// Makes it; its first process. It waits to be started, if it is not known whose it is.
     pub(super) async fn create(
         &self,
         world: &World,
         image: &Image,
         plan: &Plan<'_>,
         adopted: Option<&Adopted>,
-    ) -> Made<(Pid, OwnedFd)> {
+    ) -> Made<Created> {
         plan.check().map_err(|message| failed(message, Fault::Function))?;
-        let config = &world.config;
-        let memory = plan.create.order.spec.resources.memory;
-        let Root { mounts, snapshot } = self.root(world, image, memory).await?;
         let own = plan.create.order.spec.sandbox.handler.as_ref();
-        let handler = own.unwrap_or(&config.handler);
+        let handler = own.unwrap_or(&world.config.handler);
+        // As much as processes may write.
+        let size = Bytes(plan.create.order.spec.resources.memory.0 / 2);
+        let layers = match world.config.writes {
+            Writes::Memory => self.layers(world, image).await?,
+            Writes::Disk => None,
+        };
+        let mut record = self.container(world, plan, (handler, adopted))?;
+        if let (Some(hands), Some(layers)) = (&self.hands, &layers)
+            && hands.make(handler)
+            && let Some(root) = bundle::layered(layers, size, &self.directory)
+        {
+            record.snapshot_key = world.images.view(image);
+            return self.create_bundle(hands, (record, root), adopted).await;
+        }
+        let Root { mounts, snapshot } = match layers {
+            // Named by a container, so that containerd's garbage collector leaves it.
+            Some(layers) => self.in_memory(&layers, size, world.images.view(image)).await?,
+            None => self.on_disk(image).await?,
+        };
+        record.snapshot_key = snapshot;
+        self.create_task(record, mounts).await
+    }
+
+    /// By containerd's tasks.
+    async fn create_task(&self, record: Container, mounts: Vec<Mount>) -> Made<Created> {
+        self.create_record(record).await?;
+        let [stdout, stderr] =
+            output::NAMES.map(|name| self.directory.join(name).display().to_string());
+        let create = CreateTaskRequest {
+            container_id: self.id.clone(),
+            rootfs: mounts,
+            stdout,
+            stderr,
+            ..CreateTaskRequest::default()
+        };
+        let created = self.client.tasks().create(create).await;
+        self.scratch.let_go(&self.directory);
+        let pid = created.map_err(|status| self.failure(&status))?.into_inner().pid;
+        // It waits to be started, so that the number is still its own.
+        let (pid, held) = first(pid).map_err(|error| ours(&error))?;
+        Ok(Created { pid, held, waits: true })
+    }
+
+    /// By the keeper; of a process that ended meanwhile is told what ended it.
+    async fn create_bundle(
+        &self,
+        hands: &Hands,
+        (record, root): (Container, Layered),
+        adopted: Option<&Adopted>,
+    ) -> Made<Created> {
+        let config = record.spec.as_ref().map(|spec| &spec.value[..]).unwrap_or_default();
+        bundle::write(&self.directory, config).map_err(|error| ours(&error))?;
+        let verb = if adopted.is_some() { Verb::Run } else { Verb::Create };
+        let made = hands.execute(self.bundle(), verb, Some(root));
+        // Neither needs the other, and what is found of one leads to both.
+        let (recorded, made) = tokio::join!(self.create_record(record), made);
+        recorded?;
+        let first = made.map_err(|error| blamed(&error.to_string()))?;
+        let first = first.ok_or_else(|| failed("nothing was made", Fault::Worker))?;
+        let held =
+            bundle::hold(first).and_then(|held| held.map_or_else(|| bundle::ended(first), Ok));
+        let (pid, held) = held.map_err(|error| ours(&error))?;
+        Ok(Created { pid, held, waits: verb == Verb::Create })
+    }
+
+    async fn create_record(&self, record: Container) -> Made<()> {
+        let create = CreateContainerRequest { container: Some(record) };
+        let created = self.client.containers().create(create).await;
+        created.map(drop).map_err(|status| self.failure(&status))
+    }
+
+    /// What the next life of the worker finds it by.
+    fn container(
+        &self,
+        world: &World,
+        plan: &Plan<'_>,
+        (handler, adopted): (&str, Option<&Adopted>),
+    ) -> Made<Container> {
+        let config = &world.config;
         // Handlers of other kinds have options of other kinds.
         let program = config.program.as_ref().filter(|_| *handler == config.handler);
         let options = program.map(|program| prost_types::Any {
@@ -178,48 +275,29 @@ impl Place {
         if plan.network.lent.is_some() {
             labels.insert(NETWORK.to_owned(), "own".to_owned());
         }
-        let container = Container {
+        Ok(Container {
             id: self.id.clone(),
             labels,
-            runtime: Some(container::Runtime { name: handler.clone(), options }),
+            runtime: Some(container::Runtime { name: handler.to_owned(), options }),
             spec: Some(prost_types::Any { type_url: spec::TYPE.to_owned(), value: plan.bytes() }),
             snapshotter: self.snapshotter.clone(),
-            snapshot_key: snapshot,
             ..Container::default()
-        };
-        let create = CreateContainerRequest { container: Some(container) };
-        let created = self.client.containers().create(create).await;
-        created.map_err(|status| self.failure(&status))?;
-        let [stdout, stderr] =
-            output::NAMES.map(|name| self.directory.join(name).display().to_string());
-        let create = CreateTaskRequest {
-            container_id: self.id.clone(),
-            rootfs: mounts,
-            stdout,
-            stderr,
-            ..CreateTaskRequest::default()
-        };
-        let created = self.client.tasks().create(create).await;
-        self.scratch.let_go(&self.directory);
-        let pid = created.map_err(|status| self.failure(&status))?.into_inner().pid;
-        // It waits to be started, so that the number is still its own.
-        first(pid).map_err(|error| ours(&error))
+        })
     }
 
-    /// Its file system, on the image's.
-    async fn root(&self, world: &World, image: &Image, memory: Bytes) -> Made<Root> {
-        if world.config.writes == Writes::Disk {
-            return self.on_disk(image).await;
-        }
+    /// Of what an image is made, if it is directories.
+    async fn layers(&self, world: &World, image: &Image) -> Made<Option<Layers>> {
         let mounts = world.images.mounts(image).await;
         let mounts = mounts.map_err(|failure| self.no_image(image, failure))?;
-        let layers = match &mounts[..] {
+        Ok(match &mounts[..] {
             [one] => scratch::layers(&one.r#type, &one.source, one.options.iter()),
             _ => None,
-        };
-        let Some(layers) = layers else { return self.on_disk(image).await };
-        // As much as processes may write.
-        let made = self.scratch.make(&self.directory, &layers, Bytes(memory.0 / 2)).await;
+        })
+    }
+
+    /// With a layer in memory.
+    async fn in_memory(&self, layers: &Layers, size: Bytes, snapshot: String) -> Made<Root> {
+        let made = self.scratch.make(&self.directory, layers, size).await;
         let options = made.map_err(|error| {
             let what = "no layer in memory can be made for it";
             let hint = "`containerd.writes = \"disk\"` does without";
@@ -231,8 +309,7 @@ impl Place {
             options,
             ..Mount::default()
         };
-        // Named by a container, so that containerd's garbage collector leaves it.
-        Ok(Root { mounts: vec![mount], snapshot: world.images.view(image) })
+        Ok(Root { mounts: vec![mount], snapshot })
     }
 
     /// With a snapshot of its own.
@@ -267,27 +344,64 @@ impl Place {
         StartFailure { cause, fault: Fault::Worker, log_tail: Vec::new() }
     }
 
+    /// Starts one that waits.
     pub(super) async fn start(&self) -> Made<()> {
+        if let Some(hands) = self.hands() {
+            let started = hands.execute(self.bundle(), Verb::Start, None).await;
+            return started.map(drop).map_err(|error| blamed(&error.to_string()));
+        }
         let start = StartRequest { container_id: self.id.clone(), exec_id: String::new() };
         let started = self.client.tasks().start(start).await;
         started.map(drop).map_err(|status| self.failure(&status))
     }
 
     fn failure(&self, status: &tonic::Status) -> StartFailure {
-        let failure = self.client.failure(status);
-        let fault = if is_functions(&failure.message) { Fault::Function } else { Fault::Worker };
-        failed(told(&failure.message), fault)
+        blamed(&self.client.failure(status).message)
     }
 
-    /// The exit status of its first process, which has ended.
-    pub(super) async fn status(&self) -> Result<u32, Failure> {
+    /// Its name, and where it is.
+    fn bundle(&self) -> (&str, &Path) {
+        (&self.id, &self.directory)
+    }
+
+    /// Whether it is not of containerd's tasks.
+    pub(super) fn is_bundle(&self) -> bool {
+        bundle::is_here(&self.directory)
+    }
+
+    /// Who has made it, if it is not of containerd's tasks.
+    pub(super) fn hands(&self) -> Option<&Hands> {
+        self.hands.as_deref().filter(|_| self.is_bundle())
+    }
+
+    /// The exit status of its first process, which has ended; `None` if nobody knows.
+    pub(super) async fn status(&self) -> Result<Option<u32>, Failure> {
+        match self.hands() {
+            Some(hands) => Ok(hands.status(&self.id).await),
+            None if self.is_bundle() => Ok(None),
+            None => self.wait().await.map(Some),
+        }
+    }
+
+    async fn wait(&self) -> Result<u32, Failure> {
         let wait = WaitRequest { container_id: self.id.clone(), exec_id: String::new() };
         let waited = self.client.tasks().wait(wait).await;
         Ok(waited.map_err(|status| self.client.failure(&status))?.into_inner().exit_status)
     }
 
+    /// Signals its first process by who made it.
+    pub(super) async fn signal(&self, signal: i32) -> Result<(), Failure> {
+        match self.hands() {
+            Some(hands) => {
+                let signalled = hands.execute(self.bundle(), Verb::Kill(signal), None).await;
+                signalled.map(drop).map_err(|error| refused(&error))
+            }
+            None => self.kill(signal, signal == libc::SIGKILL).await,
+        }
+    }
+
     /// Signals its first process by containerd, or everything in it.
-    pub(super) async fn kill(&self, signal: i32, all: bool) -> Result<(), Failure> {
+    async fn kill(&self, signal: i32, all: bool) -> Result<(), Failure> {
         let signal = signal.unsigned_abs();
         let (container_id, exec_id) = (self.id.clone(), String::new());
         let kill = KillRequest { container_id, exec_id, signal, all };
@@ -297,6 +411,25 @@ impl Place {
 
     /// Removes whatever there is of it, living or dead.
     pub(super) async fn remove(&self) -> Result<(), Failure> {
+        if self.is_bundle() {
+            self.clear().await?;
+        } else {
+            self.remove_task().await?;
+        }
+        self.remove_record().await
+    }
+
+    /// Removes all of a bundle but what containerd has of it.
+    pub(super) async fn clear(&self) -> Result<(), Failure> {
+        if let Some(hands) = &self.hands {
+            hands.end(&self.id, &self.directory).await.map_err(|error| refused(&error))?;
+        }
+        bundle::remove_group(&self.group()).await.map_err(|error| refused(&error))?;
+        self.remove_files();
+        Ok(())
+    }
+
+    async fn remove_task(&self) -> Result<(), Failure> {
         let client = &self.client;
         let delete = DeleteTaskRequest { container_id: self.id.clone() };
         let deleted = client.tasks().delete(delete.clone()).await;
@@ -307,24 +440,36 @@ impl Place {
             // It runs, or its shim does not know yet that it does not.
             Err(_lives) => {
                 absent(self.kill(libc::SIGKILL, true).await)?;
-                absent(self.status().await.map(drop))?;
+                absent(self.wait().await.map(drop))?;
                 let deleted = client.tasks().delete(delete).await;
                 absent(deleted.map(drop).map_err(|status| client.failure(&status)))?;
             }
         }
+        Ok(())
+    }
+
+    /// Removes what containerd has of one that is no more.
+    pub(super) async fn remove_record(&self) -> Result<(), Failure> {
+        let client = &self.client;
         let delete = DeleteContainerRequest { id: self.id.clone() };
         let deleted = client.containers().delete(delete).await;
         absent(deleted.map(drop).map_err(|status| client.failure(&status)))?;
-        if !Scratch::is_here(&self.directory) {
-            self.remove_snapshot().await?;
+        if self.directory.exists() {
+            if !Scratch::is_here(&self.directory) {
+                self.remove_snapshot().await?;
+            }
+            self.remove_directory().await;
         }
-        self.remove_directory().await;
         Ok(())
     }
 
     /// Its pipes, and what may be mounted below.
     pub(super) async fn remove_directory(&self) {
         self.scratch.remove(&self.directory).await;
+        self.remove_files();
+    }
+
+    fn remove_files(&self) {
         if let Err(error) = fs::remove_dir_all(&self.directory)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -338,6 +483,16 @@ impl Place {
         let removed = self.client.snapshots().remove(remove).await;
         absent(removed.map(drop).map_err(|status| self.client.failure(&status)))
     }
+}
+
+/// A failure of what made one, or was to.
+fn blamed(message: &str) -> StartFailure {
+    let fault = if is_functions(message) { Fault::Function } else { Fault::Worker };
+    failed(told(message), fault)
+}
+
+fn refused(error: &io::Error) -> Failure {
+    Failure { kind: Kind::Refused, message: error.to_string() }
 }
 
 /// The first process of a sandbox, held so that its number cannot become somebody else's.

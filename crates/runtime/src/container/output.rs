@@ -1,6 +1,6 @@
-//! What a sandbox writes: two named pipes that its shim opens, read here.
+//! What a sandbox writes: two named pipes that its keeper opens, or its shim, read here.
 //!
-//! The shim keeps both of their ends open, so that they outlive whoever reads: what is written
+//! Those keep both of their ends open, so that they outlive whoever reads: what is written
 //! meanwhile waits in the pipe, up to its size, and is read by the next life of the worker. A sandbox that
 //! writes more than that while no worker is there waits for one.
 
@@ -12,7 +12,10 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::keeper::output::{FLOOD_PAUSE, Output, Pumped, Which};
+use crate::keeper::{
+    execute::PIPES,
+    output::{FLOOD_PAUSE, Output, Pumped, Which},
+};
 use crate::sys::watch;
 
 /// What a pipe holds while nobody reads: the most that any user may ask for.
@@ -22,7 +25,7 @@ const PIPE: usize = 1 << 20;
 const BUFFER: usize = 64 << 10;
 
 /// The names of the pipes within a sandbox's directory.
-pub(super) const NAMES: [&str; 2] = ["stdout", "stderr"];
+pub(super) const NAMES: [&str; 2] = PIPES;
 
 /// Makes the pipes in a directory.
 pub(super) fn make(directory: &Path) -> io::Result<()> {

@@ -1,9 +1,18 @@
 //! Which program the `runc` kind of handler runs, where nothing is said: crun, if containerd's machine
 //! has it and it works there. It makes a sandbox in less time and memory than runc.
 
-use std::{fs, os::unix::net::UnixStream, path::Path};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
 
 use rustix::net::sockopt::socket_peercred;
+
+use crate::keeper::launch::PATH;
+
+/// What containerd chooses.
+pub(super) const USUAL: &str = "runc";
 
 /// Where packages put it. A path is given, as containerd may have another `PATH`.
 const PLACES: [&str; 3] = ["/usr/bin/crun", "/usr/local/bin/crun", "/usr/sbin/crun"];
@@ -21,6 +30,17 @@ pub(super) fn best(socket: &Path) -> Option<String> {
     let place = PLACES.into_iter().find(|place| seen(place))?;
     let mounts = fs::read_to_string(format!("/proc/{containerd}/mounts")).ok()?;
     works(&mounts).then(|| place.to_owned())
+}
+
+/// Where a program is, as the containerd that listens there sees it.
+pub(super) fn place(socket: &Path, name: &str) -> Option<PathBuf> {
+    let containerd = listener(socket)?;
+    let mut places = PATH.split(':').map(|directory| Path::new(directory).join(name));
+    // Perhaps a link, which leads elsewhere from there than from here.
+    places.find(|place| {
+        let below = place.strip_prefix("/").unwrap_or(place);
+        Path::new(&format!("/proc/{containerd}/root")).join(below).symlink_metadata().is_ok()
+    })
 }
 
 /// It refuses machines that have the second version of control groups beside the first.

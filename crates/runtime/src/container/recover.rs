@@ -16,11 +16,11 @@ use dirigent_core::{Cause, Fault, StartFailure, worker::Adopted};
 use rustix::process::Pid;
 
 use super::{
-    DIRECTORY, NETWORK, SANDBOX,
+    DIRECTORY, NETWORK, SANDBOX, bundle,
     driver::World,
     life::{LISTENS, Running, STOPPING, exit_status, failure, judge},
     made::{Place, first},
-    output,
+    output::{self, Reader},
 };
 use crate::{claim::Claim, sys::watch};
 
@@ -97,6 +97,9 @@ async fn take(
         let lost = failure(Cause::WorkerLost, Fault::Worker);
         return Ok(Some(Found::Ended(adopted, Box::new(place), lost)));
     }
+    if place.is_bundle() {
+        return Ok(take_bundle(world, adopted, place, has_network).await);
+    }
     let get = GetRequest { container_id: place.id.clone(), exec_id: String::new() };
     let process = match world.client.tasks().get(get).await {
         Ok(task) => task.into_inner().process,
@@ -129,6 +132,48 @@ async fn take(
         None => failure(Cause::WorkerLost, Fault::Worker),
     };
     Ok(Some(Found::Ended(adopted, Box::new(place), failure)))
+}
+
+/// The same of one that the keeper holds, or held.
+async fn take_bundle(
+    world: &World,
+    adopted: Adopted,
+    place: Place,
+    has_network: bool,
+) -> Option<Found> {
+    let first = place.hands().and_then(|hands| hands.held(&place.id));
+    let Some(first) = first else {
+        let lost = failure(Cause::WorkerLost, Fault::Worker);
+        return Some(Found::Ended(adopted, Box::new(place), lost));
+    };
+    let taken = bundle::hold(first).and_then(|held| match held {
+        Some(held) => running(world, &adopted, place.clone(), held, has_network).map(Some),
+        None => Ok(None),
+    });
+    match taken {
+        Ok(Some(running)) => Some(Found::Runs(adopted, Box::new(running))),
+        Ok(None) => {
+            let (stopped, limit) = (adopted.report.stopping, adopted.report.memory);
+            let status = exit_status(&place).await;
+            let failure = judge(status, stopped, place.out_of_memory(), limit);
+            let log_tail = last_words(world, &adopted, &place);
+            let failure = StartFailure { log_tail, ..failure };
+            Some(Found::Ended(adopted, Box::new(place), failure))
+        }
+        Err(error) => {
+            tracing::warn!(id = place.id, %error, "a sandbox cannot be taken over");
+            None
+        }
+    }
+}
+
+/// What the keeper has kept of its output.
+fn last_words(world: &World, adopted: &Adopted, place: &Place) -> Vec<String> {
+    let report = &adopted.report;
+    let reader = output::open_both(&place.directory).and_then(|[stdout, stderr]| {
+        world.output(report.revision.function, report.sandbox, stdout, stderr)
+    });
+    reader.map(Reader::finish).unwrap_or_default()
 }
 
 fn running(
@@ -176,8 +221,17 @@ async fn leftovers(world: &World, filters: Vec<String>, found: &[Found]) -> Resu
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let known = entry.file_name().to_str().is_some_and(|name| ours.iter().any(|o| o == name));
         if !known && let Some(name) = entry.file_name().to_str() {
-            world.place_named(name.to_owned()).remove_directory().await;
+            let place = world.place_named(name.to_owned());
+            if place.is_bundle() {
+                place.clear().await?;
+            } else {
+                place.remove_directory().await;
+            }
         }
+    }
+    let held = world.hands.iter().flat_map(|hands| hands.all_held(&world.mark));
+    for name in held.filter(|name| !ours.contains(name)) {
+        world.place_named(name).clear().await?;
     }
     Ok(())
 }

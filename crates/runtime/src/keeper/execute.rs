@@ -44,6 +44,9 @@ pub(crate) const PID: &str = "pid";
 const ROOT: &str = "rootfs";
 const LAYER: &str = "root";
 
+/// What `mount(2)` takes of options: a page with its end.
+pub(crate) const OPTIONS: usize = 4095;
+
 /// Where the descriptor is for what is said.
 const SAID: i32 = 3;
 

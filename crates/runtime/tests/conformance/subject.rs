@@ -20,7 +20,7 @@ use dirigent_core::{
     worker::CreateSandbox,
 };
 #[cfg(feature = "containerd")]
-use dirigent_runtime::container::{ContainerConfig, ContainerRuntime};
+use dirigent_runtime::container::{ContainerConfig, ContainerRuntime, Tasks};
 use dirigent_runtime::{
     Event, Runtime,
     fake::{FakeConfig, FakeRuntime},
@@ -45,9 +45,9 @@ pub(crate) enum Subject {
     Fake,
     /// The process runtime, with this isolation.
     Process(Isolation),
-    /// The container runtime.
+    /// The container runtime, and who runs its sandboxes.
     #[cfg(feature = "containerd")]
-    Container,
+    Container(Tasks),
 }
 
 impl Subject {
@@ -57,7 +57,9 @@ impl Subject {
         Self::Process(Isolation::Basic),
         Self::Process(Isolation::Strict),
         #[cfg(feature = "containerd")]
-        Self::Container,
+        Self::Container(Tasks::Keeper),
+        #[cfg(feature = "containerd")]
+        Self::Container(Tasks::Containerd),
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -67,7 +69,9 @@ impl Subject {
             Self::Process(Isolation::Basic) => "process_basic",
             Self::Process(Isolation::Strict) => "process_strict",
             #[cfg(feature = "containerd")]
-            Self::Container => "containerd",
+            Self::Container(Tasks::Keeper) => "containerd",
+            #[cfg(feature = "containerd")]
+            Self::Container(Tasks::Containerd) => "containerd_tasks",
         }
     }
 
@@ -76,14 +80,14 @@ impl Subject {
             Self::Fake => RuntimeKind::Fake,
             Self::Process(_) => RuntimeKind::Process,
             #[cfg(feature = "containerd")]
-            Self::Container => RuntimeKind::Container,
+            Self::Container(_) => RuntimeKind::Container,
         }
     }
 
     /// Why it cannot be tested on this machine.
     pub(crate) fn missing(self) -> Option<String> {
         #[cfg(feature = "containerd")]
-        if self == Self::Container {
+        if matches!(self, Self::Container(_)) {
             return daemon::missing();
         }
         let Self::Process(isolation) = self else { return None };
@@ -150,6 +154,7 @@ impl Shared {
 #[cfg(feature = "containerd")]
 fn by_containerd(
     dir: &Path,
+    tasks: Tasks,
     sender: mpsc::Sender<Event>,
 ) -> (Arc<ContainerRuntime>, Arc<ProcessRuntime>) {
     let socket = Shared::with(|shared| shared.daemon.socket());
@@ -160,6 +165,7 @@ fn by_containerd(
     let config = ContainerConfig {
         socket,
         spaces: Some(processes.spaces()),
+        tasks,
         ..ContainerConfig::new(&dir.join("oci"))
     };
     (ContainerRuntime::start(config, sender).unwrap(), processes)
@@ -197,8 +203,8 @@ impl Harness {
                 Owned::Process(ProcessRuntime::start(config, sender).unwrap())
             }
             #[cfg(feature = "containerd")]
-            Subject::Container => {
-                let (oci, processes) = by_containerd(dir.path(), sender);
+            Subject::Container(tasks) => {
+                let (oci, processes) = by_containerd(dir.path(), tasks, sender);
                 Owned::Container(oci, processes)
             }
         };
@@ -206,7 +212,7 @@ impl Harness {
         let mut harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
         assert_eq!(harness.runtime.recover().unwrap(), [], "nothing is left of others");
         #[cfg(feature = "containerd")]
-        if subject == Subject::Container {
+        if matches!(subject, Subject::Container(_)) {
             harness.take_image().await;
         }
         harness
@@ -246,13 +252,15 @@ impl Harness {
                 Owned::Fake(after)
             }
             #[cfg(feature = "containerd")]
-            (Owned::Container(before, processes), _) => {
+            (Owned::Container(before, processes), Subject::Container(tasks)) => {
                 before.detach();
                 processes.detach();
                 meanwhile.await;
-                let (oci, processes) = by_containerd(self.dir.path(), sender);
+                let (oci, processes) = by_containerd(self.dir.path(), tasks, sender);
                 Owned::Container(oci, processes)
             }
+            #[cfg(feature = "containerd")]
+            (Owned::Container(..), _) => unreachable!("it is what it was made as"),
             (Owned::Process(_), _) => unreachable!("it is what it was made as"),
         };
         self.runtime = self.owned.runtime();
@@ -306,7 +314,7 @@ impl Harness {
         match self.subject {
             Subject::Fake | Subject::Process(_) => ["dirigent", "function"].map(Into::into).into(),
             #[cfg(feature = "containerd")]
-            Subject::Container => Vec::new(),
+            Subject::Container(_) => Vec::new(),
         }
     }
 
@@ -314,7 +322,7 @@ impl Harness {
         match self.subject {
             Subject::Fake | Subject::Process(_) => None,
             #[cfg(feature = "containerd")]
-            Subject::Container => Some(Shared::with(|shared| shared.image)),
+            Subject::Container(_) => Some(Shared::with(|shared| shared.image)),
         }
     }
 
@@ -400,7 +408,7 @@ impl Harness {
     /// An archive to be unpacked, and its digest.
     pub(crate) fn archive(&self) -> (Digest, PathBuf) {
         #[cfg(feature = "containerd")]
-        if self.subject == Subject::Container {
+        if matches!(self.subject, Subject::Container(_)) {
             let path = self.dir.path().join("archive");
             let mut layer = images::Layer::new();
             layer.file("data.txt", 0o644, b"from the image").directory("tmp", 0o1777);

@@ -16,9 +16,10 @@ use dirigent_core::{
 };
 use dirigent_runtime::{
     Event, Runtime as _,
-    container::{ContainerConfig, ContainerRuntime},
+    container::{ContainerConfig, ContainerRuntime, Tasks},
     process::{ProcessConfig, ProcessRuntime},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -36,6 +37,8 @@ pub(crate) struct Rig {
     pub(crate) events: mpsc::Receiver<Event>,
     pub(crate) daemon: Daemon,
     pub(crate) dir: tempfile::TempDir,
+    /// Who runs sandboxes.
+    tasks: Tasks,
 }
 
 /// Where there can be none that is said, and counted.
@@ -45,6 +48,13 @@ pub(crate) fn rig() -> Option<Rig> {
 
 pub(crate) fn rig_with(change: impl FnOnce(&mut ContainerConfig)) -> Option<Rig> {
     rig_of(Daemon::start, change)
+}
+
+/// By the keeper, and by containerd's tasks.
+pub(crate) const WAYS: [Tasks; 2] = [Tasks::Keeper, Tasks::Containerd];
+
+pub(crate) fn rig_by(tasks: Tasks) -> Option<Rig> {
+    rig_with(|config| config.tasks = tasks)
 }
 
 /// With a small disk for containerd.
@@ -63,9 +73,14 @@ fn rig_of(
     let daemon = daemon();
     let dir = tempfile::tempdir().unwrap();
     let processes = keeper(dir.path(), |_config| {});
+    let mut tasks = Tasks::Keeper;
+    let change = |config: &mut ContainerConfig| {
+        change(config);
+        tasks = config.tasks;
+    };
     let (runtime, events) = start(&daemon, dir.path(), &processes, change);
     assert_eq!(runtime.recover().unwrap(), []);
-    Some(Rig { runtime, processes, events, daemon, dir })
+    Some(Rig { runtime, processes, events, daemon, dir, tasks })
 }
 
 /// Lends networks.
@@ -86,6 +101,7 @@ pub(crate) fn start(
     let mut config = ContainerConfig::new(&dir.join("oci"));
     config.socket = daemon.socket();
     config.spaces = Some(processes.spaces());
+    config.tasks = Tasks::Keeper;
     // Tests count what there is.
     config.ahead = 0;
     config.keep.time = Duration::ZERO;
@@ -99,6 +115,7 @@ pub(crate) fn start(
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Left {
     containers: usize,
+    /// containerd's, and what the keeper holds.
     pub(crate) tasks: usize,
     active_snapshots: usize,
     pub(crate) shims: usize,
@@ -164,9 +181,37 @@ impl Rig {
         assert_eq!(self.gone(sandbox).cause, Cause::Stopped);
     }
 
+    /// Kills what waits or runs, as the kernel may.
+    pub(crate) fn kill_all(&self) {
+        let spaces = self.processes.spaces();
+        for name in spaces.all_held() {
+            let pid = spaces.held(&name).and_then(|first| Pid::from_raw(first.pid)).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+        for shim in self.daemon.shims() {
+            kill_process(shim, Signal::KILL).unwrap();
+        }
+    }
+
+    pub(crate) fn kill_keeper(&self) {
+        let mark = self.dir.path().join("pool").display().to_string();
+        let mut killed = 0;
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.contains("--options") && line.contains(&mark) {
+                let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                let pid = pid.and_then(Pid::from_raw).unwrap();
+                killed += u32::from(kill_process(pid, Signal::KILL).is_ok());
+            }
+        }
+        assert!(killed > 0, "no keeper");
+    }
+
     /// The worker's process is gone, and another one comes.
     pub(crate) fn restart(&mut self) {
-        self.restart_with(|_config| {});
+        let tasks = self.tasks;
+        self.restart_with(|config| config.tasks = tasks);
     }
 
     pub(crate) fn restart_with(&mut self, change: impl FnOnce(&mut ContainerConfig)) {
@@ -191,7 +236,7 @@ impl Rig {
         let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.daemon.pid())).unwrap();
         Left {
             containers: lines(&["containers", "list"]).len(),
-            tasks: lines(&["tasks", "list"]).len(),
+            tasks: lines(&["tasks", "list"]).len() + self.processes.spaces().all_held().len(),
             active_snapshots: lines(&["snapshots", "list"])
                 .iter()
                 .filter(|line| line.contains("Active"))

@@ -79,7 +79,11 @@ enum State {
         /// Open for reading and writing, so that it can write while no worker reads.
         pipes: [OwnedFd; 2],
     },
-    Ended(End),
+    Ended {
+        end: End,
+        /// What it wrote last, where no worker has read it.
+        _pipes: Option<[OwnedFd; 2]>,
+    },
 }
 
 /// A runtime that is executed.
@@ -151,7 +155,7 @@ impl Held {
     const fn end(&self) -> Option<End> {
         match self.state {
             State::Lives { .. } => None,
-            State::Ended(end) => Some(end),
+            State::Ended { end, .. } => Some(end),
         }
     }
 
@@ -238,7 +242,7 @@ impl Board {
     fn settle(&mut self, bundle: &str) {
         let end = match self.bundles.held.get(bundle).map(|held| &held.state) {
             Some(State::Lives { .. }) => return,
-            Some(State::Ended(end)) => Some(*end),
+            Some(State::Ended { end, .. }) => Some(*end),
             None => None,
         };
         if self.bundles.is_executed_for(bundle) {
@@ -340,9 +344,9 @@ impl Board {
         // Nobody waits for our children but we, so that the number is still its own, unless we have.
         let mut strays = self.bundles.strays.iter();
         if let Some(&(_, end)) = strays.find(|(stray, _)| *stray == number) {
-            let held = Held { first: First { pid: number, started: 0 }, state: State::Ended(end) };
-            let first = held.first;
-            self.bundles.held.insert(name.to_owned(), held);
+            let first = First { pid: number, started: 0 };
+            let state = State::Ended { end, _pipes: self.unread(pipes) };
+            self.bundles.held.insert(name.to_owned(), Held { first, state });
             return Ok(first);
         }
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -367,14 +371,19 @@ impl Board {
         Ok(first)
     }
 
+    /// The pipes of one that has ended, if the next worker is to read what is in them.
+    fn unread(&self, pipes: [OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
+        self.worker.is_none().then_some(pipes)
+    }
+
     /// A first process has ended.
     fn first_ended(&mut self, name: &str, end: End) {
         self.bundles.dying.remove(name);
-        let Some(held) = self.bundles.held.get_mut(name) else { return };
-        let before = std::mem::replace(&mut held.state, State::Ended(end));
-        let State::Lives { key, pidfd, record, pipes } = before else { return };
+        let Some(Held { first, state }) = self.bundles.held.remove(name) else { return };
+        let State::Lives { key, pidfd, record, pipes } = state else { return };
         // First: who is told of the end may read to the end.
-        drop(pipes);
+        let state = State::Ended { end, _pipes: self.unread(pipes) };
+        self.bundles.held.insert(name.to_owned(), Held { first, state });
         self.bundles.names.remove(&key);
         if let Err(error) = epoll::delete(&self.poll, &pidfd) {
             tracing::trace!(%error, "not waited for any more already");
