@@ -154,9 +154,11 @@ async fn take_bundle(
         Ok(Some(running)) => Some(Found::Runs(adopted, Box::new(running))),
         Ok(None) => {
             let (stopped, limit) = (adopted.report.stopping, adopted.report.memory);
+            // Opened first: the keeper lets go of them when it is asked.
+            let reader = reader(world, &adopted, &place);
             let status = exit_status(&place).await;
             let failure = judge(status, stopped, place.out_of_memory(), limit);
-            let log_tail = last_words(world, &adopted, &place);
+            let log_tail = reader.map(Reader::finish).unwrap_or_default();
             let failure = StartFailure { log_tail, ..failure };
             Some(Found::Ended(adopted, Box::new(place), failure))
         }
@@ -168,12 +170,10 @@ async fn take_bundle(
 }
 
 /// What the keeper has kept of its output.
-fn last_words(world: &World, adopted: &Adopted, place: &Place) -> Vec<String> {
+fn reader(world: &World, adopted: &Adopted, place: &Place) -> std::io::Result<Reader> {
     let report = &adopted.report;
-    let reader = output::open_both(&place.directory).and_then(|[stdout, stderr]| {
-        world.output(report.revision.function, report.sandbox, stdout, stderr)
-    });
-    reader.map(Reader::finish).unwrap_or_default()
+    let [stdout, stderr] = output::open_both(&place.directory)?;
+    world.output(report.revision.function, report.sandbox, stdout, stderr)
 }
 
 fn running(

@@ -81,8 +81,8 @@ enum State {
     },
     Ended {
         end: End,
-        /// What it wrote last, where no worker has read it.
-        _pipes: Option<[OwnedFd; 2]>,
+        /// Kept until somebody asks how it ended, who has opened them: else what it wrote last is lost.
+        pipes: Option<[OwnedFd; 2]>,
     },
 }
 
@@ -250,6 +250,12 @@ impl Board {
         }
         let waits = self.bundles.waits.extract_if(.., |wait| wait.bundle == bundle);
         for Wait { question, releases, .. } in waits.collect::<Vec<_>>() {
+            // First: who is told of the end reads to the end.
+            if let Some(Held { state: State::Ended { pipes, .. }, .. }) =
+                self.bundles.held.get_mut(bundle)
+            {
+                *pipes = None;
+            }
             if releases {
                 self.bundles.held.remove(bundle);
             }
@@ -345,7 +351,7 @@ impl Board {
         let mut strays = self.bundles.strays.iter();
         if let Some(&(_, end)) = strays.find(|(stray, _)| *stray == number) {
             let first = First { pid: number, started: 0 };
-            let state = State::Ended { end, _pipes: self.unread(pipes) };
+            let state = State::Ended { end, pipes: Some(pipes) };
             self.bundles.held.insert(name.to_owned(), Held { first, state });
             return Ok(first);
         }
@@ -371,18 +377,12 @@ impl Board {
         Ok(first)
     }
 
-    /// The pipes of one that has ended, if the next worker is to read what is in them.
-    fn unread(&self, pipes: [OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
-        self.worker.is_none().then_some(pipes)
-    }
-
     /// A first process has ended.
     fn first_ended(&mut self, name: &str, end: End) {
         self.bundles.dying.remove(name);
         let Some(Held { first, state }) = self.bundles.held.remove(name) else { return };
         let State::Lives { key, pidfd, record, pipes } = state else { return };
-        // First: who is told of the end may read to the end.
-        let state = State::Ended { end, _pipes: self.unread(pipes) };
+        let state = State::Ended { end, pipes: Some(pipes) };
         self.bundles.held.insert(name.to_owned(), Held { first, state });
         self.bundles.names.remove(&key);
         if let Err(error) = epoll::delete(&self.poll, &pidfd) {
