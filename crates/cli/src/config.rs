@@ -235,8 +235,8 @@ pub(crate) struct ContainerdConfig {
     /// The program that a handler of the `runc` kind runs; if nothing is said, crun where it is
     /// installed and works, else containerd's own choice, runc.
     pub(crate) program: Option<String>,
-    /// Tasks that are made ahead and wait to be started, of functions that scale; some 15 MiB of memory
-    /// each. 0: none.
+    /// Sandboxes that are made ahead and wait to be started, of functions that scale; up to 15 MiB of
+    /// memory each. 0: none.
     pub(crate) ahead: usize,
     /// How long images are kept that no revision needs any more.
     #[serde(with = "units::duration")]
@@ -248,6 +248,10 @@ pub(crate) struct ContainerdConfig {
     /// Where what sandboxes write to their root goes: `memory`, as theirs, half of their limit at most; or
     /// `disk`, where nothing bounds it.
     pub(crate) writes: Writes,
+    /// Who runs sandboxes of the default handler: `keeper`, which executes the program itself, or
+    /// `containerd`, by its task service with a shim for each, as it runs those of all other handlers and
+    /// those that write to the disk.
+    pub(crate) tasks: Tasks,
     /// How registries are spoken to that are private, or have an authority of their own, by their names as
     /// references to images have them.
     pub(crate) registries: BTreeMap<String, RegistryConfig>,
@@ -259,6 +263,14 @@ pub(crate) struct ContainerdConfig {
 pub(crate) enum Writes {
     Memory,
     Disk,
+}
+
+/// `containerd.tasks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tasks {
+    Keeper,
+    Containerd,
 }
 
 /// `[containerd.registries."NAME"]`.
@@ -289,6 +301,7 @@ impl Default for ContainerdConfig {
             disk_full: 85,
             disk_freed: 80,
             writes: Writes::Memory,
+            tasks: Tasks::Keeper,
             registries: BTreeMap::new(),
         }
     }

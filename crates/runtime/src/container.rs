@@ -1,14 +1,16 @@
 //! The container runtime: sandboxes are OCI containers that a containerd of this machine runs.
 //!
 //! ```text
-//! worker -- (this thread) --gRPC--> containerd -- shim -- function
-//!                \------ pidfd, pipes by name ------------/
+//! worker -- (this thread) --gRPC--> containerd: images, records (and, by its tasks, shims)
+//!                | \--(process runtime)-- keeper -- crun or runc -- function
+//!                 \------ pidfd, pipes by name ------------------------/
 //! ```
 //!
-//! containerd holds what outlives a worker: images as snapshots under leases, sandboxes with labels
-//! that say whose they are and what was ordered. From here a sandbox's first process is watched and
-//! signalled by its pidfd and its output read from named pipes, so that neither ends nor stops depend on
-//! containerd answering, and a containerd that is restarted or killed costs the starts of that moment and
+//! containerd holds what outlives a worker: images as snapshots under leases, records of sandboxes with
+//! labels that say whose they are and what was ordered. The OCI runtime is executed by the keeper
+//! (`bundle.rs`), or by containerd's task service (`made.rs`). From here a sandbox's first process is
+//! watched and signalled by its pidfd and its output read from named pipes, so that neither ends nor
+//! stops depend on containerd answering, and a containerd that is restarted or killed costs the starts of that moment and
 //! nothing that runs.
 //!
 //! One thread does it all (`driver.rs`), with a task for each sandbox (`life.rs`), so that what is told
@@ -97,8 +99,8 @@ pub struct ContainerConfig {
     pub log_file: Bytes,
     /// Of all log files.
     pub log_total: Bytes,
-    /// Tasks that wait to be started, of functions that scale: a shim and a first process each, some
-    /// 15 MiB of memory.
+    /// Sandboxes that wait to be started, of functions that scale: a first process each, and a shim,
+    /// some 15 MiB of memory, where they are containerd's tasks.
     pub ahead: usize,
     /// Sandboxes that are removed from containerd at once: more would keep starts waiting.
     pub removals: usize,
@@ -152,7 +154,7 @@ impl ContainerConfig {
             removals: 4,
             keep: Keep::default(),
             writes: Writes::Memory,
-            tasks: Tasks::Containerd,
+            tasks: Tasks::Keeper,
         }
     }
 

@@ -57,7 +57,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
     use dirigent_runtime::container::{self, ContainerConfig, ContainerRuntime, Keep, Registry};
 
     use crate::{
-        config::Writes,
+        config::{Tasks, Writes},
         fail::{Kind, OrFail as _},
     };
 
@@ -73,6 +73,7 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         disk_full,
         disk_freed,
         writes,
+        tasks,
         registries,
     } = config.containerd.clone();
     let registries = registries.into_iter().map(|(name, registry)| {
@@ -91,6 +92,10 @@ async fn built(config: &Config, dir: &Path, spaces: Option<Spaces>) -> Result<(R
         writes: match writes {
             Writes::Memory => container::Writes::Memory,
             Writes::Disk => container::Writes::Disk,
+        },
+        tasks: match tasks {
+            Tasks::Keeper => container::Tasks::Keeper,
+            Tasks::Containerd => container::Tasks::Containerd,
         },
         keep: Keep { time: keep_images, full: disk_full, freed: disk_freed },
         registries: registries.collect(),

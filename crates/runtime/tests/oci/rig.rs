@@ -101,7 +101,6 @@ pub(crate) fn start(
     let mut config = ContainerConfig::new(&dir.join("oci"));
     config.socket = daemon.socket();
     config.spaces = Some(processes.spaces());
-    config.tasks = Tasks::Keeper;
     // Tests count what there is.
     config.ahead = 0;
     config.keep.time = Duration::ZERO;
