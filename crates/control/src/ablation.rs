@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `tick` | what data planes ask for is heard every 2 s, as by an autoscaler that looks so often |
 //! | `one` | for a function that has nothing one slot is asked for, however many invocations wait |
-//! | `persist` | each sandbox is on the disk before it is ordered |
+//! | `persist` | each sandbox is on the disk (of temporary files) before it is ordered, one after the other |
 //!
 //! They stand between the streams and the owner, so that the machine that decides is the one of every
 //! build.
@@ -76,6 +76,9 @@ pub(crate) fn of_data_plane(
     end: End<ToDataPlane, FromDataPlane>,
     tasks: &Tasks,
 ) -> End<ToDataPlane, FromDataPlane> {
+    if *CHOSEN == Ablations::default() {
+        return end;
+    }
     let End { tx, rx } = end;
     let (heard, hears) = mpsc::channel(WAITING);
     tasks.run("ablations", OnCancel::Abort, delay(*CHOSEN, rx, heard));

@@ -223,7 +223,7 @@ impl Watched {
         Self { stream, watch: None }
     }
 
-    fn wrote(
+    fn has_written(
         &mut self,
         cx: &mut Context<'_>,
         wrote: Poll<io::Result<usize>>,
@@ -231,6 +231,18 @@ impl Watched {
         match &mut self.watch {
             Some(watch) => watch.write(cx, &self.stream, wrote),
             None => wrote,
+        }
+    }
+}
+
+impl Drop for Watched {
+    /// Whoever else found out that the other host is gone, by a question of its own.
+    fn drop(&mut self) {
+        if self.watch.as_ref().is_some_and(|watch| watch.waiting.is_some())
+            && let UnderWay::Unanswered(heard) = under_way(&self.stream)
+            && heard >= LOOK
+        {
+            forget(&self.stream);
         }
     }
 }
@@ -258,7 +270,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.wrote(cx, wrote)
+        this.has_written(cx, wrote)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -276,7 +288,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.wrote(cx, wrote)
+        this.has_written(cx, wrote)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -25,7 +25,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::AsyncReadExt as _,
-    time::{Instant, interval_at},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -167,7 +167,8 @@ async fn put(
         }
         if since.saturating_sub(told) >= TELL && (all == 0 || bar.is_hidden()) {
             told = since;
-            printer.note(&still(revision.number, since, from_registry, &fetching));
+            let still = still(revision.number, since, from_registry, &fetching);
+            bar.suspend(|| printer.note(&still));
         }
     };
     let answer = watched(client.ask(Method::GET, &patient), look).await;
@@ -187,6 +188,7 @@ async fn watched<T>(answer: impl Future<Output = T>, look: impl AsyncFnMut(Durat
 async fn looking(mut look: impl AsyncFnMut(Duration)) -> Infallible {
     let begun = Instant::now();
     let mut looks = interval_at(begun + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
         look(begun.elapsed()).await;

@@ -479,6 +479,9 @@ impl Fleet {
     ) {
         let Some(id) = self.worker_of(stream) else { return };
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.fetching.len() >= MAX_FETCHING {
+            worker.fetching.retain(|_, one| one.told.after(FETCHING) > self.now);
+        }
         if worker.fetching.len() < MAX_FETCHING || worker.fetching.contains_key(&digest) {
             worker.fetching.insert(digest, Fetching { fetched, all, told: self.now });
         }

@@ -11,6 +11,7 @@ use std::{
     io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    rc::Rc,
     sync::LazyLock,
     time::Duration,
 };
@@ -88,7 +89,7 @@ pub(super) struct Hands {
     program: Option<PathBuf>,
     socket: PathBuf,
     /// The containerd that listened last, and its mount namespace.
-    seen: RefCell<Option<(OwnedFd, File)>>,
+    seen: RefCell<Option<(OwnedFd, Rc<File>)>>,
 }
 
 /// What a runtime is to do with a bundle.
@@ -148,11 +149,13 @@ impl Hands {
         root: Option<Layered>,
     ) -> io::Result<Option<First>> {
         let program = self.program.clone().unwrap_or_else(|| program::USUAL.into());
+        // Open until it is answered: the number of its descriptor is not another file's by then.
+        let space = self.mounts()?;
         let execute = Execute {
             bundle: id.to_owned(),
             program,
             arguments: arguments(id, directory, verb),
-            mounts: self.mounts()?,
+            mounts: format!("/proc/{}/fd/{}", std::process::id(), space.as_raw_fd()).into(),
             makes: root.map(|root| Makes { directory: directory.to_owned(), root }),
         };
         self.spaces.execute(execute).await.map_err(|error| match verb {
@@ -194,17 +197,17 @@ impl Hands {
     }
 
     /// The mount namespace of the containerd that listens, or listened last: there is what it knows.
-    fn mounts(&self) -> io::Result<PathBuf> {
+    fn mounts(&self) -> io::Result<Rc<File>> {
         let mut seen = self.seen.borrow_mut();
         if !seen.as_ref().is_some_and(|(held, _)| scratch::lives(held)) {
             match scratch::whereabouts(&self.socket) {
-                Ok(found) => *seen = Some(found),
+                Ok((held, space)) => *seen = Some((held, Rc::new(space))),
                 Err(error) if seen.is_none() => return Err(error),
                 Err(error) => tracing::debug!(%error, "what runs needs none"),
             }
         }
-        let space = seen.as_ref().map_or(-1, |(_, space)| space.as_raw_fd());
-        Ok(format!("/proc/{}/fd/{space}", std::process::id()).into())
+        let space = seen.as_ref().map(|(_, space)| Rc::clone(space));
+        space.ok_or_else(|| io::Error::other("containerd does not listen"))
     }
 }
 

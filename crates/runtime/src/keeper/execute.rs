@@ -20,7 +20,7 @@ use rustix::{
     fs::Mode,
     io::{FdFlags, fcntl_setfd},
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
-    process::{chdir, setsid, umask},
+    process::{Pid, Signal, chdir, getppid, set_parent_process_death_signal, setsid, umask},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -84,14 +84,14 @@ impl Layered {
 
 /// Becomes the runtime. What it says, or why it cannot be executed, goes to `said`; what a sandbox
 /// says goes to its pipes, which somebody has open.
-pub(super) fn main(execute: &Execute, said: OwnedFd) -> ! {
+pub(super) fn main(execute: &Execute, said: OwnedFd, keeper: Pid) -> ! {
     // Nothing of the keeper's stays: neither its descriptors nor, below, what it does about signals.
     if place(said.into_raw_fd(), SAID).is_err() {
         exit_now(FAILED);
     }
     close_from(SAID + 1);
     let said = own(SAID);
-    let error = match run(execute, &said) {
+    let error = match run(execute, &said, keeper) {
         Ok(never) => match never {},
         Err(error) => error,
     };
@@ -100,7 +100,7 @@ pub(super) fn main(execute: &Execute, said: OwnedFd) -> ! {
     }
 }
 
-fn run(execute: &Execute, said: &OwnedFd) -> io::Result<Infallible> {
+fn run(execute: &Execute, said: &OwnedFd, keeper: Pid) -> io::Result<Infallible> {
     fcntl_setfd(said, FdFlags::CLOEXEC)?;
     let mut words = vec![CString::new(execute.program.as_os_str().as_bytes())?];
     let program = words[0].clone();
@@ -108,6 +108,11 @@ fn run(execute: &Execute, said: &OwnedFd) -> io::Result<Infallible> {
         words.push(CString::new(argument.as_bytes())?);
     }
     let environment = CStrings::new(vec![CString::new(format!("PATH={PATH}"))?]);
+    // What a keeper that died has begun nobody would look after.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() != Some(keeper) {
+        return Err(io::Error::other("its keeper has died"));
+    }
     signal::reset_all();
     umask(Mode::WGRP | Mode::WOTH);
     setsid()?;

@@ -72,11 +72,7 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
     if args.containers {
         system.send_image().await?;
     }
-    let replay = replayed(system, &trace, options, printer).await;
-    if args.containers {
-        system.image_is_gone().await?;
-    }
-    let replay = replay?;
+    let replay = replayed(system, &trace, options, printer).await?;
     let page = report::page("Dirigent: trace replay", &replay, None::<&Cold>);
     report::write(&args.out, &replay, &page)
         .or_fail(Kind::Unavailable, || "cannot write the report")?;
@@ -85,6 +81,9 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
     } else {
         print(&replay, printer)?;
         printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
+    }
+    if args.containers {
+        system.image_is_gone().await?;
     }
     judge(printer, &[Bar { text: replay.verdict(), holds: replay.is_clean() }])
 }

@@ -19,7 +19,8 @@ use rustix::{
     io::Errno,
     pipe::{PipeFlags, pipe_with},
     process::{
-        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, pidfd_send_signal, wait,
+        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal,
+        wait,
     },
 };
 
@@ -58,8 +59,10 @@ pub(super) struct Bundles {
     /// What has ended and is not ours yet.
     dying: HashSet<String>,
     waits: Vec<Wait>,
-    /// Who ended while something was executed that may have made it.
+    /// Who ended while something was executed that may have made it, the latest of them.
     strays: VecDeque<(i32, End)>,
+    /// How many there were before those.
+    strays_gone: u64,
 }
 
 /// What a runtime has made.
@@ -97,6 +100,8 @@ struct Run {
     said: OwnedFd,
     /// What it makes: the directory, and the pipes.
     makes: Option<(PathBuf, [OwnedFd; 2])>,
+    /// How many strays there were when it began: none of those is its own, whatever their numbers.
+    strays: u64,
     is_late: bool,
 }
 
@@ -138,6 +143,17 @@ impl Bundles {
         for run in self.runs.values_mut() {
             run.question = None;
         }
+    }
+
+    fn strays_so_far(&self) -> u64 {
+        self.strays_gone + self.strays.len() as u64
+    }
+
+    /// How a process of this number ended that was not known, after so many others.
+    fn stray(&self, pid: i32, before: u64) -> Option<End> {
+        let numbered = (self.strays_gone..).zip(&self.strays);
+        let later = numbered.skip_while(|(number, _)| *number < before);
+        later.map(|(_, stray)| *stray).find(|(stray, _)| *stray == pid).map(|(_, end)| end)
     }
 
     fn is_executed_for(&self, bundle: &str) -> bool {
@@ -194,8 +210,9 @@ impl Board {
         };
         let (said, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&said, true)?;
+        let keeper = getpid();
         let (pid, pidfd) = match fork(0)? {
-            Forked::Child => execute::main(execute, theirs),
+            Forked::Child => execute::main(execute, theirs, keeper),
             Forked::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
@@ -208,7 +225,8 @@ impl Board {
             return Err(error.into());
         }
         let (bundle, question) = (execute.bundle.clone(), Some(question));
-        let run = Run { bundle, pid, pidfd, question, said, makes, is_late: false };
+        let strays = self.bundles.strays_so_far();
+        let run = Run { bundle, pid, pidfd, question, said, makes, strays, is_late: false };
         self.bundles.runs.insert(key, run);
         self.schedule(LATE, Alarm::Late(key));
         Ok(())
@@ -299,6 +317,7 @@ impl Board {
             self.bundles.strays.push_back((pid, end));
             if self.bundles.strays.len() > STRAYS {
                 self.bundles.strays.pop_front();
+                self.bundles.strays_gone += 1;
             }
         }
     }
@@ -327,12 +346,13 @@ impl Board {
         let result = match (end, makes) {
             (End::Code(0), None) => Ok(None),
             (End::Code(0), Some((directory, pipes))) => self
-                .hold(&run.bundle, &directory, pipes)
+                .hold(&run.bundle, &directory, pipes, run.strays)
                 .map(Some)
                 .map_err(|error| format!("no first process: {error}")),
             _ => Err(run.failure(end)),
         };
         if self.bundles.runs.is_empty() {
+            self.bundles.strays_gone = self.bundles.strays_so_far();
             self.bundles.strays.clear();
         }
         if let Some(question) = run.question {
@@ -342,14 +362,19 @@ impl Board {
     }
 
     /// From now on its first process is ours.
-    fn hold(&mut self, name: &str, directory: &Path, pipes: [OwnedFd; 2]) -> io::Result<First> {
+    fn hold(
+        &mut self,
+        name: &str,
+        directory: &Path,
+        pipes: [OwnedFd; 2],
+        strays_before: u64,
+    ) -> io::Result<First> {
         let text = fs::read_to_string(directory.join(PID))?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other(format!("`{text}` is no process")))?;
         let number = pid.as_raw_nonzero().get();
         // Nobody waits for our children but we, so that the number is still its own, unless we have.
-        let mut strays = self.bundles.strays.iter();
-        if let Some(&(_, end)) = strays.find(|(stray, _)| *stray == number) {
+        if let Some(end) = self.bundles.stray(number, strays_before) {
             let first = First { pid: number, started: 0 };
             let state = State::Ended { end, pipes: Some(pipes) };
             self.bundles.held.insert(name.to_owned(), Held { first, state });
@@ -419,4 +444,22 @@ fn open_pipes(directory: &Path) -> io::Result<[OwnedFd; 2]> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let [stdout, stderr] = PIPES.map(|name| open(directory.join(name), flags, Mode::empty()));
     Ok([stdout?, stderr?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_was_somebody_elses_before_says_nothing() {
+        let mut bundles = Bundles::default();
+        bundles.strays.push_back((7, End::Code(1)));
+        let before = bundles.strays_so_far();
+        assert_eq!(bundles.stray(7, before), None);
+        bundles.strays.push_back((7, End::Code(3)));
+        assert_eq!(bundles.stray(7, before), Some(End::Code(3)));
+        bundles.strays.pop_front();
+        bundles.strays_gone += 1;
+        assert_eq!((bundles.stray(7, before), bundles.strays_so_far()), (Some(End::Code(3)), 2));
+    }
 }
