@@ -46,8 +46,8 @@ pub struct Options {
     pub trace_resources: bool,
     /// What the callers speak.
     pub protocol: Protocol,
-    /// Whether functions are containers, of [`crate::image`], else processes.
-    pub containers: bool,
+    /// Whether functions are made from [`crate::image`], else they are processes.
+    pub of_image: bool,
 }
 
 /// One second of a run.
@@ -151,7 +151,7 @@ pub async fn replay(
     let begun = Instant::now();
     for function in &trace.functions {
         let manifest = manifest(function, options.trace_resources)?;
-        let manifest = if options.containers { image::contained(manifest) } else { manifest };
+        let manifest = if options.of_image { image::contained(manifest) } else { manifest };
         cluster
             .deploy(manifest)
             .await

@@ -91,7 +91,7 @@ async fn show(system: &System, args: &DemoArgs, printer: Printer) -> Result {
         speed: SPEED,
         seed: args.seed,
         trace_resources: false,
-        containers: false,
+        of_image: false,
         protocol: Protocol::default(),
     };
     let replay = bench::replayed(system, &trace, options, printer).await?;

@@ -184,16 +184,16 @@ fn replayed(containerd: Option<&Daemon>, more: &[&str]) -> Value {
 }
 
 #[test]
-fn trace_replays_a_recording_with_containers() {
+fn trace_replays_a_recording_from_an_image() {
     if let Some(why) = daemon::missing() {
-        return println!("skip: containers: {why}");
+        return println!("skip: images: {why}");
     }
     let containerd = Daemon::start();
-    let report = replayed(Some(&containerd), &["--containers"]);
+    let report = replayed(Some(&containerd), &["--image"]);
     assert_eq!((&report["calls"], &report["lost"]), (&3.into(), &0.into()), "{report}");
     assert!(report["cold"].as_u64().unwrap() >= 2, "{report}");
     // Of them and of their image nothing is left.
-    for what in ["containers", "snapshots", "content", "leases"] {
+    for what in ["c", "snapshots", "content", "leases"] {
         let (is_well, left) = containerd.ctr(&[what, "list"]);
         // But for the heads of the columns.
         assert!(is_well && left.lines().count() <= 1, "{what}: {left}");
@@ -201,14 +201,14 @@ fn trace_replays_a_recording_with_containers() {
 }
 
 #[test]
-fn trace_says_why_there_are_no_containers() {
+fn trace_says_why_no_image_can_be_run() {
     let directory = tempfile::tempdir().unwrap();
     let file = recording(directory.path());
     let nobody = directory.path().join("nobody");
-    let output = output_of(Some(&nobody), &["trace", file.to_str().unwrap(), "--containers"]);
+    let output = output_of(Some(&nobody), &["trace", file.to_str().unwrap(), "--image"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
-    assert!(said.contains("containers cannot be run here"), "{said}");
+    assert!(said.contains("images cannot be run here"), "{said}");
     assert!(said.contains("containerd") || said.contains("only root"), "{said}");
 }
 

@@ -45,9 +45,9 @@ pub(crate) enum Subject {
     Fake,
     /// The process runtime, with this isolation.
     Process(Isolation),
-    /// The container runtime, and who runs its sandboxes.
+    /// That of OCI images, and who runs its sandboxes.
     #[cfg(feature = "containerd")]
-    Container(Tasks),
+    Image(Tasks),
 }
 
 impl Subject {
@@ -57,9 +57,9 @@ impl Subject {
         Self::Process(Isolation::Basic),
         Self::Process(Isolation::Strict),
         #[cfg(feature = "containerd")]
-        Self::Container(Tasks::Keeper),
+        Self::Image(Tasks::Keeper),
         #[cfg(feature = "containerd")]
-        Self::Container(Tasks::Containerd),
+        Self::Image(Tasks::Containerd),
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -69,9 +69,9 @@ impl Subject {
             Self::Process(Isolation::Basic) => "process_basic",
             Self::Process(Isolation::Strict) => "process_strict",
             #[cfg(feature = "containerd")]
-            Self::Container(Tasks::Keeper) => "containerd",
+            Self::Image(Tasks::Keeper) => "containerd",
             #[cfg(feature = "containerd")]
-            Self::Container(Tasks::Containerd) => "containerd_tasks",
+            Self::Image(Tasks::Containerd) => "containerd_tasks",
         }
     }
 
@@ -80,14 +80,14 @@ impl Subject {
             Self::Fake => RuntimeKind::Fake,
             Self::Process(_) => RuntimeKind::Process,
             #[cfg(feature = "containerd")]
-            Self::Container(_) => RuntimeKind::Container,
+            Self::Image(_) => RuntimeKind::Container,
         }
     }
 
     /// Why it cannot be tested on this machine.
     pub(crate) fn missing(self) -> Option<String> {
         #[cfg(feature = "containerd")]
-        if matches!(self, Self::Container(_)) {
+        if matches!(self, Self::Image(_)) {
             return daemon::missing();
         }
         let Self::Process(isolation) = self else { return None };
@@ -203,7 +203,7 @@ impl Harness {
                 Owned::Process(ProcessRuntime::start(config, sender).unwrap())
             }
             #[cfg(feature = "containerd")]
-            Subject::Container(tasks) => {
+            Subject::Image(tasks) => {
                 let (oci, processes) = by_containerd(dir.path(), tasks, sender);
                 Owned::Container(oci, processes)
             }
@@ -212,7 +212,7 @@ impl Harness {
         let mut harness = Self { subject, dir, runtime: owned.runtime(), owned, events };
         assert_eq!(harness.runtime.recover().unwrap(), [], "nothing is left of others");
         #[cfg(feature = "containerd")]
-        if matches!(subject, Subject::Container(_)) {
+        if matches!(subject, Subject::Image(_)) {
             harness.take_image().await;
         }
         harness
@@ -252,7 +252,7 @@ impl Harness {
                 Owned::Fake(after)
             }
             #[cfg(feature = "containerd")]
-            (Owned::Container(before, processes), Subject::Container(tasks)) => {
+            (Owned::Container(before, processes), Subject::Image(tasks)) => {
                 before.detach();
                 processes.detach();
                 meanwhile.await;
@@ -314,7 +314,7 @@ impl Harness {
         match self.subject {
             Subject::Fake | Subject::Process(_) => ["dirigent", "function"].map(Into::into).into(),
             #[cfg(feature = "containerd")]
-            Subject::Container(_) => Vec::new(),
+            Subject::Image(_) => Vec::new(),
         }
     }
 
@@ -322,7 +322,7 @@ impl Harness {
         match self.subject {
             Subject::Fake | Subject::Process(_) => None,
             #[cfg(feature = "containerd")]
-            Subject::Container(_) => Some(Shared::with(|shared| shared.image)),
+            Subject::Image(_) => Some(Shared::with(|shared| shared.image)),
         }
     }
 
@@ -408,7 +408,7 @@ impl Harness {
     /// An archive to be unpacked, and its digest.
     pub(crate) fn archive(&self) -> (Digest, PathBuf) {
         #[cfg(feature = "containerd")]
-        if matches!(self.subject, Subject::Container(_)) {
+        if matches!(self.subject, Subject::Image(_)) {
             let path = self.dir.path().join("archive");
             let mut layer = images::Layer::new();
             layer.file("data.txt", 0o644, b"from the image").directory("tmp", 0o1777);

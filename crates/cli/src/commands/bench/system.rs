@@ -272,13 +272,13 @@ impl System {
     /// Sends an image of this program, for functions whose command begins with its place there.
     ///
     /// # Errors
-    /// Also if no worker runs containers here.
+    /// Also if no worker runs images here.
     pub(super) async fn send_image(&self) -> Result {
         let workers = self.offers().await?;
         let mut offers = workers.iter().flat_map(|worker| &worker.runtimes);
         if !offers.any(|offer| offer.runtime == RuntimeKind::Container) {
             let why = workers.iter().flat_map(|worker| worker.missing.iter().cloned());
-            return Err(Fail::unavailable("containers cannot be run here")
+            return Err(Fail::unavailable("images cannot be run here")
                 .details(why)
                 .hint(format!("{CONTAINERD} says where containerd listens, if it is elsewhere")));
         }

@@ -42,10 +42,10 @@ pub(crate) struct TraceArgs {
     /// What the callers speak: http1 (connections kept) or h2c (one connection)
     #[arg(long, default_value = "http1")]
     protocol: Protocol,
-    /// Run the functions as containers, of an image of this program, by this machine's containerd
+    /// Run the functions from an image of this program, by this machine's containerd
     /// (`DIRIGENT_CONTAINERD_SOCKET` if it does not listen where it usually does)
     #[arg(long)]
-    containers: bool,
+    image: bool,
     /// Where report.json and report.html go
     #[arg(long, default_value = "dirigent-report")]
     out: PathBuf,
@@ -67,9 +67,9 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
         seed: args.seed,
         trace_resources: args.trace_resources,
         protocol: args.protocol,
-        containers: args.containers,
+        of_image: args.image,
     };
-    if args.containers {
+    if args.image {
         system.send_image().await?;
     }
     let replay = replayed(system, &trace, options, printer).await?;
@@ -82,7 +82,7 @@ pub(super) async fn bench(system: &System, args: &TraceArgs, printer: Printer) -
         print(&replay, printer)?;
         printer.line(&format_args!("report: {}", args.out.join("report.html").display()))?;
     }
-    if args.containers {
+    if args.image {
         system.image_is_gone().await?;
     }
     judge(printer, &[Bar { text: replay.verdict(), holds: replay.is_clean() }])
