@@ -45,6 +45,7 @@ const ROOT: &str = "rootfs";
 const LAYER: &str = "root";
 
 /// What `mount(2)` takes of options: a page with its end.
+#[cfg(feature = "containerd")]
 pub(crate) const OPTIONS: usize = 4095;
 
 /// Where the descriptor is for what is said.
