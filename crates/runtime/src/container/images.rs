@@ -176,7 +176,10 @@ impl Images {
     /// No revision needs it any more; whether it is kept.
     pub(super) fn set_aside(&self, digest: Digest) -> bool {
         let Some(image) = self.get(digest) else { return false };
-        let image = Image { unneeded_since_ms: Some(wall_ms()), ..Image::clone(&image) };
+        // Later than all that went before it, also within a millisecond: the oldest goes first.
+        let last = self.kept.borrow().values().filter_map(|image| image.unneeded_since_ms).max();
+        let since = wall_ms().max(last.map_or(0, |last| last.saturating_add(1)));
+        let image = Image { unneeded_since_ms: Some(since), ..Image::clone(&image) };
         if let Err(error) = self.remember(&image) {
             // Not even so little can be written.
             tracing::warn!(%digest, %error, "an image that nobody needs cannot be kept");
